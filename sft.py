@@ -1,0 +1,131 @@
+"""Supervised fine-tuning: teach a language model the references of a task.
+
+    python sft.py                                    # embedded task, from scratch, a minute on two CPU cores
+    python sft.py --data DIR --freeze 0              # your own JSONL files
+    python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, first 80 % of the layers frozen
+
+Writes ckpt_sft.pt and metrics_sft.jsonl.
+
+Deviations from the paper: the embedded task starts from scratch, so this is pretraining and fine-tuning in one, with a larger learning rate
+and nothing frozen; all references of a post are learned in one packed row; AdamW without weight decay.
+"""
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from tqdm import tqdm
+
+import model as M
+from runtime import Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run, save_checkpoint, setup
+from splits import build_tokenizer, encode_prompts, encode_response, task_of, tokenizer
+
+
+@dataclass
+class Config(Common):
+    model: str = "scratch"      # scratch, or a checkpoint of kind lm to go on from
+    rows: int = 0               # train rows used; 0: all
+    epochs: int = 1             # passes over them
+    batch: int = 8              # prompts a step, each with all its references
+    references: int = 4         # references a prompt has in the embedded task
+    lr: float = 2e-3            # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
+    warmup: int = 100           # steps of linear warm-up
+    clip: float = 1.0           # gradient norm
+    freeze: float = 0.0         # fraction of the layers frozen with the embeddings; the paper's 0.8 needs a pretrained model
+    tokenizer: str = "words"    # of a model from scratch: words (bytes and frequent words of train) or a tiktoken name (gpt2)
+    n_words: int = 4096         # words in that vocabulary
+    shape: str = "tiny"         # of a model from scratch; `python model.py` lists them
+    context: int = 512          # of a model from scratch: positions; longer prompts are cut on the left
+    max_new_tokens: int = 0     # tokens of a response; 0: the task's own
+    log_every: int = 200        # steps between log lines
+    quiet: bool = False         # no progress bar and no log lines
+
+
+def sft_loss(logp):
+    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x, y_<t).  logp: (M,).
+
+    (paper, section 4)"""
+    return -logp.mean()
+
+
+def learning_rate(step, steps, peak, warmup):
+    """Linear warm-up, then cosine to zero."""
+    warmup = min(warmup, steps // 10 + 1)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def start_model(cfg, train, device):
+    """(model, tokenizer specification, task dict) for --model scratch or a checkpoint."""
+    if cfg.model != "scratch":
+        model, saved = load_checkpoint(cfg.model, "lm", device=device)
+        return model, saved["tokenizer"]
+    spec = {"kind": "tiktoken", "name": cfg.tokenizer}
+    if cfg.tokenizer == "words":    # 5,000 rows are enough to see every frequent word
+        spec = build_tokenizer([r["prompt"] for r in train[:5000]] + [" " + t.lstrip() for r in train[:5000] for t in r["references"]],
+                               cfg.n_words)
+    require(cfg.shape in M.SHAPES, f"--shape {cfg.shape}: choose from {', '.join(M.SHAPES)}")
+    config = M.GPTConfig(**{**M.SHAPES[cfg.shape], "vocab_size": tokenizer(spec).n_vocab, "context": cfg.context})
+    return M.GPT(config).to(device), spec
+
+
+@torch.no_grad()
+def validation_loss(model, prompts, responses, batch, device):
+    total, count = 0., 0
+    for i in range(0, len(prompts), batch):
+        packed = M.pack(prompts[i:i + batch], responses[i:i + batch], device)
+        logp = M.log_probs(model, model(packed), packed)
+        total, count = total - logp.sum().item(), count + len(logp)
+    return total / count
+
+
+def main(cfg):
+    device, generator = setup(cfg)
+    require(0 <= cfg.freeze <= 1 and cfg.batch >= 1 and cfg.epochs >= 1 and cfg.references >= 1 and cfg.lr > 0,
+            f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and --references {cfg.references} be at "
+            f"least 1, --lr {cfg.lr} be above 0")
+    saved = load_checkpoint(cfg.model, "lm")[1] if cfg.model != "scratch" else None
+    task = task_of(cfg, saved)
+    out = out_file(cfg.out, "ckpt_sft.pt")
+    train, held_out = task.rows("train", cfg.rows or None, cfg.references), task.rows("validation", 200, cfg.references)
+
+    model, spec = start_model(cfg, train, device)
+    require(cfg.freeze == 0 or cfg.model != "scratch", "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
+    model.freeze(round(cfg.freeze * model.config.n_layer))
+    enc, room = tokenizer(spec), model.config.context - task.max_new_tokens
+    require(room > 0, f"--context {model.config.context} leaves no room for a prompt beside {task.max_new_tokens} new tokens")
+
+    def encode(rows, what):
+        prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, what)
+        return prompts, [[encode_response(enc, t, task.max_new_tokens) for t in r["references"]] for r in rows]
+    prompts, responses = encode(train, "train prompts")
+    v_prompts, v_responses = encode(held_out, "validation prompts")
+
+    weights = [p for p in model.parameters() if p.requires_grad]
+    require(weights, "--freeze 1 leaves nothing to train")
+    optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    order = [i for _ in range(cfg.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
+    steps, log, tokens = math.ceil(len(order) / cfg.batch), Metrics(out, cfg.quiet), 0
+    for step in tqdm(range(steps), desc="sft", disable=cfg.quiet or None):
+        mb = order[step * cfg.batch:(step + 1) * cfg.batch]
+        packed = M.pack([prompts[i] for i in mb], [responses[i] for i in mb], device)
+        loss = sft_loss(M.log_probs(model, model(packed), packed))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
+        optimiser.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
+        if not torch.isfinite(norm):
+            raise Fault(f"step {step}: the gradient is not finite (loss {loss.item()}); lower --lr, nothing was written")
+        optimiser.step()
+        tokens += len(packed.target)
+        if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
+            log.log(step=step + 1, loss=loss.item(), lr=optimiser.param_groups[0]["lr"], grad_norm=norm.item(), response_tokens=tokens,
+                    validation_loss=validation_loss(model, v_prompts, v_responses, 50, device), peak_mb=round(peak_memory(device)))
+    metrics = {"validation_loss": validation_loss(model, v_prompts, v_responses, 50, device), "steps": steps, "response_tokens": tokens}
+    save_checkpoint(out, model, spec, asdict(task), asdict(cfg), metrics)
+    print(f"wrote {out}: {model.n_params():,} parameters, validation loss {metrics['validation_loss']:.4f} nats/token", flush=True)
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
