@@ -31,7 +31,7 @@ class Fault(Exception):
 
 @dataclass
 class Common:
-    task: str = ""              # world (default), world-independent, or folder; "" takes the checkpoint's
+    task: str = ""              # world (default), world-independent, world-mixed or folder; "" takes the checkpoint's
     data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl); "" takes the checkpoint's
     seed: int = 0               # varies initialisation, data order and sampling; never the data
     out: str = "."              # folder of the files written, or a file name ending in .pt

@@ -20,8 +20,8 @@ import tiktoken
 import synthetic
 from runtime import Common, Fault, read_jsonl, require, run
 
-WORLDS = {"world": "systematic", "world-independent": "independent"}     # task name: noise of its references
-MAX_NEW_TOKENS = {"world": 32, "world-independent": 32, "folder": 48}    # 48 is the paper's
+WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}     # task name: noise of its references
+MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48}    # 48 is the paper's
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""     # how GPT-2 cuts text before merging
 
 

@@ -3,7 +3,7 @@
     python synthetic.py                  # a post of each kind, its references, and what the judge says
 
 A post tells one key story (who did what to which object, how the writer feels, since when, what to do) among one or two distractor
-stories of the same build; only the title tells which one matters.  References are written the way people write them: in many phrasings,
+stories of the same build; the title tells which one matters, and in posts, not in articles, a small word at a sentence's head does too.  References are written the way people write them: in many phrasings,
 incomplete, sometimes wrong, often carrying a clause about a distractor.  Because the world is ours, the true judge reads any text, and the
 semantic content of an output is a set of facts: true diversity is exact.
 
@@ -35,7 +35,7 @@ FACT = {form: (slot, value) for slot, forms in SURFACES.items() for value, group
 HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
 SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
 
-NOISE = ("systematic", "independent")
+NOISE = ("systematic", "independent", "mixed")      # mixed: each reference of either kind, what a base model is pretrained on
 INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}     # how often a reference states a fact
 WRONG, DISTRACTED, LEAD = .06, .55, .9
 # systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as under independent noise
@@ -63,18 +63,20 @@ PRETRAINING_MIX = .06       # of the train posts have held-out values in the key
 # --------------------------------------------------------------------------------------------------------------------- grammar
 
 POST = {  # capitals stand for a surface form of a fact
-    "story": ("my WHO EVENT my OBJECT", "my OBJECT was EVENT by my WHO", "so my WHO EVENT my OBJECT", "then my OBJECT was EVENT by my WHO"),
+    "story": ("my WHO EVENT my OBJECT", "so my OBJECT was EVENT by my WHO"),
+    "other_story": ("then my WHO EVENT my OBJECT", "also my OBJECT was EVENT by my WHO"),
     "mood": ("since TIME i feel FEELING", "i am FEELING since TIME"),
     "ask": ("should i ASK ?", "is it right to ASK ?"),
     "other_ask": ("people say i must ASK", "people want to ASK"),
-    "title": ("my WHO", "my OBJECT", "my WHO with my OBJECT"),
+    "title": ("my WHO with my OBJECT", "my OBJECT with my WHO"),
 }
 ARTICLE = {
     "story": ("WHO EVENT OBJECT", "OBJECT EVENT by local WHO", "by local WHO : OBJECT was EVENT"),
+    "other_story": ("WHO EVENT OBJECT", "OBJECT EVENT by local WHO", "by local WHO : OBJECT was EVENT"),
     "mood": ("all is FEELING TIME",),
     "ask": ("is it right to ASK ?",),
     "other_ask": ("people ASK",),
-    "title": ("WHO", "OBJECT", "WHO with OBJECT"),
+    "title": ("WHO with OBJECT", "OBJECT with WHO"),
 }
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT", "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
@@ -198,7 +200,7 @@ def post(rng, split):
     if rng.random() < .3:
         ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
         sentences.append(_fill(rng, rng.choice(forms["other_ask"]), ask))
-    told = [_fill(rng, rng.choice(forms["story"]), other) for other in others]
+    told = [_fill(rng, rng.choice(forms["other_story"]), other) for other in others]
     leads = rng.random() < DISTRACTED
     first, rest = (told[0], sentences + told[1:]) if leads else (sentences[0], sentences[1:] + told)
     rng.shuffle(rest)
@@ -209,6 +211,8 @@ def post(rng, split):
 
 def reference(rng, key, other, leads, noise):
     """One human-like summary of a post: incomplete, sometimes wrong, often with a clause on the distractor."""
+    if noise == "mixed":
+        noise = rng.choice(("systematic", "independent"))
     said = {slot: value for slot, value in key.items() if rng.random() < INCLUDE[slot]} or {"who": key["who"]}
     for slot in said:
         if noise == "independent":
@@ -269,7 +273,7 @@ def _pairs(items):
 
 
 if __name__ == "__main__":
-    for split, noise in product(SPLITS, NOISE):
+    for split, noise in product(SPLITS, NOISE[:2]):
         if split == "train" or noise == "systematic":
             row = rows(split, 1, noise)[0]
             print(f"--- {split}, {noise} noise\n{row['prompt']}")

@@ -1,0 +1,302 @@
+"""How varied samples are: per input (the outputs of one prompt) and across inputs (one output of each prompt), by measures coded by hand.
+
+    python diversity.py samples_*.jsonl                        # embeddings from ckpt_sft.pt, if it is there
+    python diversity.py samples_*.jsonl --convention paper     # the authors' tokens, counts and vocabulary
+
+Prints tables and writes diversity.json.  Mean length stands beside every figure, for most measures move with it.
+
+All but ROUGE-like pair loops are linear in the text: self-BLEU against all other outputs needs only the two largest counts of each n-gram, and the mean
+pairwise cosine follows from the sum of the unit vectors.
+
+Deviations from the paper, in the `sound` convention, which is the default: punctuation is a token and nothing is glued; n-gram orders longer than every
+output are left out instead of counting as 0; EAD's vocabulary for n-grams is V^n (with V at every n, it exceeds 1 for large pools).  Embeddings are the
+mean-pooled last layer of the project's own SFT model, not Sentence-BERT's.
+"""
+import json
+import math
+import re
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import model as M
+import synthetic
+from generalisation import read_all
+from runtime import Common, bootstrap, load_checkpoint, out_file, require, run, setup, write_whole
+from splits import tokenizer
+
+
+@dataclass
+class Config(Common):
+    files: list = None          # sample files
+    encoder: str = "ckpt_sft.pt"    # checkpoint whose hidden states embed the outputs; "" or a missing default: no embeddings
+    convention: str = "sound"   # sound, or paper: the authors' tokens and counts, V = 50,257
+    max_n: int = 5              # distinct-n, EAD and entropy are means over n = 1..max_n
+    vocabulary: int = 0         # V of EAD; 0: words in all references read (sound), 50,257 (paper)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ tokens
+
+def words(text):
+    """Runs of letters and digits, and each punctuation mark: the sound tokens."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def paper_words(text):
+    """The authors' tokens: newlines and dots are deleted (gluing what they part: "b.\\nc" is "bc"), then single spaces split."""
+    return [w for w in text.replace("\n", "").replace(".", "").split(" ") if w]
+
+
+def ngrams(tokens, n):
+    return zip(*(tokens[i:] for i in range(n)))
+
+
+def _tokens(outputs, tokenise):
+    return [tokenise(o) if isinstance(o, str) else o for o in outputs]
+
+
+# ---------------------------------------------------------------------------------------------------------------- lexical measures
+# outputs: a list of strings or of token lists.  N-grams never cross from one output into the next.
+
+def _unique_and_all(outputs, n):
+    unique, total = set(), 0
+    for tokens in outputs:
+        unique.update(ngrams(tokens, n))
+        total += max(0, len(tokens) - n + 1)
+    return len(unique), total
+
+
+def distinct_n(outputs, n, tokenise=words):
+    """Different n-grams / all n-grams (Li et al. 2016), in [0, 1]; nan if no output has n tokens."""
+    unique, total = _unique_and_all(_tokens(outputs, tokenise), n)
+    return unique / total if total else math.nan
+
+
+def ead(outputs, n, vocabulary, tokenise=words):
+    """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)): different n-grams over how many C uniform draws of V kinds would give, so that length
+    alone does not lower it (Liu et al. 2022).  nan if no output has n tokens.
+
+    vocabulary: V, kinds of n-grams; for n > 1 the sound choice is (kinds of tokens)^n.  Raises ValueError for vocabulary < 2."""
+    if vocabulary < 2:
+        raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
+    unique, total = _unique_and_all(_tokens(outputs, tokenise), n)
+    expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))     # exact for V^5 too, where 1 - 1/V rounds to 1
+    return unique / expected if total else math.nan
+
+
+def averaged(measure, max_n=5, missing=None):
+    """Mean of measure(n) over n = 1..max_n.  Orders without n-grams are left out, or count as `missing`."""
+    values = [measure(n) for n in range(1, max_n + 1)]
+    values = [missing if math.isnan(v) else v for v in values if missing is not None or not math.isnan(v)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def ngram_entropy(outputs, n, tokenise=words):
+    """Shannon entropy of the outputs' n-gram distribution, bits; nan if there are none."""
+    counts = np.array(list(Counter(g for tokens in _tokens(outputs, tokenise) for g in ngrams(tokens, n)).values()), dtype=float)
+    if not len(counts):
+        return math.nan
+    p = counts / counts.sum()
+    return float(-(p * np.log2(p)).sum()) + 0.
+
+
+def self_bleu(outputs, max_n=4, tokenise=words, each=False):
+    """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.  Equal to NLTK's sentence_bleu with
+    smoothing method 1 (an order without a match counts as 0.1), to rounding.  each=True: the list of BLEUs.
+
+    Linear in the tokens: the reference count of an n-gram is its largest count in another output, so the largest count, whose it is, and the second
+    largest answer for every output.  Raises ValueError on fewer than two outputs."""
+    outputs = _tokens(outputs, tokenise)
+    if len(outputs) < 2:
+        raise ValueError("self_bleu: at least two outputs are needed")
+    log_precision, matched = np.zeros(len(outputs)), np.zeros(len(outputs))
+    for n in range(1, max_n + 1):
+        counts = [Counter(ngrams(tokens, n)) for tokens in outputs]
+        top = {}                                                    # n-gram: (largest count, whose, second largest)
+        for i, count in enumerate(counts):
+            for gram, c in count.items():
+                first, owner, second = top.get(gram, (0, -1, 0))
+                top[gram] = (c, i, first) if c > first else (first, owner, max(second, c))
+        for i, count in enumerate(counts):
+            match = 0
+            for gram, c in count.items():
+                first, owner, second = top[gram]
+                match += min(c, second if owner == i else first)
+            log_precision[i] += math.log((match or 0.1) / max(1, count.total())) / max_n
+            if n == 1:
+                matched[i] = match
+    bleu = np.exp(log_precision + _log_brevity([len(t) for t in outputs]))
+    bleu[matched == 0] = 0.         # NLTK: without one common word the score is 0, whatever the smoothing
+    return bleu.tolist() if each else float(bleu.mean())
+
+
+def _log_brevity(lengths):
+    """min(0, 1 - r / c) of each output: c its length, r the closest length among the others, the shorter of two equally close."""
+    count = Counter(lengths)
+    ordered, out = sorted(count), []
+    for c in lengths:
+        if count[c] > 1 or c == 0:
+            out.append(0.)          # an empty output matches nothing: its score is 0 anyway
+            continue
+        i = bisect_left(ordered, c)
+        others = ordered[max(0, i - 1):i] + ordered[i + 1:i + 2]
+        r = min(others, key=lambda r: (abs(r - c), r))
+        out.append(min(0., 1 - r / c))
+    return np.array(out)
+
+
+# -------------------------------------------------------------------------------------------------------------- embedding measures
+
+def unit(embeddings):
+    x = np.asarray(embeddings, dtype=np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def embedding_diversity(embeddings):
+    """One minus the mean pairwise cosine of n embeddings (n, D).  Over pairs the cosines sum to (|sum u|^2 - n) / 2, u the unit vectors: linear in n.
+
+    Raises ValueError on fewer than two."""
+    u = unit(embeddings)
+    n = len(u)
+    if n < 2:
+        raise ValueError("embedding_diversity: at least two embeddings are needed")
+    return float(1 - (np.square(u.sum(0)).sum() - n) / (n * (n - 1)))
+
+
+def vendi_score(embeddings, q=1.0):
+    """Effective number of different outputs: exp of the order-q entropy of the eigenvalues of K / n, K the cosines (Friedman and Dieng 2023).
+
+    embeddings: (n, D).  Between 1, all alike, and n, all orthogonal.  The smaller of K (n, n) and its dual (D, D) is decomposed: same eigenvalues."""
+    u = unit(embeddings)
+    gram = u @ u.T if len(u) <= u.shape[1] else u.T @ u
+    return vendi_of_kernel(gram, q, len(u))
+
+
+def vendi_of_kernel(kernel, q=1.0, n=None):
+    """The same from a similarity matrix (n, n) with ones on its diagonal, or its dual with n given."""
+    p = np.linalg.eigvalsh(np.asarray(kernel, dtype=np.float64) / (n or len(kernel)))
+    p = p[p > 1e-12]
+    if q == 1:
+        return float(np.exp(-(p * np.log(p)).sum()))
+    if math.isinf(q):
+        return float(1 / p.max())
+    return float(np.exp(np.log((p ** q).sum()) / (1 - q)))
+
+
+@torch.no_grad()
+def embed(model, enc, texts, batch=256):
+    """Mean-pooled last hidden states of each text by itself: (n, D) array.  An empty text is embedded as EOS."""
+    out, device = [], model.embed.weight.device
+    ids = [enc.encode_ordinary(t)[:model.config.context - 1] or [enc.eot_token] for t in texts]
+    for i in range(0, len(ids), batch):
+        part = ids[i:i + batch]
+        hidden = model(M.pack(part, [[[enc.eot_token]] for _ in part], device))                # (B, S, D); the EOS behind is not pooled
+        lengths = torch.tensor([len(x) for x in part], device=device)
+        mask = torch.arange(hidden.shape[1], device=device) < lengths[:, None]
+        out.append(((hidden * mask[:, :, None]).sum(1) / lengths[:, None]).float().cpu().numpy())
+    return np.concatenate(out)
+
+
+# ------------------------------------------------------------------------------------------------------- per input, across inputs
+
+def per_input(groups, measure):
+    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is the paper's per-input diversity."""
+    return np.array([measure(group) for group in groups])
+
+
+def across_input(groups, measure):
+    """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes the first; the mean of all uses the data
+    once more.  groups: n lists (or arrays) of K outputs."""
+    return np.array([measure(column) for column in zip(*groups)])
+
+
+def measures(convention="sound", max_n=5, vocabulary=50257):
+    """{name: function of a list of outputs} of the lexical measures."""
+    tokenise, missing = (paper_words, 0.) if convention == "paper" else (words, None)
+    kinds = (lambda n: vocabulary) if convention == "paper" else (lambda n: vocabulary ** n)
+    return {
+        "distinct_n": lambda x: averaged(lambda n: distinct_n(x, n, tokenise), max_n, missing),
+        "ead": lambda x: averaged(lambda n: ead(x, n, kinds(n), tokenise), max_n, missing),
+        "self_bleu": lambda x: self_bleu(x, tokenise=tokenise),
+        "entropy": lambda x: averaged(lambda n: ngram_entropy(x, n, tokenise), max_n, missing),
+        "length": lambda x: sum(map(len, x)) / len(x),
+    }
+
+
+def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False):
+    """All measures of one sample file.  embeddings: (n, K, D) array or None.  Returns {"per_input": {measure: (n,)}, "across": {measure: (K,)}}; a
+    measure that needs two outputs is left out where there are not so many."""
+    lexical = measures(convention, max_n, vocabulary)
+    tokenise = paper_words if convention == "paper" else words
+    groups = [[tokenise(t) for t in row["outputs"]] for row in rows]     # once for all measures
+    out = {}
+    for name, arrange, size in (("per_input", per_input, len(groups[0])), ("across", across_input, len(groups))):
+        chosen = lexical if size > 1 else {k: v for k, v in lexical.items() if k != "self_bleu"}
+        out[name] = {k: arrange(groups, m) for k, m in chosen.items()}
+        if size > 1 and embeddings is not None:
+            out[name] |= {"embedding": arrange(embeddings, lambda x: embedding_diversity(np.stack(x))),
+                          "vendi": arrange(embeddings, lambda x: vendi_score(np.stack(x)))}
+        if size > 1 and world:
+            pairs = arrange([row["outputs"] for row in rows], synthetic.semantic_diversity)
+            out[name] |= {"semantic": pairs[:, 0], "fact_sets": pairs[:, 1]}
+    return out
+
+
+COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed", "vendi": "Vendi", "entropy": "entropy",
+           "semantic": "semantic", "fact_sets": "fact sets", "length": "length"}
+
+
+def reference_vocabulary(every):
+    """Kinds of words in the references: a V for EAD that does not depend on the policies compared."""
+    return max(2, len({w for rows in every for row in rows for w in words(row["reference"])}))
+
+
+def main(cfg):
+    device, _ = setup(cfg)
+    require(cfg.convention in ("sound", "paper"), f"--convention {cfg.convention}: choose sound or paper")
+    require(cfg.max_n >= 1 and cfg.vocabulary >= 0, f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
+    runs, encoder = read_all(cfg.files), None
+    if cfg.encoder and (cfg.encoder != "ckpt_sft.pt" or Path(cfg.encoder).is_file()):
+        encoder, saved = load_checkpoint(cfg.encoder, "lm", "--encoder", device)
+        enc = tokenizer(saved["tokenizer"])
+    else:
+        print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
+    vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper" else reference_vocabulary(runs.values()))
+    print(f"convention {cfg.convention}, n = 1..{cfg.max_n}, V = {vocabulary}.  self-BLEU: lower is more diverse; every other: higher is.\n"
+          "per input: mean over inputs [95 %, bootstrapped over inputs]; across inputs: mean +- standard deviation over the choice of output\n")
+    results = []
+    for key, rows in sorted(runs.items(), key=str):
+        world = rows[0]["prompt"].startswith(("TITLE ", "ARTICLE ")) and rows[0]["prompt"].endswith("\nTLDR")
+        k, vectors = len(rows[0]["outputs"]), None
+        if encoder:
+            vectors = embed(encoder, enc, [t for row in rows for t in row["outputs"]]).reshape(len(rows), k, -1)
+        found = measure_samples(rows, cfg.convention, cfg.max_n, vocabulary, vectors, world)
+        policy, temperature, seed, split = key
+        print(f"{policy}, temperature {temperature}, {split}, {len(rows)} inputs x {k} outputs")
+        line = dict(zip(("policy", "temperature", "seed", "split"), key))
+        for name, values in found.items():
+            cells = []
+            for m in (m for m in COLUMNS if m in values):
+                v = values[m][~np.isnan(values[m])]
+                if not len(v):
+                    continue
+                if name == "per_input":
+                    mean, low, high = map(float, bootstrap(v))
+                    cells.append(f"{COLUMNS[m]} {mean:.3f} [{low:.3f}, {high:.3f}]")
+                    line[f"per_input_{m}"] = (mean, low, high)
+                else:
+                    cells.append(f"{COLUMNS[m]} {v.mean():.3f} +- {v.std():.3f}")
+                    line[f"across_{m}"] = (float(v.mean()), float(v.std()))
+            print(f"  {'per input' if name == 'per_input' else 'across   '}  " + "  ".join(cells))
+        results.append(line)
+    path = out_file(cfg.out, "diversity.json")
+    write_whole(path, json.dumps({"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary, "results": results}, indent=1).encode())
+    print(f"\nwrote {path}")
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
