@@ -39,7 +39,7 @@ class Config(Common):
     top_k: int = 0              # 0: all tokens
     top_p: float = 1.0          # 1: all tokens
     max_new_tokens: int = 0     # tokens of an output; 0: as the checkpoint's task
-    batch: int = 2048           # samples decoded together
+    batch: int = 1024           # samples decoded together
     quiet: bool = False         # no progress bar
 
 

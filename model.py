@@ -246,7 +246,7 @@ def share_trunk(first, *others):
             continue
         k = first.config.frozen
         other.embed, other.embed_position = first.embed, first.embed_position
-        other.blocks[:k] = first.blocks[:k]
+        other.blocks = nn.ModuleList([*first.blocks[:k], *other.blocks[k:]])
         if not other.scalar and not first.scalar:
             other.head = first.head     # tied or frozen with the trunk: the same matrix either way
     return shared
@@ -372,7 +372,7 @@ class Cache:
     def allocate(self, n, steps):
         for k, _ in self.prefix:
             B, G, _, E = k.shape
-            self.own.append([k.new_zeros(B, G, n, steps, E) for _ in range(2)])
+            self.own.append([k.new_empty(B, G, n, steps, E) for _ in range(2)])     # read up to t only
 
     def attend(self, layer, q, k, v):
         """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N, E).
@@ -400,10 +400,12 @@ class Cache:
         """Drops finished work.  prompts: (B',) indices of prompts kept; samples: (B', N') indices of samples kept for each."""
         self.hidden = self.hidden[prompts]
         self.prefix = [[x[prompts] for x in pair] for pair in self.prefix]
-        rows, cols = prompts[:, None], samples
         for pair in self.own:
-            for i, x in enumerate(pair):    # advanced indices around a slice come out in front: (B', N', G, T, E)
-                pair[i] = x[rows, :, cols].transpose(1, 2).contiguous()
+            for i, x in enumerate(pair):
+                fresh = x.new_empty(len(prompts), x.shape[1], samples.shape[1], *x.shape[3:])
+                # advanced indices around a slice come out in front: (B', N', G, t, E)
+                fresh[:, :, :, :self.t] = x[:, :, :, :self.t][prompts[:, None], :, samples].transpose(1, 2)
+                pair[i] = fresh
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):

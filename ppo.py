@@ -32,6 +32,7 @@ class Config(Common):
     batch: int = 64             # rollouts a step, each of another prompt
     epochs: int = 2             # passes over a rollout batch; the paper's 4
     minibatches: int = 2        # optimiser steps a pass
+    freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the checkpoint.  The paper's 0.8
     lr: float = 3e-4            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of parameters
     kl_coef: float = 0.1        # beta, the price of one nat of KL in units of reward (standard deviations); the paper's 0.05
     kl_kind: str = "k1"         # estimator in the reward: k1 (log-ratio), k2 (half its square) or k3 (low variance)
@@ -155,8 +156,7 @@ def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temp
     responses = [r for r, in M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, generator=generator)]
     packed = M.pack(prompts, [[r] for r in responses], policy.embed.weight.device)
     h = policy.trunk(packed)
-    # models that share the trunk, or have none (h is then the ids), need not run it again
-    trunk = lambda other: h if other.embed is policy.embed or not other.config.frozen else other.trunk(packed)  # noqa: E731
+    trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731   a shared trunk runs once
     h_value = trunk(value)
     # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then exactly 1
     logp = packed.grid(M.log_probs(policy, policy.top(h, packed), packed, temperature))
@@ -208,9 +208,8 @@ def load_reward(cfg, spec, policy, device):
     reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device)
     require(saved["tokenizer"] == spec, f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would mean "
             "different words; train the reward model from this policy's family (python reward.py --model ...)")
-    M.share_trunk(policy, reward)       # frozen parts that are equal lie in memory once
-    value = copy.deepcopy(reward)       # a second network: value updates must not move the reward
-    M.share_trunk(policy, value)
+    value = copy.deepcopy(reward).freeze(policy.config.frozen)     # a second network: value updates must not move the reward
+    M.share_trunk(policy, reward, value)            # frozen parts that are equal lie in memory once
     return reward.requires_grad_(False), value, saved["digest"]
 
 
@@ -224,6 +223,9 @@ def main(cfg):
     policy, saved = load_checkpoint(cfg.model, "lm", device=device)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_ppo.pt")
     require(cfg.reward != "truth" or task.noise, "--reward truth: only the embedded task has a judge that knows the truth")
+    require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
+    if cfg.freeze >= 0:
+        policy.freeze(round(cfg.freeze * policy.config.n_layer))
     reference = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, reference)
     reward, value, reward_name = load_reward(cfg, saved["tokenizer"], policy, device)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import model as M
 from runtime import Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run, save_checkpoint, setup
-from splits import build_tokenizer, encode_prompts, encode_response, task_of, tokenizer
+from splits import batches, build_tokenizer, encode_prompts, encode_response, task_of, tokenizer
 
 
 @dataclass
@@ -104,10 +104,10 @@ def main(cfg):
     weights = [p for p in model.parameters() if p.requires_grad]
     require(weights, "--freeze 1 leaves nothing to train")
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    order = [i for _ in range(cfg.epochs) for i in torch.randperm(len(prompts), generator=generator).tolist()]
-    steps, log, tokens = math.ceil(len(order) / cfg.batch), Metrics(out, cfg.quiet), 0
-    for step in tqdm(range(steps), desc="sft", disable=cfg.quiet or None):
-        mb = order[step * cfg.batch:(step + 1) * cfg.batch]
+    lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
+    todo = batches(lengths, cfg.batch, cfg.epochs, generator)
+    steps, log, tokens = len(todo), Metrics(out, cfg.quiet), 0
+    for step, mb in enumerate(tqdm(todo, desc="sft", disable=cfg.quiet or None)):
         packed = M.pack([prompts[i] for i in mb], [responses[i] for i in mb], device)
         loss = sft_loss(M.log_probs(model, model(packed), packed))
         for group in optimiser.param_groups:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import regex            # comes with tiktoken, which uses the same engine
 import tiktoken
+import torch
 
 import synthetic
 from runtime import Common, Fault, read_jsonl, require, run
@@ -63,6 +64,19 @@ def encode_prompts(enc, prompts, limit, what="prompts"):
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
     return [i[-limit:] for i in ids]
+
+
+def batches(lengths, size, epochs, generator):
+    """Random batches of rows of similar length, for little padding: each epoch is shuffled, cut into pools of 8 batches, each pool sorted by length and
+    cut, and the batches shuffled again.  lengths: tokens of each row.  Returns lists of row numbers."""
+    out = []
+    for _ in range(epochs):
+        order, part = torch.randperm(len(lengths), generator=generator).tolist(), []
+        for i in range(0, len(order), 8 * size):
+            pool = sorted(order[i:i + 8 * size], key=lambda j: lengths[j])
+            part += [pool[j:j + size] for j in range(0, len(pool), size)]
+        out += [part[i] for i in torch.randperm(len(part), generator=generator).tolist()]
+    return out
 
 
 def decode(enc, ids):
@@ -157,7 +171,6 @@ def classifier_auc(a, b, ridge=1e-2, steps=200):
     """How well a linear classifier tells two samples apart: held-out area under the ROC curve, 0.5 not at all, 1 always.
 
     a, b: (n, V) token counts of each text.  Logistic regression on log counts, trained on the even rows, tested on the odd ones."""
-    import torch
     x = torch.tensor(np.log1p(np.concatenate((a, b))), dtype=torch.float32)
     y = torch.cat((torch.zeros(len(a)), torch.ones(len(b))))
     train = torch.arange(len(x)) % 2 == 0
