@@ -1,16 +1,17 @@
-"""How varied samples are: per input (the outputs of one prompt) and across inputs (one output of each prompt), by measures coded by hand.
+"""How varied samples are: per input (outputs of one prompt) and across inputs (one output of each prompt).
 
     python diversity.py samples_*.jsonl                        # embeddings from ckpt_sft.pt, if it is there
     python diversity.py samples_*.jsonl --convention paper     # the authors' tokens, counts and vocabulary
 
-Prints tables and writes diversity.json.  Mean length stands beside every figure, for most measures move with it.
+Prints tables and writes diversity.json.  Mean length stands beside every figure: most measures move with it.
 
-All but ROUGE-like pair loops are linear in the text: self-BLEU against all other outputs needs only the two largest counts of each n-gram, and the mean
-pairwise cosine follows from the sum of the unit vectors.
+The measures are linear in the text: self-BLEU against all other outputs needs only the two largest counts of
+each n-gram, and the mean pairwise cosine follows from the sum of the unit vectors.
 
-Deviations from the paper, in the `sound` convention, which is the default: punctuation is a token and nothing is glued; n-gram orders longer than every
-output are left out instead of counting as 0; EAD's vocabulary for n-grams is V^n (with V at every n, it exceeds 1 for large pools).  Embeddings are the
-mean-pooled last layer of the project's own SFT model, not Sentence-BERT's.
+Deviations from the paper, in the `sound` convention, which is the default: punctuation is a token and nothing
+is glued; n-gram orders longer than every output are left out instead of counting as 0; EAD's vocabulary for
+n-grams is V^n (with V at every n, it exceeds 1 for large pools).  Embeddings are the mean-pooled last layer
+of the project's own SFT model, not Sentence-BERT's.
 """
 import json
 import math
@@ -33,13 +34,14 @@ from splits import tokenizer
 @dataclass
 class Config(Common):
     files: list = None          # sample files
-    encoder: str = "ckpt_sft.pt"    # checkpoint whose hidden states embed the outputs; "" or a missing default: no embeddings
+    encoder: str = "ckpt_sft.pt"    # checkpoint whose hidden states embed the outputs; "" or a missing
+                                    # default: no embeddings
     convention: str = "sound"   # sound, or paper: the authors' tokens and counts, V = 50,257
     max_n: int = 5              # distinct-n, EAD and entropy are means over n = 1..max_n
     vocabulary: int = 0         # V of EAD; 0: words in all references read (sound), 50,257 (paper)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ tokens
+# ----------------------------------------------------------------------------------------------------- tokens
 
 def words(text):
     """Runs of letters and digits, and each punctuation mark: the sound tokens."""
@@ -47,7 +49,8 @@ def words(text):
 
 
 def paper_words(text):
-    """The authors' tokens: newlines and dots are deleted (gluing what they part: "b.\\nc" is "bc"), then single spaces split."""
+    """The authors' tokens: newlines and dots are deleted (gluing what they part: "b.\\nc" is "bc"), then
+    single spaces split."""
     return [w for w in text.replace("\n", "").replace(".", "").split(" ") if w]
 
 
@@ -59,7 +62,7 @@ def _tokens(outputs, tokenise):
     return [tokenise(o) if isinstance(o, str) else o for o in outputs]
 
 
-# ---------------------------------------------------------------------------------------------------------------- lexical measures
+# ------------------------------------------------------------------------------------------- lexical measures
 # outputs: a list of strings or of token lists.  N-grams never cross from one output into the next.
 
 def _unique_and_all(outputs, n):
@@ -77,14 +80,17 @@ def distinct_n(outputs, n, tokenise=words):
 
 
 def ead(outputs, n, vocabulary, tokenise=words):
-    """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)): different n-grams over how many C uniform draws of V kinds would give, so that length
-    alone does not lower it (Liu et al. 2022).  nan if no output has n tokens.
+    """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)): different n-grams over how many C
+    uniform draws of V kinds would give, so that length alone does not lower it (Liu et al. 2022).  nan if no
+    output has n tokens.
 
-    vocabulary: V, kinds of n-grams; for n > 1 the sound choice is (kinds of tokens)^n.  Raises ValueError for vocabulary < 2."""
+    vocabulary: V, kinds of n-grams; for n > 1 the sound choice is (kinds of tokens)^n.  Raises ValueError for
+    vocabulary < 2."""
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     unique, total = _unique_and_all(_tokens(outputs, tokenise), n)
-    expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))     # exact for V^5 too, where 1 - 1/V rounds to 1
+    # exact for V^5 too, where 1 - 1/V rounds to 1
+    expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))
     return unique / expected if total else math.nan
 
 
@@ -97,7 +103,8 @@ def averaged(measure, max_n=5, missing=None):
 
 def ngram_entropy(outputs, n, tokenise=words):
     """Shannon entropy of the outputs' n-gram distribution, bits; nan if there are none."""
-    counts = np.array(list(Counter(g for tokens in _tokens(outputs, tokenise) for g in ngrams(tokens, n)).values()), dtype=float)
+    counts = np.array(list(Counter(g for tokens in _tokens(outputs, tokenise)
+                                   for g in ngrams(tokens, n)).values()), dtype=float)
     if not len(counts):
         return math.nan
     p = counts / counts.sum()
@@ -105,18 +112,21 @@ def ngram_entropy(outputs, n, tokenise=words):
 
 
 def self_bleu(outputs, max_n=4, tokenise=words, each=False):
-    """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.  Equal to NLTK's sentence_bleu with
-    smoothing method 1 (an order without a match counts as 0.1), to rounding.  each=True: the list of BLEUs.
+    """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
+    Equal to NLTK's sentence_bleu with smoothing method 1 (an order without a match counts as 0.1), to
+    rounding.  each=True: the list of BLEUs.
 
-    Linear in the tokens: the reference count of an n-gram is its largest count in another output, so the largest count, whose it is, and the second
-    largest answer for every output.  Raises ValueError on fewer than two outputs."""
+    Linear in the tokens: the reference count of an n-gram is its largest count in another output, so the
+    largest count, whose it is, and the second largest answer for every output.  Raises ValueError on fewer
+    than two outputs."""
     outputs = _tokens(outputs, tokenise)
     if len(outputs) < 2:
         raise ValueError("self_bleu: at least two outputs are needed")
     log_precision, matched = np.zeros(len(outputs)), np.zeros(len(outputs))
     for n in range(1, max_n + 1):
         counts = [Counter(ngrams(tokens, n)) for tokens in outputs]
-        top = {}                                                    # n-gram: (largest count, whose, second largest)
+        # n-gram: (largest count, whose, second largest)
+        top = {}
         for i, count in enumerate(counts):
             for gram, c in count.items():
                 first, owner, second = top.get(gram, (0, -1, 0))
@@ -135,7 +145,8 @@ def self_bleu(outputs, max_n=4, tokenise=words, each=False):
 
 
 def _log_brevity(lengths):
-    """min(0, 1 - r / c) of each output: c its length, r the closest length among the others, the shorter of two equally close."""
+    """min(0, 1 - r / c) of each output: c its length, r the closest length among the others, the shorter of
+    two equally close."""
     count = Counter(lengths)
     ordered, out = sorted(count), []
     for c in lengths:
@@ -149,7 +160,7 @@ def _log_brevity(lengths):
     return np.array(out)
 
 
-# -------------------------------------------------------------------------------------------------------------- embedding measures
+# ----------------------------------------------------------------------------------------- embedding measures
 
 def unit(embeddings):
     x = np.asarray(embeddings, dtype=np.float64)
@@ -157,7 +168,8 @@ def unit(embeddings):
 
 
 def embedding_diversity(embeddings):
-    """One minus the mean pairwise cosine of n embeddings (n, D).  Over pairs the cosines sum to (|sum u|^2 - n) / 2, u the unit vectors: linear in n.
+    """One minus the mean pairwise cosine of n embeddings (n, D).  Over pairs the cosines sum to (|sum u|^2 -
+    n) / 2, u the unit vectors: linear in n.
 
     Raises ValueError on fewer than two."""
     u = unit(embeddings)
@@ -168,9 +180,11 @@ def embedding_diversity(embeddings):
 
 
 def vendi_score(embeddings, q=1.0):
-    """Effective number of different outputs: exp of the order-q entropy of the eigenvalues of K / n, K the cosines (Friedman and Dieng 2023).
+    """Effective number of different outputs: exp of the order-q entropy of the eigenvalues of K / n, K the
+    cosines (Friedman and Dieng 2023).
 
-    embeddings: (n, D).  Between 1, all alike, and n, all orthogonal.  The smaller of K (n, n) and its dual (D, D) is decomposed: same eigenvalues."""
+    embeddings: (n, D).  Between 1, all alike, and n, all orthogonal.  The smaller of K (n, n) and its dual
+    (D, D) is decomposed: same eigenvalues."""
     u = unit(embeddings)
     gram = u @ u.T if len(u) <= u.shape[1] else u.T @ u
     return vendi_of_kernel(gram, q, len(u))
@@ -189,28 +203,31 @@ def vendi_of_kernel(kernel, q=1.0, n=None):
 
 @torch.no_grad()
 def embed(model, enc, texts, batch=256):
-    """Mean-pooled last hidden states of each text by itself: (n, D) array.  An empty text is embedded as EOS."""
+    """Mean-pooled last hidden states of each text by itself: (n, D) array.  An empty text is embedded as
+    EOS."""
     out, device = [], model.embed.weight.device
     ids = [enc.encode_ordinary(t)[:model.config.context - 1] or [enc.eot_token] for t in texts]
     for i in range(0, len(ids), batch):
         part = ids[i:i + batch]
-        hidden = model(M.pack(part, [[[enc.eot_token]] for _ in part], device))                # (B, S, D); the EOS behind is not pooled
+        # (B, S, D); the EOS behind is not pooled
+        hidden = model(M.pack(part, [[[enc.eot_token]] for _ in part], device))
         lengths = torch.tensor([len(x) for x in part], device=device)
         mask = torch.arange(hidden.shape[1], device=device) < lengths[:, None]
         out.append(((hidden * mask[:, :, None]).sum(1) / lengths[:, None]).float().cpu().numpy())
     return np.concatenate(out)
 
 
-# ------------------------------------------------------------------------------------------------------- per input, across inputs
+# ----------------------------------------------------------------------------------- per input, across inputs
 
 def per_input(groups, measure):
-    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is the paper's per-input diversity."""
+    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
+    the paper's per-input diversity."""
     return np.array([measure(group) for group in groups])
 
 
 def across_input(groups, measure):
-    """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes the first; the mean of all uses the data
-    once more.  groups: n lists (or arrays) of K outputs."""
+    """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes
+    the first; the mean of all uses the data once more.  groups: n lists (or arrays) of K outputs."""
     return np.array([measure(column) for column in zip(*groups)])
 
 
@@ -228,13 +245,15 @@ def measures(convention="sound", max_n=5, vocabulary=50257):
 
 
 def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False):
-    """All measures of one sample file.  embeddings: (n, K, D) array or None.  Returns {"per_input": {measure: (n,)}, "across": {measure: (K,)}}; a
-    measure that needs two outputs is left out where there are not so many."""
+    """All measures of one sample file.  embeddings: (n, K, D) array or None.  Returns {"per_input": {measure:
+    (n,)}, "across": {measure: (K,)}}; a measure that needs two outputs is left out where there are not so
+    many."""
     lexical = measures(convention, max_n, vocabulary)
     tokenise = paper_words if convention == "paper" else words
     groups = [[tokenise(t) for t in row["outputs"]] for row in rows]     # once for all measures
     out = {}
-    for name, arrange, size in (("per_input", per_input, len(groups[0])), ("across", across_input, len(groups))):
+    for name, arrange, size in (("per_input", per_input, len(groups[0])),
+                                ("across", across_input, len(groups))):
         chosen = lexical if size > 1 else {k: v for k, v in lexical.items() if k != "self_bleu"}
         out[name] = {k: arrange(groups, m) for k, m in chosen.items()}
         if size > 1 and embeddings is not None:
@@ -246,7 +265,8 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
     return out
 
 
-COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed", "vendi": "Vendi", "entropy": "entropy",
+COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
+           "vendi": "Vendi", "entropy": "entropy",
            "semantic": "semantic", "fact_sets": "fact sets", "length": "length"}
 
 
@@ -258,22 +278,27 @@ def reference_vocabulary(every):
 def main(cfg):
     device, _ = setup(cfg)
     require(cfg.convention in ("sound", "paper"), f"--convention {cfg.convention}: choose sound or paper")
-    require(cfg.max_n >= 1 and cfg.vocabulary >= 0, f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
+    require(cfg.max_n >= 1 and cfg.vocabulary >= 0,
+            f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
     runs, encoder = read_all(cfg.files), None
     if cfg.encoder and (cfg.encoder != "ckpt_sft.pt" or Path(cfg.encoder).is_file()):
         encoder, saved = load_checkpoint(cfg.encoder, "lm", "--encoder", device)
         enc = tokenizer(saved["tokenizer"])
     else:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
-    vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper" else reference_vocabulary(runs.values()))
-    print(f"convention {cfg.convention}, n = 1..{cfg.max_n}, V = {vocabulary}.  self-BLEU: lower is more diverse; every other: higher is.\n"
-          "per input: mean over inputs [95 %, bootstrapped over inputs]; across inputs: mean +- standard deviation over the choice of output\n")
+    vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper"
+                                    else reference_vocabulary(runs.values()))
+    print(f"convention {cfg.convention}, n = 1..{cfg.max_n}, V = {vocabulary}.  self-BLEU: lower is more "
+          "diverse; every other: higher is.\n"
+          "per input: mean over inputs [95 %, bootstrapped over inputs]; across inputs: mean +- standard "
+          "deviation over the choice of output\n")
     results = []
     for key, rows in sorted(runs.items(), key=str):
         world = rows[0]["prompt"].startswith(("TITLE ", "ARTICLE ")) and rows[0]["prompt"].endswith("\nTLDR")
         k, vectors = len(rows[0]["outputs"]), None
         if encoder:
-            vectors = embed(encoder, enc, [t for row in rows for t in row["outputs"]]).reshape(len(rows), k, -1)
+            vectors = embed(encoder, enc, [t for row in rows for t in row["outputs"]])
+            vectors = vectors.reshape(len(rows), k, -1)
         found = measure_samples(rows, cfg.convention, cfg.max_n, vocabulary, vectors, world)
         policy, temperature, seed, split = key
         print(f"{policy}, temperature {temperature}, {split}, {len(rows)} inputs x {k} outputs")
@@ -294,7 +319,9 @@ def main(cfg):
             print(f"  {'per input' if name == 'per_input' else 'across   '}  " + "  ".join(cells))
         results.append(line)
     path = out_file(cfg.out, "diversity.json")
-    write_whole(path, json.dumps({"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary, "results": results}, indent=1).encode())
+    write_whole(path,
+                json.dumps({"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary,
+                            "results": results}, indent=1).encode())
     print(f"\nwrote {path}")
 
 

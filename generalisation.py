@@ -1,14 +1,16 @@
-"""How good samples are: a judge, the win rate against the reference, policies head to head, and what is lost out of distribution.
+"""How good samples are: win rates against the reference, head to head, and the loss out of distribution.
 
-    python generalisation.py samples_*.jsonl                                 # the embedded task's true judge
-    python generalisation.py samples_*.jsonl --judge rouge                   # ROUGE-1/2/L against the references
-    python generalisation.py samples_*.jsonl --judge ckpt_reward_other.pt    # another reward model than the one trained against
+    python generalisation.py samples_*.jsonl                                # judge: the embedded task's truth
+    python generalisation.py samples_*.jsonl --judge rouge                  # ROUGE-1/2/L with the references
+    python generalisation.py samples_*.jsonl --judge ckpt_reward_other.pt   # a reward model of another seed
 
 Prints tables and writes generalisation.json.
 
-Deviations from the paper: the judge is not GPT-4 but the world's truth, or a reward model of another seed; a policy is never judged by the model it was
-trained against without a label saying so.  Every rate has a 95 % interval, bootstrapped over prompts, for outputs of one prompt are not independent.
+Deviations from the paper: the judge is not GPT-4 but the world's truth, or a reward model of another seed; a
+policy is never judged by the model it was trained against without a label saying so.  Every rate has a 95 %
+interval, bootstrapped over prompts, for outputs of one prompt are not independent.
 """
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,21 +21,23 @@ import numpy as np
 
 import synthetic
 from reward import score
-from runtime import Common, Fault, bootstrap, load_checkpoint, out_file, read_jsonl, require, run, setup, write_whole
+from runtime import (Common, Fault, bootstrap, load_checkpoint, out_file, read_jsonl, require, run, setup,
+                     write_whole)
 from splits import encode_prompts, encode_response, task_of, tokenizer
 
 
 @dataclass
 class Config(Common):
     files: list = None          # sample files
-    judge: str = ""             # truth, rouge, or a checkpoint of kind reward; "" is truth for the embedded task's prompts, else rouge
+    judge: str = ""             # truth, rouge, or a checkpoint of kind reward; "" is truth for the embedded
+                                # task's prompts, else rouge
 
 
-# ---------------------------------------------------------------------------------------------------------------- the mathematics
+# -------------------------------------------------------------------------------------------- the mathematics
 
 def wins(scores, opponents):
-    """Share of pairs won, ties halved.  scores: (n, K) of n prompts' outputs; opponents: (n, J).  Every output of a prompt meets every opponent of that
-    prompt.  Returns (n,), one rate per prompt."""
+    """Share of pairs won, ties halved.  scores: (n, K) of n prompts' outputs; opponents: (n, J).  Every
+    output of a prompt meets every opponent of that prompt.  Returns (n,), one rate per prompt."""
     scores, opponents = np.asarray(scores, dtype=float), np.asarray(opponents, dtype=float)
     difference = scores[:, :, None] - opponents[:, None, :]
     return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
@@ -47,7 +51,8 @@ def win_rate(scores, opponents, draws=2000):
 
 
 def generalisation_gap(in_distribution, out_of_distribution, draws=2000):
-    """ID rate less OOD rate with a 95 % interval: the two sets of prompts are resampled apart.  Arguments: (n,) and (m,) rates per prompt."""
+    """ID rate less OOD rate with a 95 % interval: the two sets of prompts are resampled apart.  Arguments:
+    (n,) and (m,) rates per prompt."""
     a, b = np.asarray(in_distribution), np.asarray(out_of_distribution)
     rng = np.random.default_rng(0)
     draw = lambda x: x[rng.integers(0, len(x), (draws, len(x)))].mean(1)  # noqa: E731
@@ -56,7 +61,8 @@ def generalisation_gap(in_distribution, out_of_distribution, draws=2000):
 
 
 def rouge_tokens(text):
-    """Lower-cased runs of letters a-z and digits: the tokens of the rouge-score package, without its stemmer."""
+    """Lower-cased runs of letters a-z and digits: the tokens of the rouge-score package, without its
+    stemmer."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
@@ -65,7 +71,8 @@ def _f(overlap, candidate, reference):
 
 
 def rouge(text, reference):
-    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"}; zeros if either is empty."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"}; zeros
+    if either is empty."""
     a, b = rouge_tokens(text), rouge_tokens(reference)
     out = {}
     for n in (1, 2):
@@ -84,55 +91,88 @@ def _longest_common_subsequence(a, b):
     return length[-1]
 
 
-# -------------------------------------------------------------------------------------------------------------------- the judges
+# ------------------------------------------------------------------------------------------------- the judges
 
 def read_samples(path):
     """Lines of a sample file.  Raises Fault, naming file and line, on one that is no sample."""
     rows = read_jsonl(path, {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str})
     require(rows, f"{path}: no samples; python bon.py writes them")
     for number, row in enumerate(rows, 1):
-        require(row["outputs"] and all(isinstance(t, str) for t in row["outputs"]), f"{path}, line {number}: outputs must be a non-empty list of strings")
+        require(row["outputs"] and all(isinstance(t, str) for t in row["outputs"]),
+                f"{path}, line {number}: outputs must be a non-empty list of strings")
         row.setdefault("finished", [True] * len(row["outputs"]))
         row.setdefault("id", f"line {number}")
     k = len(rows[0]["outputs"])
     for number, row in enumerate(rows, 1):
-        require(len(row["outputs"]) == k, f"{path}, line {number}: {len(row['outputs'])} outputs, line 1 has {k}")
+        require(len(row["outputs"]) == k,
+                f"{path}, line {number}: {len(row['outputs'])} outputs, line 1 has {k}")
     return rows
 
 
 def read_all(paths):
-    """Sample files -> {(policy, temperature, seed, split): rows}.  Raises Fault on none, or on two files of one key."""
-    require(paths, "no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt writes samples_*.jsonl")
+    """Sample files -> {(policy, temperature, seed, split): rows}.  Raises Fault on none, or on two files of
+    one key."""
+    require(paths,
+            "no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt writes "
+            "samples_*.jsonl")
     runs = {}
     for path in paths:
         require(Path(path).is_file(), f"{path}: no such file; python bon.py writes sample files")
         rows = read_samples(path)
         key = (rows[0]["policy"], rows[0].get("temperature"), rows[0].get("seed"), rows[0]["split"])
-        require(key not in runs, f"{path}: policy {key[0]}, temperature {key[1]}, seed {key[2]}, split {key[3]} was already read from another file")
+        require(key not in runs,
+                f"{path}: policy {key[0]}, temperature {key[1]}, seed {key[2]}, split {key[3]} was already "
+                "read from another file")
         runs[key] = rows
     return runs
 
 
 def truth_scores(rows):
-    """The world's judge: (scores (n, K), scores of the references (n, 1)).  Raises Fault on prompts that are not the world's."""
+    """The world's judge: (scores (n, K), scores of the references (n, 1)).  Raises Fault on prompts that are
+    not the world's."""
     try:
-        return ([[synthetic.judge(r["prompt"], t, f) for t, f in zip(r["outputs"], r["finished"])] for r in rows],
+        return ([[synthetic.judge(r["prompt"], t, f) for t, f in zip(r["outputs"], r["finished"])]
+                 for r in rows],
                 [[synthetic.judge(r["prompt"], r["reference"])] for r in rows])
     except ValueError as error:
         raise Fault(f"--judge truth: {error}; use --judge rouge or a reward checkpoint") from None
 
 
 def reward_scores(rows, model, enc, limit):
-    """A reward model as judge, over outputs and references alike: (scores (n, K), (n, 1)).  An output that did not end is read where it stops."""
+    """A reward model as judge, over outputs and references alike: (scores (n, K), (n, 1)).  An output that
+    did not end is read where it stops."""
     prompts = encode_prompts(enc, [r["prompt"] for r in rows], model.config.context - limit)
-    ids = [[encode_response(enc, t, limit)[:None if f else -1] or [enc.eot_token] for t, f in zip(r["outputs"], r["finished"])] for r in rows]
-    ids = [group + [encode_response(enc, r["reference"], limit)] for group, r in zip(ids, rows)]
+    ids = [[encode_response(enc, t, limit, f) for t, f in zip(r["outputs"], r["finished"])]
+           + [encode_response(enc, r["reference"], limit)] for r in rows]
     scores = score(model, prompts, ids)
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
 
+def choose_judge(cfg, runs, device):
+    """--judge -> (name, function of rows giving scores of outputs and references, or None for ROUGE, and the
+    digest of the reward model that judges, or None)."""
+    name = cfg.judge
+    if not name:
+        try:
+            synthetic.read_prompt(next(iter(runs.values()))[0]["prompt"])
+            name = "truth"
+        except ValueError:
+            name = "rouge"
+    if name in ("truth", "rouge"):
+        return name, truth_scores if name == "truth" else None, None
+    model, saved = load_checkpoint(name, "reward", "--judge", device)
+    enc, limit = tokenizer(saved["tokenizer"]), task_of(cfg, saved).max_new_tokens
+    return name, lambda rows: reward_scores(rows, model, enc, limit), saved["digest"]
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+WIDTHS = (14, 5, 18, 22, 8, 22, 10)
+
+
 def _row(*cells):
-    print("  ".join(f"{c:>{w}}" if i > 2 else f"{c:{w}}" for i, (c, w) in enumerate(zip(cells, (12, 5, 18, 22, 8, 22, 9)))).rstrip())
+    print("  ".join(f"{cell!s:<{w}}" if i < 3 else f"{cell:>{w}}"
+                    for i, (cell, w) in enumerate(zip(cells, WIDTHS))).rstrip())
 
 
 def _interval(values):
@@ -142,25 +182,12 @@ def _interval(values):
 def main(cfg):
     device, _ = setup(cfg)
     runs = read_all(cfg.files)
-    name = cfg.judge
-    if not name:
-        try:
-            synthetic.read_prompt(next(iter(runs.values()))[0]["prompt"])
-            name = "truth"
-        except ValueError:
-            name = "rouge"
-    if name == "rouge":
+    name, judge, against = choose_judge(cfg, runs, device)
+    if judge is None:
         return report_rouge(runs, cfg)
-    against = None
-    if name == "truth":
-        judge = truth_scores
-    else:
-        model, saved = load_checkpoint(name, "reward", "--judge", device)
-        enc, limit, against = tokenizer(saved["tokenizer"]), task_of(cfg, saved).max_new_tokens, saved["digest"]
-        judge = lambda rows: reward_scores(rows, model, enc, limit)  # noqa: E731
     scores = {key: judge(rows) for key, rows in runs.items()}
     per_prompt = {key: wins(*pair) for key, pair in scores.items()}
-    results = {"judge": name, "win_rate": [], "gap": [], "head_to_head": []}
+    results = {"judge": name, "win_rate": [], "head_to_head": []}
 
     print(f"judge: {name}.  Win rate against the reference, ties halved, 95 % intervals over prompts.\n")
     _row("policy", "temp", "split", "win rate", "score", "gap ID - OOD", "unfinished")
@@ -171,10 +198,12 @@ def main(cfg):
         home = per_prompt.get((policy, temperature, seed, "test"))
         gap = generalisation_gap(home, per_prompt[key]) if home is not None and split != "test" else None
         open_end = 1 - np.mean([f for r in rows for f in r["finished"]])
-        _row(policy + ("*" if trained else ""), temperature, split, _interval(rate), f"{np.mean(scores[key][0]):.2f}", _interval(gap) if gap else "",
-             f"{open_end:.1%}")
-        results["win_rate"].append(dict(zip(("policy", "temperature", "seed", "split"), key), rate=rate[0], low=rate[1], high=rate[2], gap=gap,
-                                        score=float(np.mean(scores[key][0])), judge_is_trained_against=trained))
+        _row(policy + ("*" if trained else ""), temperature, split, _interval(rate),
+             f"{np.mean(scores[key][0]):.2f}", _interval(gap) if gap else "", f"{open_end:.1%}")
+        results["win_rate"].append(dict(zip(("policy", "temperature", "seed", "split"), key), rate=rate[0],
+                                        low=rate[1], high=rate[2], gap=gap,
+                                        score=float(np.mean(scores[key][0])),
+                                        judge_is_trained_against=trained))
     if any(r["judge_is_trained_against"] for r in results["win_rate"]):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
     report_seeds(per_prompt)
@@ -204,12 +233,14 @@ def report_head_to_head(runs, scores):
         both = [(i, where[row["id"]]) for i, row in enumerate(runs[a]) if row["id"] in where]
         if both:
             rate = win_rate([scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both])
-            lines.append({"policy": a[0], "temperature": a[1], "against": b[0], "against_temperature": b[1], "split": a[3], "seed": a[2],
+            lines.append({"policy": a[0], "temperature": a[1], "against": b[0], "against_temperature": b[1],
+                          "split": a[3], "seed": a[2],
                           "prompts": len(both), "rate": rate[0], "low": rate[1], "high": rate[2]})
     if lines:
         print("\nhead to head")
     for x in lines:
-        _row(f"{x['policy']} > {x['against']}", x["temperature"], x["split"], _interval((x["rate"], x["low"], x["high"])))
+        _row(f"{x['policy']} > {x['against']}", x["temperature"], x["split"],
+             _interval((x["rate"], x["low"], x["high"])))
     return lines
 
 
@@ -217,16 +248,17 @@ def report_rouge(runs, cfg):
     print("ROUGE F-measures against the reference, 95 % intervals over prompts.\n")
     results = {"judge": "rouge", "rouge": []}
     for key, rows in sorted(runs.items(), key=str):
-        means = [[np.mean([rouge(t, r["reference"])[m] for t in r["outputs"]]) for m in ("rouge1", "rouge2", "rougeL")] for r in rows]
+        means = [[np.mean([rouge(t, r["reference"])[m] for t in r["outputs"]])
+                  for m in ("rouge1", "rouge2", "rougeL")] for r in rows]
         mean, low, high = bootstrap(means)
-        print(f"{key[0]:12} {key[1]!s:5} {key[3]:18}", *(f"{m} {_interval(x)}" for m, *x in zip(("R-1", "R-2", "R-L"), mean, low, high)))
+        print(f"{key[0]:12} {key[1]!s:5} {key[3]:18}",
+              *(f"{m} {_interval(x)}" for m, *x in zip(("R-1", "R-2", "R-L"), mean, low, high)))
         results["rouge"].append(dict(zip(("policy", "temperature", "seed", "split"), key)) | {
             m: tuple(map(float, x)) for m, *x in zip(("rouge1", "rouge2", "rougeL"), mean, low, high)})
     _write(cfg, results)
 
 
 def _write(cfg, results):
-    import json
     path = out_file(cfg.out, "generalisation.json")
     write_whole(path, json.dumps(results, indent=1).encode())
     print(f"\nwrote {path}")

@@ -1,19 +1,22 @@
-"""The transformer: GPT-2, OPT and LLaMA shapes as configurations of one class, and everything that must exist exactly once:
-padding and masks (`pack`), log-probabilities (`log_probs`), where a reward is read off (`rewards`), sampling (`generate`).
+"""The transformer: GPT-2, OPT and LLaMA shapes as configurations of one class, and what must exist just once:
+padding and masks (`pack`), log-probabilities (`log_probs`), where a reward is read off (`rewards`), sampling
+(`generate`).
 
     python model.py                      # the shapes and their sizes
 
-Letters used in every script: B batch (packed rows), P prompt, T response, S = a packed row's length, V vocabulary, D width,
-H heads, G key/value heads, E head width, N samples per prompt, R responses, M response tokens of a batch, counted one by one.
+Letters used in every script: B batch (packed rows), P prompt, T response, S = a packed row's length, V
+vocabulary, D width, H heads, G key/value heads, E head width, N samples per prompt, R responses, M response
+tokens of a batch, counted one by one.
 
 Two ideas carry the speed.
 
-1. *Trunk and top* (the paper, section 5: the first 80 % of the layers and the embeddings are frozen).  `model.trunk(batch)` runs the frozen
-   part without gradients, `model.top(h, batch)` the rest.  Policy, reference, reward and value model can share one trunk in memory
-   (`share_trunk`), and PPO runs it once per rollout.  With `frozen = 0` the trunk is the identity on token ids and the top is the
-   whole model: every caller stays the same.
-2. *Prompt once, responses many* (`pack`).  K responses to one prompt lie in one row behind it, each sees the prompt and itself only,
-   positions restart behind the prompt.  Same numbers as K separate rows, without K copies of the prompt.
+1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)`
+   runs the frozen part without gradients, `model.top(h, batch)` the rest.  Policy, reference, reward and
+   value model can share one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With
+   `frozen = 0` the trunk is the identity on token ids and the top is the whole model: callers stay the same.
+2. Prompt once, responses many (`pack`).  K responses to one prompt lie in one row behind it; each sees the
+   prompt and itself only, and positions restart behind the prompt.  Same numbers as K separate rows, without
+   K copies of the prompt.
 """
 import math
 from dataclasses import dataclass, replace
@@ -48,15 +51,20 @@ class GPTConfig:
         for name, known in (("position", ("rope", "learned")), ("norm", ("rmsnorm", "layernorm")),
                             ("activation", ("relu", "gelu", "gelu_tanh", "swiglu"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"GPTConfig.{name} = {getattr(self, name)!r}: choose from {', '.join(known)}")
+                raise ValueError(f"GPTConfig.{name} = {getattr(self, name)!r}: choose from "
+                                 f"{', '.join(known)}")
         if self.d_model % self.n_head or self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} must divide d_model {self.d_model}, and n_kv_head {self.n_kv_head} n_head")
+            raise ValueError(f"n_head {self.n_head} must divide d_model {self.d_model}, and n_kv_head "
+                             f"{self.n_kv_head} n_head")
         if not 0 <= self.frozen <= self.n_layer:
-            raise ValueError(f"frozen = {self.frozen}: a model of {self.n_layer} layers can freeze 0 to {self.n_layer}")
+            raise ValueError(f"frozen = {self.frozen}: a model of {self.n_layer} layers can freeze 0 to "
+                             f"{self.n_layer}")
 
 
-_GPT2 = dict(position="learned", norm="layernorm", activation="gelu_tanh", bias=True, vocab_size=50257, context=1024)
-_OPT = dict(position="learned", norm="layernorm", activation="relu", bias=True, vocab_size=50272, context=2048)
+_GPT2 = dict(position="learned", norm="layernorm", activation="gelu_tanh", bias=True, vocab_size=50257,
+             context=1024)
+_OPT = dict(position="learned", norm="layernorm", activation="relu", bias=True, vocab_size=50272,
+            context=2048)
 _LLAMA = dict(position="rope", norm="rmsnorm", activation="swiglu", bias=False)
 SHAPES = {  # published shapes, as configurations of the one class below
     "tiny": dict(),
@@ -64,14 +72,16 @@ SHAPES = {  # published shapes, as configurations of the one class below
     "gpt2-medium": dict(_GPT2, n_layer=24, n_head=16, d_model=1024),
     "opt-125m": dict(_OPT, n_layer=12, n_head=12, d_model=768),
     "opt-1.3b": dict(_OPT, n_layer=24, n_head=32, d_model=2048),
-    "smollm2-135m": dict(_LLAMA, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, vocab_size=49152, context=8192,
+    "smollm2-135m": dict(_LLAMA, n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, vocab_size=49152,
+                         context=8192,
                          rope_theta=1e5),
-    "llama-7b": dict(_LLAMA, n_layer=32, n_head=32, d_model=4096, d_ff=11008, vocab_size=32000, context=2048, tied=False,
+    "llama-7b": dict(_LLAMA, n_layer=32, n_head=32, d_model=4096, d_ff=11008, vocab_size=32000, context=2048,
+                     tied=False,
                      norm_eps=1e-6),
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- the layers
+# ------------------------------------------------------------------------------------------------- the layers
 
 def rotate(x, rope):
     """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part.
@@ -83,8 +93,8 @@ def rotate(x, rope):
 
 
 class Attention(nn.Module):
-    """Projections of grouped-query attention.  Where a query may look is the caller's business (`attend`): one causal row, a packed
-    row, or a cache."""
+    """Projections of grouped-query attention.  Where a query may look is the caller's business (`attend`):
+    one causal row, a packed row, or a cache."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -105,7 +115,8 @@ class MLP(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.gated = cfg.activation == "swiglu"
-        self.up = nn.Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)   # SwiGLU: [gate; up] in one matrix
+        # SwiGLU: [gate; up] in one matrix
+        self.up = nn.Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)
         self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
         self.act = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu,
                     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}[cfg.activation]
@@ -133,7 +144,8 @@ def make_norm(cfg):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer with an LM head, or, with scalar=True, one number per position (reward and value models)."""
+    """A decoder-only transformer with an LM head, or, with scalar=True, one number per position (reward and
+    value models)."""
 
     def __init__(self, config, scalar=False):
         super().__init__()
@@ -147,13 +159,15 @@ class GPT(nn.Module):
         if cfg.tied and not scalar:
             self.head.weight = self.embed.weight
         self.apply(self._init)
-        for name, p in self.named_parameters():     # GPT-2: two residual writes per layer, so that the sum keeps its variance
+        # GPT-2: two residual writes per layer, so that the sum keeps its variance
+        for name, p in self.named_parameters():
             if name.endswith(("attn.out.weight", "mlp.down.weight")):
                 nn.init.normal_(p, std=(2 * cfg.n_layer * cfg.d_model) ** -0.5)
         self.freeze()
 
     def _init(self, module):
-        # 1 / sqrt(width), not GPT-2's fixed 0.02: at width 80 that is 5 times too small, and attention took twice as long to form
+        # 1 / sqrt(width), not GPT-2's fixed 0.02: at width 80 that is 5 times too small, and attention took
+        # twice as long to form
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.d_model ** -0.5)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -166,7 +180,8 @@ class GPT(nn.Module):
 
         An untied LM head stays frozen with it (the paper's `freeze_lm_head`; a tied one is the embedding)."""
         k = self.config.frozen
-        parts = [self.embed, *self.blocks[:k]] + ([self.embed_position] if self.embed_position else []) if k else []
+        parts = [self.embed,
+                 *self.blocks[:k]] + ([self.embed_position] if self.embed_position else []) if k else []
         return parts + ([self.head] if k and not self.scalar and not self.config.tied else [])
 
     def freeze(self, frozen=None):
@@ -179,11 +194,13 @@ class GPT(nn.Module):
         return self
 
     def trunk(self, batch):
-        """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or, nothing frozen, the ids (B, S)."""
+        """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or, nothing
+        frozen, the ids (B, S)."""
         if not self.config.frozen:
             return batch.tokens
         with torch.no_grad():       # frozen: no graph to keep, so its activations are freed at once
-            return self._layers(self._embed(batch.tokens, batch.positions), self.blocks[:self.config.frozen], batch)
+            return self._layers(self._embed(batch.tokens, batch.positions), self.blocks[:self.config.frozen],
+                                batch)
 
     def top(self, h, batch):
         """h from `trunk`.  Returns the hidden states (B, S, D) that the head reads."""
@@ -191,7 +208,8 @@ class GPT(nn.Module):
         return self.norm(self._layers(x, self.blocks[self.config.frozen:], batch))
 
     def forward(self, batch):
-        """Packed -> hidden states (B, S, D).  Apply `head` only where it is needed: see `log_probs` and `rewards`."""
+        """Packed -> hidden states (B, S, D).  Apply `head` only where it is needed: see `log_probs` and
+        `rewards`."""
         return self.top(self.trunk(batch), batch)
 
     def _embed(self, tokens, positions):
@@ -203,7 +221,8 @@ class GPT(nn.Module):
         if self.config.position != "rope":
             return None
         half = self.config.d_model // self.config.n_head // 2
-        frequency = self.config.rope_theta ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+        exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+        frequency = self.config.rope_theta ** -exponent
         angle = positions[:, None, :, None].float() * frequency
         dtype = self.embed.weight.dtype
         return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -211,7 +230,8 @@ class GPT(nn.Module):
     def _layers(self, x, blocks, batch):
         rope, group = self.rope(batch.positions), self.config.n_head // self.config.n_kv_head
 
-        def attend(q, k, v):        # rows are padded on the right, where no query of a real token can look: causal is enough
+        # rows are padded on the right, where no query of a real token can look: causal is enough
+        def attend(q, k, v):
             if group > 1:
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.mask, is_causal=batch.mask is None)
@@ -220,9 +240,11 @@ class GPT(nn.Module):
         return x
 
     def with_scalar_head(self):
-        """A copy of this model with a fresh scalar head (zeros: the first prediction is 0) in place of its own; the trunk is shared."""
+        """A copy of this model with a fresh scalar head (zeros: the first prediction is 0) in place of its
+        own; the trunk is shared."""
         twin = GPT(self.config, scalar=True).to(self.embed.weight.device, self.embed.weight.dtype)
-        twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")}, strict=False)
+        twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")},
+                             strict=False)
         nn.init.zeros_(twin.head.weight)
         share_trunk(self, twin)
         return twin
@@ -252,21 +274,25 @@ def share_trunk(first, *others):
     return shared
 
 
-# ------------------------------------------------------------------------------------- padding, masks and what is read off where
+# ------------------------------------------------------------------ padding, masks and what is read off where
 
 @dataclass
 class Packed:
-    """Prompts with their responses, as tensors.  Built by `pack`; every mask here comes from lengths, never from token values.
+    """Prompts with their responses, as tensors.  Built by `pack`; every mask here comes from lengths, never
+    from token values.
 
-        row      p0 p1 p2 | a0 a1 a2 | b0 b1 | pad       two responses to one prompt; the last token of each is EOS
-        position  0  1  2    3  4  5    3  4             both continue the prompt
+        row      p0 p1 p2 | a0 a1 a2 | b0 b1 | pad       two responses to one prompt; the last token of each
+        is EOS position  0  1  2    3  4  5    3  4             both continue the prompt
         b0 sees p0 p1 p2 b0, not a                       the mask
-        source   of a0: p2,  of a1: a0,  of b0: p2       logits at i predict token i+1, so a response starts at its prompt's end
-        last     a2 and b1                               the reward model reads a response at its EOS"""
+        source   of a0: p2,  of a1: a0,  of b0: p2       logits at i predict token i+1, so a response starts
+        at its prompt's end last     a2 and b1                               the reward model reads a response
+        at its EOS"""
     tokens: torch.Tensor        # (B, S) ids, padded with 0 on the right
     positions: torch.Tensor     # (B, S)
-    mask: torch.Tensor | None   # (B, 1, S, S) True where a query may look; None: plain causal, for rows of one response each
-    source: torch.Tensor        # (M,) flat index into B*S of the position whose logits predict each response token
+    # (B, 1, S, S) True where a query may look; None: plain causal, for rows of one response each
+    mask: torch.Tensor | None
+    # (M,) flat index into B*S of the position whose logits predict each response token
+    source: torch.Tensor
     target: torch.Tensor        # (M,) the token predicted
     response: torch.Tensor      # (M,) which response it belongs to
     step: torch.Tensor          # (M,) its place in that response
@@ -283,24 +309,28 @@ class Packed:
         return torch.arange(int(self.lengths.max()), device=self.lengths.device) < self.lengths[:, None]
 
     def select(self, rows):
-        """The batch of `rows` (B',) only, in that order.  For batches of one response a row, as PPO's: response r lies in row r."""
+        """The batch of `rows` (B',) only, in that order.  For batches of one response a row, as PPO's:
+        response r lies in row r."""
         S = self.tokens.shape[1]
         place = torch.full_like(self.lengths, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
         keep = place[self.response] >= 0
         response = place[self.response[keep]]
-        lengths, last = self.lengths[rows], self.last[rows] % S + torch.arange(len(rows), device=rows.device) * S
+        lengths, last = self.lengths[rows], self.last[rows] % S + place[rows] * S
         return Packed(self.tokens[rows], self.positions[rows], None if self.mask is None else self.mask[rows],
-                      self.source[keep] % S + response * S, self.target[keep], response, self.step[keep], last, lengths)
+                      self.source[keep] % S + response * S, self.target[keep], response, self.step[keep],
+                      last, lengths)
 
     def to(self, device):
         return Packed(**{k: v if v is None else v.to(device) for k, v in self.__dict__.items()})
 
 
 def pack(prompts, responses, device="cpu"):
-    """prompts: list of B id lists, none empty.  responses: for each prompt a list of id lists, none empty.  Returns Packed.
+    """prompts: list of B id lists, none empty.  responses: for each prompt a list of id lists, none empty.
+    Returns Packed.
 
-    Raises ValueError on an empty prompt or response: the first token of a response needs a position that predicts it."""
+    Raises ValueError on an empty prompt or response: the first token of a response needs a position that
+    predicts it."""
     rows, source, target, response, step, last, lengths = [], [], [], [], [], [], []
     S = max(len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses, strict=True))
     positions, segments, r = [], [], 0
@@ -327,17 +357,20 @@ def pack(prompts, responses, device="cpu"):
     mask = None
     if any(len(group) > 1 for group in responses):
         seg = torch.tensor(segments, device=device)
-        mask = torch.ones(S, S, dtype=torch.bool, device=device).tril() & ((seg[:, None] == 0) | (seg[:, None] == seg[:, :, None]))
+        mask = torch.ones(S, S, dtype=torch.bool,
+                          device=device).tril() & ((seg[:, None] == 0) | (seg[:, None] == seg[:, :, None]))
         mask = mask[:, None]                                                        # (B, 1, query, key)
     as_tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
-    return Packed(as_tensor(rows), as_tensor(positions), mask, *map(as_tensor, (source, target, response, step, last, lengths)))
+    return Packed(as_tensor(rows), as_tensor(positions), mask,
+                  *map(as_tensor, (source, target, response, step, last, lengths)))
 
 
 def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
-    """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction: (M,), in nats.
+    """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction:
+    (M,), in nats.
 
-    hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt that is most of the saving.
-    Statistics are taken in fp32 whatever the model's type."""
+    hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
+    that is most of the saving. Statistics are taken in fp32 whatever the model's type."""
     logits = model.head(hidden.flatten(0, 1)[batch.source]).float() / temperature   # (M, V)
     normaliser = logits.logsumexp(-1)
     chosen = logits.gather(1, batch.target[:, None])[:, 0] - normaliser
@@ -353,16 +386,19 @@ def values(model, hidden, batch):
 
 
 def rewards(model, hidden, batch):
-    """The scalar head on each response's last token: (R,).  hidden: (B, S, D).  EOS is part of a response, so that is where it stands."""
+    """The scalar head on each response's last token: (R,).  hidden: (B, S, D).  EOS is part of a response, so
+    that is where it stands."""
     return model.head(hidden.flatten(0, 1)[batch.last])[:, 0].float()
 
 
-# ------------------------------------------------------------------------------------------------------------------ sampling
+# --------------------------------------------------------------------------------------------------- sampling
 
 class Cache:
-    """Keys and values while sampling: one prefix per prompt, shared by its N samples, and each sample's own tokens.
+    """Keys and values while sampling: one prefix per prompt, shared by its N samples, and each sample's own
+    tokens.
 
-    prefix: per layer (k, v), each (B, G, P, E).  own: per layer (k, v), each (B, G, N, T, E), filled up to `t`."""
+    prefix: per layer (k, v), each (B, G, P, E).  own: per layer (k, v), each (B, G, N, T, E), filled up to
+    `t`."""
 
     def __init__(self, lengths):
         self.prefix, self.own, self.t = [], [], 0
@@ -375,9 +411,11 @@ class Cache:
             self.own.append([k.new_empty(B, G, n, steps, E) for _ in range(2)])     # read up to t only
 
     def attend(self, layer, q, k, v):
-        """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N, E).
+        """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N,
+        E).
 
-        A query attends over its prompt's shared prefix and its own tokens in one softmax: exactly what N separate rows compute."""
+        A query attends over its prompt's shared prefix and its own tokens in one softmax: exactly what N
+        separate rows compute."""
         B, H, N, E = q.shape
         G = k.shape[1]
         (k0, v0), (k1, v1) = self.prefix[layer], self.own[layer]
@@ -397,7 +435,8 @@ class Cache:
         return out.transpose(2, 3).reshape(B, H, N, E)
 
     def keep(self, prompts, samples):
-        """Drops finished work.  prompts: (B',) indices of prompts kept; samples: (B', N') indices of samples kept for each."""
+        """Drops finished work.  prompts: (B',) indices of prompts kept; samples: (B', N') indices of samples
+        kept for each."""
         self.hidden = self.hidden[prompts]
         self.prefix = [[x[prompts] for x in pair] for pair in self.prefix]
         for pair in self.own:
@@ -409,7 +448,8 @@ class Cache:
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):
-    """logits (..., V) with all but the top_k largest, and all outside the smallest set of mass top_p (Holtzman et al. 2020), at -inf."""
+    """logits (..., V) with all but the top_k largest, and all outside the smallest set of mass top_p
+    (Holtzman et al. 2020), at -inf."""
     if top_k and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], float("-inf"))
     if top_p < 1:
@@ -420,36 +460,44 @@ def filter_logits(logits, top_k=0, top_p=1.0):
 
 
 def choose(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
-    """One token from each row of logits (..., V) by inverting its distribution function at uniform (...) in [0, 1).
+    """One token from each row of logits (..., V) by inverting its distribution function at uniform (...) in
+    [0, 1).
 
-    One random number a token, handed in, makes a sample independent of what else is in the batch.  temperature 0 is greedy."""
+    One random number a token, handed in, makes a sample independent of what else is in the batch.
+    temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1)
     p = filter_logits(logits.float() / temperature, top_k, top_p).softmax(-1)
     mass = p.double().cumsum(-1)        # double: a vocabulary of 50,000 has tails that fp32 sums lose
-    return torch.searchsorted(mass, uniform[..., None].double() * mass[..., -1:], right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+    token = torch.searchsorted(mass, uniform[..., None].double() * mass[..., -1:], right=True)[..., 0]
+    return token.clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None, generator=None, batch_size=4096):
+def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None,
+             generator=None, batch_size=4096):
     """Samples n responses to each prompt.
 
-    prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at most max_new_tokens ids; one
-    that ended carries its `eos` as last id.  generator: torch.Generator on the CPU (None: torch's own); the draws belong to
-    (prompt, sample, step), so neither batch_size nor rows that finish early change a result.  batch_size: samples decoded together.
-    Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no room
-    in the context."""
+    prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at
+    most max_new_tokens ids; one that ended carries its `eos` as last id.  generator: torch.Generator on the
+    CPU (None: torch's own); the draws belong to (prompt, sample, step), so neither batch_size nor rows that
+    finish early change a result.  batch_size: samples decoded together. Raises ValueError for n < 1,
+    max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no
+    room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, temperature {temperature} and top_k {top_k} "
+        raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
+                         f"temperature {temperature} and top_k {top_k} "
                          f"at least 0, top_p {top_p} in (0, 1]")
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= model.config.context - max_new_tokens:
-            raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to {model.config.context - max_new_tokens} fit beside "
+            raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
+                             f"{model.config.context - max_new_tokens} fit beside "
                              f"{max_new_tokens} new ones in a context of {model.config.context}")
     out, group = [], max(1, batch_size // n)
     for i in range(0, len(prompts), group):
         part = prompts[i:i + group]
-        uniform = torch.rand(len(part), n, max_new_tokens, generator=generator)     # prompt-major: the same however prompts are grouped
+        # prompt-major: the same however prompts are grouped
+        uniform = torch.rand(len(part), n, max_new_tokens, generator=generator)
         out += _decode(model, part, max_new_tokens, n, uniform, temperature, top_k, top_p, eos)
     return out
 
@@ -467,15 +515,18 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
 
     def prefill(q, k, v):       # causal; padding on the right is never looked at by a real token
         cache.prefix.append((k, v))
-        return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
+        return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1),
+                                              is_causal=True)
     x, rope = model._embed(tokens, positions), model.rope(positions)
     for block in model.blocks:
         x = block(x, rope, prefill)
-    x = x[torch.arange(len(prompts), device=device), lengths - 1][:, None]          # (B, 1, D): the last real position of each prompt
+    # (B, 1, D): the last real position of each prompt
+    x = x[torch.arange(len(prompts), device=device), lengths - 1][:, None]
     cache.allocate(n, steps)
 
     result = torch.full((len(prompts), n, steps), -1, dtype=torch.long, device=device)
-    prompt = torch.arange(len(prompts), device=device)                              # (B,) whose rows these are
+    # (B,) whose rows these are
+    prompt = torch.arange(len(prompts), device=device)
     sample = torch.arange(n, device=device).expand(len(prompts), n)                 # (B, N)
     alive = torch.ones(len(prompts), n, dtype=torch.bool, device=device)
     for t in range(steps):
@@ -496,7 +547,8 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
                 new, alive, sample, prompt = new[pick], alive[pick], sample[pick], prompt[rows]
         if t + 1 == steps:
             break
-        at = (lengths[prompt][:, None] + t).expand_as(new)                          # (B, N) position of the token just drawn
+        # (B, N) position of the token just drawn
+        at = (lengths[prompt][:, None] + t).expand_as(new)
         x, rope = model._embed(new, at), model.rope(at)
         for layer, block in enumerate(model.blocks):
             x = block(x, rope, lambda q, k, v, layer=layer: cache.attend(layer, q, k, v))
@@ -510,4 +562,5 @@ if __name__ == "__main__":
         c = GPTConfig(**shape)
         with torch.device("meta"):      # sizes without memory
             size = GPT(c).n_params()
-        print(f"{name:14} {size:12,}  {c.n_layer:6}  {c.n_head:5}  {c.n_kv_head:2}  {c.d_model:5}  {c.position:8}  {c.norm:9}  {c.activation}")
+        print(f"{name:14} {size:12,}  {c.n_layer:6}  {c.n_head:5}  {c.n_kv_head:2}  {c.d_model:5}  "
+              f"{c.position:8}  {c.norm:9}  {c.activation}")

@@ -1,15 +1,17 @@
 """Proximal policy optimisation with a KL penalty: raise the reward, stay near the SFT policy.
 
     python ppo.py --model ckpt_sft.pt                        # against ckpt_reward.pt
-    python ppo.py --model ckpt_sft.pt --reward truth         # embedded task: against the true judge, a ceiling
-    python ppo.py --model ckpt_sft.pt --kl-coef 0            # no penalty: watch the reward rise and the truth fall
+    python ppo.py --model ckpt_sft.pt --reward truth         # against the embedded task's judge: a ceiling
+    python ppo.py --model ckpt_sft.pt --kl-coef 0            # no penalty: reward rises, truth falls
 
-Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is 1; `reward` and, where known,
-`truth` rise together until the policy over-optimises; `eos_rate` stays near 1 and `length` near the references'.
+Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
+1; `reward` and, where known, `truth` rise together until the policy over-optimises; `eos_rate` stays near 1
+and `length` near the references'.
 
-Deviations from the paper: a tiny model learns at a larger rate with beta 0.1; the value network is a second network that starts from the
-reward model; advantages are whitened over response tokens only (the authors' code includes padding), and minibatches do not overlap (theirs
-do); the score of a response is the fixed `--no-eos-score` if it did not end.
+Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the
+value network is a second network that starts from the reward model; advantages are whitened over response
+tokens only (the authors' code includes padding), and minibatches do not overlap (theirs do); the score of a
+response that did not end is the fixed `--no-eos-score`.
 """
 import copy
 import time
@@ -20,7 +22,8 @@ from tqdm import tqdm
 
 import model as M
 import synthetic
-from runtime import Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run, save_checkpoint, setup
+from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
+                     save_checkpoint, setup)
 from splits import decode, encode_prompts, task_of, tokenizer
 
 
@@ -32,10 +35,14 @@ class Config(Common):
     batch: int = 64             # rollouts a step, each of another prompt
     epochs: int = 2             # passes over a rollout batch; the paper's 4
     minibatches: int = 2        # optimiser steps a pass
-    freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the checkpoint.  The paper's 0.8
-    lr: float = 3e-4            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of parameters
-    kl_coef: float = 0.1        # beta, the price of one nat of KL in units of reward (standard deviations); the paper's 0.05
-    kl_kind: str = "k1"         # estimator in the reward: k1 (log-ratio), k2 (half its square) or k3 (low variance)
+    freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
+                                # checkpoint.  The paper's 0.8
+    lr: float = 3e-4            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
+                                # parameters
+    kl_coef: float = 0.1        # beta, the price of one nat of KL in units of reward (standard deviations);
+                                # the paper's 0.05
+    kl_kind: str = "k1"         # estimator in the reward: k1 (log-ratio), k2 (half its square) or k3 (low
+                                # variance)
     kl_target: float = 0.0      # nats a response; above 0 beta adapts towards it
     kl_horizon: int = 2000      # responses over which beta adapts
     temperature: float = 1.0    # of rollouts; log-probabilities are taken at the same one
@@ -49,14 +56,16 @@ class Config(Common):
     quiet: bool = False         # no progress bar and no log lines
 
 
-# ---------------------------------------------------------------------------------------------------------------- the mathematics
-# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included; what lies behind it is never read.
+# -------------------------------------------------------------------------------------------- the mathematics
+# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included; what lies
+# behind it is never read.
 
 def kl_estimate(logp, ref_logp, kind="k1"):
-    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).  Returns (B, T), nats.
+    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).
+    Returns (B, T), nats.
 
-    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are unbiased; k1 of a sample can be
-    negative, k3 never is.  Raises ValueError on another kind."""
+    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
+    unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -68,7 +77,8 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def token_rewards(score, kl, mask, kl_coef):
-    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper, section 4)"""
+    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
+    section 4)"""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1              # EOS, where it ended: the position the reward model read
     rewards[torch.arange(len(score), device=score.device), last] += score
@@ -78,8 +88,8 @@ def token_rewards(score, kl, mask, kl_coef):
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).  rewards, values, mask: (B, T).
 
-    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.  Returns (advantages, returns), each
-    (B, T), zero outside the mask; returns = advantages + values."""
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
+    Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
     mask = mask.to(values.dtype)
     rewards, values = rewards * mask, values * mask
     advantages, ahead, next_value = torch.zeros_like(values), 0., 0.
@@ -91,19 +101,22 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 
 def masked_mean(x, mask):
-    """Mean of x (B, T) where mask (B, T) is True.  Selects, so that not even a NaN behind the end can leak in."""
+    """Mean of x (B, T) where mask (B, T) is True.  Selects, so that not even a NaN behind the end can leak
+    in."""
     return x[mask.bool()].mean()
 
 
 def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens, 0 elsewhere.  Unbiased variance."""
+    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens, 0 elsewhere.
+    Unbiased variance."""
     inside = x[mask.bool()]
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2):
-    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017, equation 7).
+    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017,
+    equation 7).
 
     All (B, T).  Returns (loss, share of tokens where the clip binds)."""
     ratio = (logp - old_logp).exp()
@@ -117,11 +130,13 @@ def value_loss(values, old_values, returns, mask, clip=0.2):
     All (B, T).  Returns (loss, share of tokens where the clip binds)."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     plain, clipped = (values - returns).square(), (near - returns).square()
-    return 0.5 * masked_mean(torch.maximum(plain, clipped), mask), masked_mean((clipped > plain).float(), mask)
+    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), mask)
+    return loss, masked_mean((clipped > plain).float(), mask)
 
 
 class AdaptiveKL:
-    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the target."""
+    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the
+    target."""
 
     def __init__(self, init, target, horizon):
         self.value, self.target, self.horizon = init, target, horizon
@@ -133,11 +148,12 @@ class AdaptiveKL:
         return self.value
 
 
-# ------------------------------------------------------------------------------------------------------------------ one iteration
+# ---------------------------------------------------------------------------------------------- one iteration
 
 @dataclass
 class Rollout:
-    """What one batch of responses needs to be learned from.  Grids are (B, T); each h is a trunk's output, computed once."""
+    """What one batch of responses needs to be learned from.  Grids are (B, T); each h is a trunk's output,
+    computed once."""
     packed: M.Packed
     h_policy: torch.Tensor
     h_value: torch.Tensor
@@ -152,30 +168,40 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temperature, generator):
-    """Samples one response to each prompt and reads everything that stays fixed while it is learned from.  reward: GPT or None."""
-    responses = [r for r, in M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, generator=generator)]
+    """Samples one response to each prompt and reads everything that stays fixed while it is learned from.
+    reward: GPT or None."""
+    responses = [r for r,
+                 in M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos,
+                               generator=generator)]
     packed = M.pack(prompts, [[r] for r in responses], policy.embed.weight.device)
     h = policy.trunk(packed)
-    trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731   a shared trunk runs once
+    # a shared trunk runs once
+    trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731
     h_value = trunk(value)
-    # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then exactly 1
+    # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then
+    # exactly 1
     logp = packed.grid(M.log_probs(policy, policy.top(h, packed), packed, temperature))
-    ref_logp = packed.grid(M.log_probs(reference, reference.top(trunk(reference), packed), packed, temperature))
+    ref_logp = packed.grid(M.log_probs(reference, reference.top(trunk(reference), packed), packed,
+                                       temperature))
     values = packed.grid(M.values(value, value.top(h_value, packed), packed))
-    score = M.rewards(reward, reward.top(trunk(reward), packed), packed) if reward else torch.zeros(len(prompts), device=h.device)
+    score = M.rewards(reward, reward.top(trunk(reward), packed),
+                      packed) if reward else torch.zeros(len(prompts), device=h.device)
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
     return Rollout(packed, h, h_value, packed.valid(), logp, ref_logp, values, score, finished, responses)
 
 
 def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator):
-    """Several passes of clipped updates over one rollout.  Returns the means of what was seen on the way, as a dict of floats."""
+    """Several passes of clipped updates over one rollout.  Returns the means of what was seen on the way, as
+    a dict of floats."""
     seen, B = [], len(ro.mask)
     for _ in range(cfg.epochs):
-        for rows in torch.randperm(B, generator=generator).to(ro.mask.device).chunk(cfg.minibatches):      # a partition: no overlap
+        # a partition: no overlap
+        for rows in torch.randperm(B, generator=generator).to(ro.mask.device).chunk(cfg.minibatches):
             mb = ro.packed.select(rows)
             T = int(mb.lengths.max())
             grid = lambda x: x[rows, :T]  # noqa: E731, B023
-            logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[rows], mb), mb, cfg.temperature, entropy=True)
+            logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[rows], mb), mb, cfg.temperature,
+                                        entropy=True)
             logp, v = mb.grid(logp), mb.grid(M.values(value, value.top(ro.h_value[rows], mb), mb))
             mask = mb.valid()
             pg_loss, pg_clipped = policy_loss(logp, grid(ro.logp), grid(advantages), mask, cfg.clip_ratio)
@@ -188,41 +214,54 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
                 raise Fault("the gradient is not finite; lower --lr, nothing was written")
             optimiser.step()
             change = (logp - grid(ro.logp)).detach()
-            seen.append(dict(pg_loss=pg_loss, v_loss=v_loss, pg_clipped=pg_clipped, v_clipped=v_clipped, entropy=entropy.mean(),
-                             ratio=masked_mean(change.exp(), mask), ratio_first=(change.exp()[mask] - 1).abs().max() + 1,
-                             update_kl=masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"), mask), pg_norm=pg_norm, v_norm=v_norm))
+            seen.append(dict(pg_loss=pg_loss, v_loss=v_loss, pg_clipped=pg_clipped, v_clipped=v_clipped,
+                             entropy=entropy.mean(),
+                             ratio=masked_mean(change.exp(), mask),
+                             ratio_first=(change.exp()[mask] - 1).abs().max() + 1,
+                             update_kl=masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"),
+                                                   mask), pg_norm=pg_norm, v_norm=v_norm))
     out = {k: float(torch.stack([s[k].detach() for s in seen]).mean()) for k in seen[0]}
-    return out | {"ratio_first": float(seen[0]["ratio_first"])}     # largest |ratio - 1| + 1 before anything was learned
+    # largest |ratio - 1| + 1 before anything was learned
+    return out | {"ratio_first": float(seen[0]["ratio_first"])}
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over response tokens: 1 perfect, 0 no better than the mean, below 0 worse."""
+    """1 - Var(returns - values) / Var(returns) over response tokens: 1 perfect, 0 no better than the mean,
+    below 0 worse."""
     y, e = returns[mask], (returns - values)[mask]
     return float(1 - e.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
 
 
 def load_reward(cfg, spec, policy, device):
-    """--reward -> (reward model or None for the truth, a value network that starts from it, or from the policy, its name)."""
+    """--reward -> (reward model or None for the truth, a value network that starts from it, or from the
+    policy, its name)."""
     if cfg.reward == "truth":
         return None, policy.with_scalar_head(), "truth"
     reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device)
-    require(saved["tokenizer"] == spec, f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would mean "
-            "different words; train the reward model from this policy's family (python reward.py --model ...)")
-    value = copy.deepcopy(reward).freeze(policy.config.frozen)     # a second network: value updates must not move the reward
+    require(saved["tokenizer"] == spec,
+            f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would "
+            "mean "
+            "different words; train the reward model from this policy's family (python reward.py --model "
+            "...)")
+    # a second network: value updates must not move the reward
+    value = copy.deepcopy(reward).freeze(policy.config.frozen)
     M.share_trunk(policy, reward, value)            # frozen parts that are equal lie in memory once
     return reward.requires_grad_(False), value, saved["digest"]
 
 
 def main(cfg):
     device, generator = setup(cfg)
-    require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.minibatches <= cfg.batch and cfg.lr > 0, "--steps, --batch, "
+    require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.minibatches <= cfg.batch
+            and cfg.lr > 0, "--steps, --batch, "
             "--epochs and --minibatches must be at least 1, --minibatches at most --batch, --lr above 0")
-    require(cfg.temperature > 0, f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
+    require(cfg.temperature > 0,
+            f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
     require(cfg.kl_kind in ("k1", "k2", "k3"), f"--kl-kind {cfg.kl_kind}: choose from k1, k2, k3")
     require(cfg.kl_coef >= 0 and cfg.kl_target >= 0, "--kl-coef and --kl-target must be at least 0")
     policy, saved = load_checkpoint(cfg.model, "lm", device=device)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_ppo.pt")
-    require(cfg.reward != "truth" or task.noise, "--reward truth: only the embedded task has a judge that knows the truth")
+    require(cfg.reward != "truth" or task.noise,
+            "--reward truth: only the embedded task has a judge that knows the truth")
     require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
@@ -243,29 +282,37 @@ def main(cfg):
         while len(order) < cfg.batch:
             order += torch.randperm(len(prompts), generator=generator).tolist()
         picks, order = order[:cfg.batch], order[cfg.batch:]
-        ro = rollout(policy, reference, value, reward, [prompts[i] for i in picks], task.max_new_tokens, enc.eot_token, cfg.temperature, generator)
+        ro = rollout(policy, reference, value, reward, [prompts[i] for i in picks], task.max_new_tokens,
+                     enc.eot_token, cfg.temperature, generator)
 
         truth = None
         if task.noise:
-            truth = torch.tensor([synthetic.judge(rows[i]["prompt"], *decode(enc, ids)) for i, ids in zip(picks, ro.responses)], device=device)
-        score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)   # the judge prices an open end itself
+            truth = torch.tensor([synthetic.judge(rows[i]["prompt"], *decode(enc, ids)) for i,
+                                  ids in zip(picks, ro.responses)], device=device)
+        # the judge prices an open end itself
+        score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)
         rewards = token_rewards(score, kl, ro.mask, beta.value)
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         for group in optimiser.param_groups:
             group["lr"] = cfg.lr * (1 - step / cfg.steps)
-        seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg, generator)
+        seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg,
+                      generator)
 
-        k1, k3 = ((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1).mean().item() for kind in ("k1", "k3"))
+        k1, k3 = ((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1).mean().item()
+                  for kind in ("k1", "k3"))
         if cfg.kl_target:
             beta.update(k1, cfg.batch)
         known = {} if truth is None else {"truth": truth.mean().item()}
         log.log(step=step + 1, reward=score.mean().item(), **known, kl=k1, kl_k3=k3, beta=beta.value, **seen,
-                explained_variance=explained_variance(ro.values, returns, ro.mask), eos_rate=ro.finished.float().mean().item(),
+                explained_variance=explained_variance(ro.values, returns, ro.mask),
+                eos_rate=ro.finished.float().mean().item(),
                 length=ro.packed.lengths.float().mean().item(), lr=optimiser.param_groups[0]["lr"],
-                tokens_per_second=len(ro.packed.target) / (time.time() - start), peak_mb=round(peak_memory(device)))
+                tokens_per_second=len(ro.packed.target) / (time.time() - start),
+                peak_mb=round(peak_memory(device)))
     metrics = {"kl": k1, "reward": score.mean().item(), **known}
-    save_checkpoint(out, policy, saved["tokenizer"], asdict(task), asdict(cfg) | {"trained_against": reward_name}, metrics)
+    save_checkpoint(out, policy, saved["tokenizer"], asdict(task),
+                    asdict(cfg) | {"trained_against": reward_name}, metrics)
     print(f"wrote {out}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
 
 

@@ -1,26 +1,29 @@
 """The whole study in order, over seeds: results.md, results.json and figure.png.
 
-    python reproduce.py                  # 2 seeds side by side, one thread each: about a quarter of an hour on two cores
-    python reproduce.py --quick          # every stage at toy size in about a minute, into runs/quick: a check, no results
+    python reproduce.py                  # 2 seeds side by side, a thread each: a quarter of an hour, 2 cores
+    python reproduce.py --quick          # every stage at toy size in a minute, into runs/quick: a check only
     python reproduce.py --seeds 5        # more seeds
 
-A run killed at any moment goes on where it stopped: each stage is done once its mark stands in runs/study-<hash of settings and code>/.
+A run killed at any moment goes on where it stopped: each stage is done once its mark stands in
+runs/study-<hash of settings and code>/.
 
-For each seed: a base model is pretrained on posts with mixed reference noise; then in each of the two worlds (systematic and independent noise) SFT, a
-reward model, PPO, PPO on the true reward, and best-of-16; in the first also PPO at other prices of KL.  Seeds vary initialisation, data order and
-sampling; posts, references and test sets are the same for all, so that differences are paired by prompt.
+For each seed: a base model is pretrained on posts with mixed reference noise; then in each of the two worlds
+(systematic and independent noise) SFT, a reward model, PPO, PPO on the true reward, and best-of-16; in the
+first also PPO at other prices of KL.  Seeds vary initialisation, data order and sampling; posts, references
+and test sets are the same for all, so that differences are paired by prompt.
 
-Deviations from the paper: its two tasks are replaced by the embedded one and its GPT-4 judge by the world's truth; generalisation is sampled at temperature
-0.7, diversity at 1; SFT is also sampled at the temperature that gives it PPO's per-input diversity, to tell learning from sharpening.
+Deviations from the paper: its two tasks are replaced by the embedded one and its GPT-4 judge by the world's
+truth; generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature
+that gives it PPO's per-input diversity, to tell learning from sharpening.
 """
 import contextlib
 import hashlib
 import json
-import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -41,7 +44,11 @@ WORLDS = {"world": "systematic noise", "world-independent": "independent noise"}
 SPLITS = ["test"] + [s for s in synthetic.SPLITS if s.startswith("ood_")]
 GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)     # temperatures of SFT
 SWEEP = (0.0, 0.3)                                  # betas beside the default 0.1
-NAMES = {"sft": "SFT", "sft_matched": "SFT, matched temperature", "bon": "BoN-16", "ppo": "PPO", "ppo_truth": "PPO on the true reward", "oracle": "oracle best-of-16"}
+TITLES = {"ood_article": "news\nformat", "ood_words50": "half the\nwords new",
+          "ood_words100": "all story\nwords new", "ood_distractors4": "4 distractor\nstories",
+          "ood_distractors7": "7 distractor\nstories"}
+NAMES = {"sft": "SFT", "sft_matched": "SFT, matched temperature", "bon": "BoN-16", "ppo": "PPO",
+         "ppo_truth": "PPO on the true reward", "oracle": "oracle best-of-16"}
 
 
 @dataclass
@@ -56,68 +63,85 @@ class Config(Common):
     ppo_steps: int = 60         # rollout batches of PPO
 
 
-# -------------------------------------------------------------------------------------------------------------------- the stages
+# ------------------------------------------------------------------------------------------------- the stages
 
 def stages(cfg, seed, folder):
-    """[(name, seconds it takes about, function)] of one seed, in order.  Each function writes files under folder / seed<k>."""
+    """[(name, seconds it takes about, function)] of one seed, in order.  Each function writes files under
+    folder / seed<k>."""
     home = Path(folder) / f"seed{seed}"
     same = dict(seed=seed, threads=1, device=cfg.device, quiet=True)
-    held_out, batch, pool = (24, 16, 32) if cfg.quick else (500, 64, 64)
     base = str(home / "ckpt_base.pt")
-    todo = [("base", 100, lambda: sft.main(sft.Config(task="world-mixed", rows=cfg.base_rows, out=base, **same)))]
-
-    for world in WORLDS:
-        here = home / world
-        ckpt = lambda name, here=here: str(here / f"ckpt_{name}.pt")  # noqa: E731
-
-        def learn(name, beta=0.1, against=None, ckpt=ckpt):
-            return lambda: ppo.main(ppo.Config(model=ckpt("sft"), reward=against or ckpt("reward"), kl_coef=beta, steps=cfg.ppo_steps, batch=batch,
-                                               out=ckpt(name), **same))
-
-        def sample(name, temperature, scored=False, splits="", here=here, ckpt=ckpt):
-            return lambda: bon.main(bon.Config(model=ckpt(name), reward=ckpt("reward") if scored else "", pool=pool if scored else 0, splits=splits,
-                                               inputs=cfg.inputs, temperature=temperature, out=str(here / f"t{temperature:g}"), **same))
-        todo += [
-            (f"{world}/sft", 35, lambda world=world, ckpt=ckpt: sft.main(sft.Config(model=base, task=world, rows=cfg.sft_rows, lr=1e-3, out=ckpt("sft"), **same))),
-            (f"{world}/reward", 40, lambda ckpt=ckpt: reward.main(reward.Config(model=ckpt("sft"), prompts=cfg.prompts, held_out=held_out,
-                                                                                out=ckpt("reward"), **same))),
-            (f"{world}/ppo", 30, learn("ppo")),
-            (f"{world}/ppo_truth", 30, learn("ppo_truth", against="truth")),
-            (f"{world}/sample", 60, _in_turn(*(sample(n, 0.7, scored=n == "sft") for n in ("sft", "ppo", "ppo_truth")),
-                                                *(sample(n, 1.0, scored=n == "sft", splits="test") for n in ("sft", "ppo", "ppo_truth")))),
-            (f"{world}/match", 20, lambda here=here, sample=sample: match(cfg, here, sample, same)),
-        ]
-        if world == "world":
-            for beta in SWEEP:
-                name = f"ppo_b{beta:g}"
-                todo.append((f"{world}/{name}", 30, _in_turn(learn(name, beta), sample(name, 0.7, splits="test"), sample(name, 1.0, splits="test"))))
-        todo.append((f"{world}/measure", 40, lambda here=here: measure(here)))
-    return todo
+    pretrain = partial(sft.main, sft.Config(task="world-mixed", rows=cfg.base_rows, out=base, **same))
+    return [("base", 125, pretrain)] + [stage for world in WORLDS
+                                        for stage in world_stages(cfg, world, home / world, base, same)]
 
 
-def _in_turn(*functions):
-    return lambda: [f() for f in functions]
+def world_stages(cfg, world, here, base, same):
+    """The stages of one world, on files under the folder `here`."""
+    held_out, batch, pool = (24, 16, 32) if cfg.quick else (500, 64, 64)
+
+    def ckpt(name):
+        return str(here / f"ckpt_{name}.pt")
+
+    def train_sft():
+        sft.main(sft.Config(model=base, task=world, rows=cfg.sft_rows, lr=1.5e-3, out=ckpt("sft"), **same))
+
+    def train_reward():
+        reward.main(reward.Config(model=ckpt("sft"), prompts=cfg.prompts, held_out=held_out,
+                                  out=ckpt("reward"), **same))
+
+    def train_ppo(name, beta=0.1, against=None):
+        ppo.main(ppo.Config(model=ckpt("sft"), reward=against or ckpt("reward"), kl_coef=beta,
+                            steps=cfg.ppo_steps, batch=batch, out=ckpt(name), **same))
+
+    def sample(name, temperature, scored=False, splits=""):
+        bon.main(bon.Config(model=ckpt(name), reward=ckpt("reward") if scored else "",
+                            pool=pool if scored else 0, splits=splits, inputs=cfg.inputs,
+                            temperature=temperature, out=str(here / f"t{temperature:g}"), **same))
+
+    def sample_all():
+        for name in ("sft", "ppo", "ppo_truth"):
+            sample(name, 0.7, scored=name == "sft")
+            sample(name, 1.0, scored=name == "sft", splits="test")
+
+    def sweep_beta(name, beta):
+        train_ppo(name, beta)
+        sample(name, 0.7, splits="test")
+        sample(name, 1.0, splits="test")
+
+    todo = [("sft", 42, train_sft), ("reward", 65, train_reward), ("ppo", 45, partial(train_ppo, "ppo")),
+            ("ppo_truth", 40, partial(train_ppo, "ppo_truth", against="truth")), ("sample", 50, sample_all),
+            ("match", 16, partial(match, cfg, here, sample, same))]
+    if world == "world":
+        todo += [(f"ppo_b{beta:g}", 48, partial(sweep_beta, f"ppo_b{beta:g}", beta)) for beta in SWEEP]
+    todo.append(("measure", 25, partial(measure, here)))
+    return [(f"{world}/{name}", seconds, function) for name, seconds, function in todo]
 
 
 def match(cfg, here, sample, same):
-    """SFT over temperatures, and SFT at the temperature that gives it PPO's per-input diversity (the true one, at 0.7, on validation prompts)."""
+    """SFT over temperatures, and SFT at the temperature that gives it PPO's per-input diversity (the true
+    one, at 0.7, on validation prompts)."""
     for temperature in GRID:
         if temperature not in (0.7, 1.0):
             sample("sft", temperature, splits="test")()
     found = {}
     for name, grid in (("sft", GRID), ("ppo", (0.7,))):
         for t in grid:
-            bon.main(bon.Config(model=str(here / f"ckpt_{name}.pt"), splits="validation", inputs=min(60, cfg.inputs), temperature=t, out=str(here / f"match{t:g}"), **same))
+            bon.main(bon.Config(model=str(here / f"ckpt_{name}.pt"), splits="validation",
+                                inputs=min(60, cfg.inputs), temperature=t, out=str(here / f"match{t:g}"),
+                                **same))
             rows = read_samples(here / f"match{t:g}" / f"samples_{name}_validation.jsonl")
             found[name, t] = float(np.mean([synthetic.semantic_diversity(r["outputs"])[0] for r in rows]))
     # diversity grows with temperature; maximum.accumulate guards np.interp against noise between neighbours
     curve = np.maximum.accumulate([found["sft", t] for t in GRID])
     temperature = round(float(np.interp(found["ppo", 0.7], curve, GRID)), 3)
-    bon.main(bon.Config(model=str(here / "ckpt_sft.pt"), policy="sft_matched", inputs=cfg.inputs, temperature=temperature, out=str(here / "matched"), **same))
+    bon.main(bon.Config(model=str(here / "ckpt_sft.pt"), policy="sft_matched", inputs=cfg.inputs,
+                        temperature=temperature, out=str(here / "matched"), **same))
 
 
 def measure(here):
-    """Every sample file under one world's folder -> measures.json: per-prompt win rates, and each diversity measure."""
+    """Every sample file under one world's folder -> measures.json: per-prompt win rates, and each diversity
+    measure."""
     model, saved = load_checkpoint(here / "ckpt_sft.pt", "lm")
     enc, out = tokenizer(saved["tokenizer"]), []
     vocabulary = diversity.reference_vocabulary([synthetic.rows(s, 500) for s in SPLITS])
@@ -125,21 +149,28 @@ def measure(here):
         rows = read_samples(path)
         policy, split, temperature = rows[0]["policy"], rows[0]["split"], rows[0]["temperature"]
         scores, references = truth_scores(rows)
-        line = {"policy": policy, "split": split, "temperature": temperature, "wins": wins(scores, references).tolist(),
-                "score": float(np.mean(scores)), "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
+        line = {"policy": policy, "split": split, "temperature": temperature,
+                "wins": wins(scores, references).tolist(),
+                "score": float(np.mean(scores)),
+                "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
                 "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
-        if policy == "sft" and temperature == 0.7:      # the best of these 16 by the truth: what a perfect reward model could choose
-            out.append({"policy": "oracle", "split": split, "temperature": 0.7, "wins": wins(np.max(scores, axis=1, keepdims=True), references).tolist(),
+        # the best of these 16 by the truth: what a perfect reward model could choose
+        if policy == "sft" and temperature == 0.7:
+            out.append({"policy": "oracle", "split": split, "temperature": 0.7,
+                        "wins": wins(np.max(scores, axis=1, keepdims=True), references).tolist(),
                         "score": float(np.max(scores, axis=1).mean())})
-        if temperature == 1.0 and policy in ("sft", "bon", "ppo", "ppo_truth"):      # the full set of measures where the paper measures diversity
-            vectors = diversity.embed(model, enc, [t for r in rows for t in r["outputs"]]).reshape(len(rows), len(rows[0]["outputs"]), -1)
+        # the full set of measures where the paper measures diversity
+        if temperature == 1.0 and policy in ("sft", "bon", "ppo", "ppo_truth"):
+            vectors = diversity.embed(model, enc, [t for r in rows for t in r["outputs"]])
+            vectors = vectors.reshape(len(rows), len(rows[0]["outputs"]), -1)
             found = diversity.measure_samples(rows, vocabulary=vocabulary, embeddings=vectors, world=True)
             line |= {f"per_input_{k}": v.tolist() for k, v in found["per_input"].items()}
             line |= {f"across_{k}": [float(v.mean())] for k, v in found["across"].items()}
         else:
             line["per_input_semantic"] = [synthetic.semantic_diversity(r["outputs"])[0] for r in rows]
         out.append(line)
-    kl = {p.stem.removeprefix("metrics_"): json.loads(p.read_text().splitlines()[-1]) for p in here.glob("metrics_ppo*.jsonl")}
+    kl = {p.stem.removeprefix("metrics_"): json.loads(p.read_text().splitlines()[-1])
+          for p in here.glob("metrics_ppo*.jsonl")}
     accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
     write_whole(here / "measures.json", json.dumps({"samples": out, "ppo": kl, "reward": accuracy}).encode())
 
@@ -165,19 +196,22 @@ def run_seed(cfg, seed, folder):
 
 
 def run_all(cfg, folder):
-    """Runs the seeds side by side with a progress bar; the time left follows from the stages' usual shares."""
+    """Runs the seeds side by side with a progress bar; the time left follows from the stages' usual
+    shares."""
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     plan = {(s, name): weight for s in seeds for name, weight, _ in stages(cfg, s, folder)}
     finished = lambda: {k for k in plan if (folder / f"seed{k[0]}" / f"{k[1]}.done").exists()}  # noqa: E731
     already = sum(plan[k] for k in finished())
-    with tqdm(total=sum(plan.values()), initial=already, bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} passed, {remaining} left{postfix}") as bar, \
-            ProcessPoolExecutor(cfg.jobs, mp_context=get_context("spawn")) as pool:
+    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, {remaining} left{postfix}"
+    with (tqdm(total=sum(plan.values()), initial=already, bar_format=look) as bar,
+          ProcessPoolExecutor(cfg.jobs, mp_context=get_context("spawn")) as pool):
         jobs = [pool.submit(run_seed, cfg, s, folder) for s in seeds]
         while not all(j.done() for j in jobs):
             time.sleep(0.5)
             done = finished()
             bar.n = sum(plan[k] for k in done)
-            now = {s: next((name for seed, name in plan if seed == s and (s, name) not in done), "done") for s in seeds}
+            now = {s: next((name for seed, name in plan if seed == s and (s, name) not in done), "done")
+                   for s in seeds}
             bar.set_postfix_str(", ".join(f"seed {s}: {name}" for s, name in now.items()), refresh=False)
             bar.refresh()
             for job in jobs:
@@ -187,7 +221,7 @@ def run_all(cfg, folder):
         bar.n = bar.total
 
 
-# ------------------------------------------------------------------------------------------------------------------- the findings
+# ----------------------------------------------------------------------------------------------- the findings
 
 class Results:
     """Measures of all seeds, asked by (world, policy, split, temperature)."""
@@ -205,27 +239,32 @@ class Results:
     def get(self, world, policy, split, temperature, key):
         """(seeds, n) array of one measure."""
         temperature = "matched" if policy == "sft_matched" else temperature
-        return np.array([np.atleast_1d(self.data[world, policy, split, temperature, s][key]) for s in self.seeds], dtype=float)
+        return np.array([np.atleast_1d(self.data[world, policy, split, temperature, s][key])
+                         for s in self.seeds], dtype=float)
 
     def estimate(self, world, policy, split, temperature, key):
-        """{mean, low, high, seed_sd, per_seed}: the seeds' mean per prompt, bootstrapped over prompts, and the spread over seeds."""
+        """{mean, low, high, seed_sd, per_seed}: the seeds' mean per prompt, bootstrapped over prompts, and
+        the spread over seeds."""
         return summary(self.get(world, policy, split, temperature, key))
 
 
 def summary(x):
-    """x: (seeds, prompts) -> {mean, low, high, seed_sd, per_seed}.  The interval covers the choice of prompts, seed_sd that of the seed."""
+    """x: (seeds, prompts) -> {mean, low, high, seed_sd, per_seed}.  The interval covers the choice of
+    prompts, seed_sd that of the seed."""
     per_seed = np.nanmean(x, axis=1)
-    sd = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else float("nan")
+    sd = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
     per_prompt = np.nanmean(x, axis=0)
     mean, low, high = bootstrap(per_prompt[~np.isnan(per_prompt)])
-    return {"mean": float(mean), "low": float(low), "high": float(high), "seed_sd": sd, "per_seed": [round(float(v), 4) for v in per_seed]}
+    return {"mean": float(mean), "low": float(low), "high": float(high), "seed_sd": sd,
+            "per_seed": [round(float(v), 4) for v in per_seed]}
 
 
 def verdict(estimate, expected):
-    """A claim that a difference has the sign `expected` (+1 or -1): it holds or is contradicted if the interval over prompts lies on one side of zero
-    and every seed agrees; otherwise these runs do not decide."""
-    low, high, seeds = expected * estimate["low"], expected * estimate["high"], [expected * v for v in estimate["per_seed"]]
-    low, high = min(low, high), max(low, high)
+    """A claim that a difference has the sign `expected` (+1 or -1): it holds or is contradicted if the
+    interval over prompts lies on one side of zero and every seed agrees; otherwise these runs do not
+    decide."""
+    low, high = sorted((expected * estimate["low"], expected * estimate["high"]))
+    seeds = [expected * v for v in estimate["per_seed"]]
     if low > 0 and min(seeds) > 0:
         return "HOLDS"
     if high < 0 and max(seeds) < 0:
@@ -238,44 +277,68 @@ def show(e, digits=2):
 
 
 def claims(r):
-    """[(claim, world, verdict, the numbers in words)], every one computed from the results."""
-    out = []
+    """Each of the paper's claims in each world: {claim, world, verdict, numbers (in words), estimate}."""
+    return [claim for world in WORLDS for claim in claims_in(r, world)]
 
-    def state(claim, world, estimate, expected, words):
-        out.append({"claim": claim, "world": WORLDS[world], "verdict": verdict(estimate, expected), "numbers": words.format(show(estimate)), "estimate": estimate})
-    ood = SPLITS[1:]
-    for world in WORLDS:
-        win = lambda policy, split: r.get(world, policy, split, 0.7, "wins")  # noqa: E731, B023
-        away = lambda policy: np.mean([win(policy, s) for s in ood], axis=0)  # noqa: E731, B023
-        vary = lambda policy, key: r.get(world, policy, "test", 1.0, key)  # noqa: E731, B023
-        state("PPO beats SFT in distribution", world, summary(win("ppo", "test") - win("sft", "test")), 1, "win rate PPO - SFT {}")
-        state("PPO beats SFT out of distribution", world, summary(away("ppo") - away("sft")), 1, "mean over the OOD sets, win rate PPO - SFT {}")
-        advantage = {s: win("ppo", s) - win("sft", s) for s in SPLITS}
-        state("PPO's advantage grows with the shift", world, summary(np.mean([advantage[s] for s in ood], axis=0) - advantage["test"]), 1,
-              "advantage OOD - advantage ID {}; by set: " + ", ".join(f"{s.removeprefix('ood_')} {np.mean(a):+.2f}" for s, a in advantage.items()))
-        state("PPO loses less out of distribution than SFT", world,
-              summary((win("sft", "test") - away("sft")) - (win("ppo", "test") - away("ppo"))), 1, "gap ID - OOD of SFT less that of PPO {}")
-        for key, what in (("per_input_semantic", "true facts"), ("per_input_ead", "EAD"), ("per_input_embedding", "embeddings")):
-            state(f"PPO cuts per-input diversity ({what})", world, summary(vary("ppo", key) - vary("sft", key)), -1, "PPO - SFT {}")
-        drop = lambda kind, k: 1 - np.nanmean(vary("ppo", f"{kind}_{k}"), axis=1) / np.nanmean(vary("sft", f"{kind}_{k}"), axis=1)  # noqa: E731, B023
-        for key, what in (("semantic", "true facts"), ("ead", "EAD")):
-            per, across = drop("per_input", key), drop("across", key)
-            d = per - across    # across inputs is one number a seed: the interval is the seeds' range
-            e = {"mean": float(d.mean()), "low": float(d.min()), "high": float(d.max()), "seed_sd": float("nan"), "per_seed": d.tolist()}
-            state(f"PPO cuts per-input diversity more than across-input ({what})", world, e, 1,
-                  f"relative loss per input {per.mean():.0%}, across inputs {across.mean():.0%}; difference (range over seeds) {{}}")
-        state("best-of-16 lies above SFT in win rate", world, summary(win("bon", "test") - win("sft", "test")), 1, "BoN - SFT in distribution {}")
-        state("PPO lies above best-of-16 in win rate", world, summary(win("ppo", "test") - win("bon", "test")), 1, "PPO - BoN in distribution {}")
-        state("best-of-16 is less varied than SFT", world, summary(vary("bon", "per_input_semantic") - vary("sft", "per_input_semantic")), -1, "BoN - SFT, true facts {}")
-        state("PPO is less varied than best-of-16", world, summary(vary("ppo", "per_input_semantic") - vary("bon", "per_input_semantic")), -1, "PPO - BoN, true facts {}")
-        state("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", world, summary(win("ppo", "test") - win("sft_matched", "test")), 1,
-              "in distribution, PPO - matched SFT {}")
-        state("the same out of distribution", world, summary(away("ppo") - away("sft_matched")), 1, "PPO - matched SFT {}")
+
+def claims_in(r, world):
+    """The claims in one world, every one computed from the results."""
+    out, away = [], SPLITS[1:]
+
+    def win(policy, *splits):       # (seeds, prompts): win rate against the reference, mean over test sets
+        return np.mean([r.get(world, policy, s, 0.7, "wins") for s in splits], axis=0)
+
+    def vary(policy, measure):      # (seeds, prompts), or (seeds, 1) across inputs
+        return r.get(world, policy, "test", 1.0, measure)
+
+    def state(claim, estimate, expected, words):
+        out.append({"claim": claim, "world": WORLDS[world], "verdict": verdict(estimate, expected),
+                    "numbers": words.format(show(estimate)), "estimate": estimate})
+
+    state("PPO beats SFT in distribution", summary(win("ppo", "test") - win("sft", "test")), 1,
+          "win rate PPO - SFT {}")
+    state("PPO beats SFT out of distribution", summary(win("ppo", *away) - win("sft", *away)), 1,
+          "mean over the OOD sets, win rate PPO - SFT {}")
+    advantage = {s: win("ppo", s) - win("sft", s) for s in SPLITS}
+    by_set = ", ".join(f"{s.removeprefix('ood_')} {np.mean(a):+.2f}" for s, a in advantage.items())
+    state("PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)",
+          summary(np.mean([advantage[s] for s in away], axis=0) - advantage["test"]), 1,
+          f"advantage OOD - advantage ID {{}}; by set: {by_set}")
+    for key, what in (("semantic", "true facts"), ("ead", "EAD"), ("embedding", "embeddings")):
+        state(f"PPO cuts per-input diversity ({what})",
+              summary(vary("ppo", f"per_input_{key}") - vary("sft", f"per_input_{key}")), -1, "PPO - SFT {}")
+    for key, what in (("semantic", "true facts"), ("ead", "EAD")):
+        per, across = (1 - np.nanmean(vary("ppo", name), 1) / np.nanmean(vary("sft", name), 1)
+                       for name in (f"per_input_{key}", f"across_{key}"))
+        d = per - across            # one number a seed: the interval is the range of the seeds
+        estimate = {"mean": float(d.mean()), "low": float(d.min()), "high": float(d.max()),
+                    "seed_sd": None, "per_seed": d.tolist()}
+        state(f"PPO cuts per-input diversity more than across-input ({what})", estimate, 1,
+              f"relative loss per input {per.mean():.0%}, across inputs {across.mean():.0%}; difference "
+              "(range over seeds) {}")
+    state("best-of-16 beats SFT", summary(win("bon", "test") - win("sft", "test")), 1,
+          "in distribution, BoN - SFT {}")
+    state("PPO beats best-of-16", summary(win("ppo", "test") - win("bon", "test")), 1,
+          "in distribution, PPO - BoN {}")
+    state("PPO beats best-of-16 out of distribution", summary(win("ppo", *away) - win("bon", *away)), 1,
+          "PPO - BoN {}")
+    state("best-of-16 is less varied per input than SFT",
+          summary(vary("bon", "per_input_semantic") - vary("sft", "per_input_semantic")), -1,
+          "BoN - SFT, true facts {}")
+    state("PPO is less varied per input than best-of-16",
+          summary(vary("ppo", "per_input_semantic") - vary("bon", "per_input_semantic")), -1,
+          "PPO - BoN, true facts {}")
+    state("PPO is more than sharpening: it beats SFT at the temperature of equal diversity",
+          summary(win("ppo", "test") - win("sft_matched", "test")), 1,
+          "in distribution, PPO - matched SFT {}")
+    state("the same out of distribution", summary(win("ppo", *away) - win("sft_matched", *away)), 1,
+          "PPO - matched SFT {}")
     return out
 
 
 def table(header, rows):
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
+                      *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def sweep(r):
@@ -285,105 +348,162 @@ def sweep(r):
         name = "ppo" if beta == 0.1 else f"ppo_b{beta:g}"
         logged = [r.ppo["world", s][name] for s in r.seeds]
         mean = lambda key: float(np.mean([x[key] for x in logged]))  # noqa: E731, B023
-        out.append({"beta": beta, "reward": mean("reward"), "truth": mean("truth"), "kl": mean("kl"), "length": mean("length"), "eos_rate": mean("eos_rate"),
-                    "win": r.estimate("world", name, "test", 0.7, "wins"), "diversity": r.estimate("world", name, "test", 1.0, "per_input_semantic")})
+        out.append({"beta": beta, "reward": mean("reward"), "truth": mean("truth"), "kl": mean("kl"),
+                    "length": mean("length"), "eos_rate": mean("eos_rate"),
+                    "win": r.estimate("world", name, "test", 0.7, "wins"),
+                    "diversity": r.estimate("world", name, "test", 1.0, "per_input_semantic")})
     return out
+
+
+def cell(e, interval=True):
+    """An estimate as a table shows it: mean, interval over prompts, standard deviation over seeds."""
+    return (show(e) if interval else f"{e['mean']:.2f}") + (f" ± {e['seed_sd']:.2f}"
+                                                            if e["seed_sd"] is not None else "")
 
 
 def report(r, cfg, stated, swept, seconds):
     """results.md as a string."""
-    n = r.get("world", "sft", "test", 0.7, "wins").shape[1]
-    parts = [f"# Results\n\n{len(r.seeds)} seeds, {n} prompts a test set, 16 outputs a prompt.  An entry is the mean over seeds with a 95 % interval, bootstrapped over "
-             f"prompts, then the standard deviation over seeds.  Written by `python reproduce.py`{' --quick (toy sizes: not results)' if cfg.quick else ''}; "
-             f"the stages took {seconds / 60:.0f} CPU-minutes in all."]
-    for world, noise in WORLDS.items():
-        parts.append(f"\n## World with {noise}\n\nWin rate against the reference, true judge, temperature 0.7\n")
-        cell = lambda e: f"{show(e)} ± {e['seed_sd']:.2f}"  # noqa: E731
-        parts.append(table(["policy", *(s.removeprefix("ood_") for s in SPLITS)],
-                           [[name, *(cell(r.estimate(world, p, s, 0.7, "wins")) for s in SPLITS)] for p, name in NAMES.items()]))
-        matched = [r.data[world, "sft_matched", "test", "matched", s]["temperature"] for s in r.seeds]
-        parts.append(f"\nMatched temperature: {', '.join(f'{t:.2f}' for t in matched)} (per seed).  Ceilings: PPO on the true reward, and the best of 16 SFT samples by the truth.\n")
-        columns = [k for k in diversity.COLUMNS if k != "length"]
-        for kind, title in (("per_input", "per input"), ("across", "across inputs")):
-            parts.append(f"\nDiversity {title}, temperature 1, ID test set (self-BLEU: lower is more varied)\n")
-            rows = []
-            for p in ("sft", "bon", "ppo", "ppo_truth"):
-                values = [r.estimate(world, p, "test", 1.0, f"{kind}_{k}") for k in columns]
-                length = np.mean(r.get(world, p, "test", 1.0, "length"))
-                rows.append([NAMES[p], *((show(e) if kind == "per_input" else f"{e['mean']:.2f}") + f" ± {e['seed_sd']:.2f}" for e in values), f"{length:.1f}"])
-            parts.append(table(["policy", *(diversity.COLUMNS[k] for k in columns), "length"], rows))
-        open_end = max(r.get(world, p, s, 0.7, "unfinished").max() for p in ("sft", "bon", "ppo") for s in SPLITS)
-        accuracy = [r.reward[world, s] for s in r.seeds]
-        mean = lambda key: np.mean([a[key] for a in accuracy])  # noqa: E731, B023
-        parts.append(f"\nReward model on held-out pairs: agrees with the labels on {mean('accuracy'):.3f}, with the truth on {mean('accuracy_truth'):.3f}; where the true gap "
-                     f"exceeds 1, on {mean('accuracy_gap1'):.3f} and {mean('accuracy_gap1_truth'):.3f}.  The longer wins: {mean('longer_wins'):.3f}.  Labels agree with the truth "
-                     f"on {mean('labels_truth'):.3f}.  Unfinished samples at temperature 0.7: at most {open_end:.1%}.")
-    parts.append("\n## The price of KL (systematic noise)\n")
-    parts.append(table(["beta", "reward", "true score", "KL, nats", "length", "win rate ID", "per-input true diversity"],
-                       [[f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['truth']:.2f}", f"{x['kl']:.2f}", f"{x['length']:.1f}", show(x["win"]), show(x["diversity"])] for x in swept]))
-    parts.append("\n## What of the paper's claims holds in these runs\n\nA claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
-                 "agrees; else it is not shown.\n")
-    parts.append(table(["claim", "world", "verdict", "numbers"], [[c["claim"], c["world"], c["verdict"], c["numbers"]] for c in stated]))
-    return "\n".join(parts) + "\n"
+    prompts = r.get("world", "sft", "test", 0.7, "wins").shape[1]
+    toy = "  TOY SIZES (--quick): these are not results." if cfg.quick else ""
+    parts = [f"# Results\n\n{len(r.seeds)} seeds, {prompts} prompts a test set, 16 outputs a prompt.  An "
+             "entry is the "
+             "mean over seeds with a 95 % interval, bootstrapped over prompts, then the standard deviation "
+             "over "
+             f"seeds.  Written by `python reproduce.py`; its stages took {seconds / 60:.0f} "
+             f"CPU-minutes.{toy}",
+             *(part for world in WORLDS for part in report_world(r, world)),
+             "## The price of KL (systematic noise)",
+             table(["beta", "reward", "true score", "KL, nats", "length", "win rate ID",
+                    "per-input true diversity"],
+                   [[f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['truth']:.2f}", f"{x['kl']:.2f}",
+                     f"{x['length']:.1f}", show(x["win"]), show(x["diversity"])] for x in swept]),
+             "## What of the paper's claims holds in these runs",
+             "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
+             "agrees; "
+             "else it is not shown.",
+             table(["claim", "world", "verdict", "numbers"],
+                   [[c["claim"], c["world"], c["verdict"], c["numbers"]] for c in stated])]
+    return "\n\n".join(parts) + "\n"
+
+
+def report_world(r, world):
+    """The paragraphs and tables of one world."""
+    yield f"## World with {WORLDS[world]}\n\nWin rate against the reference, true judge, temperature 0.7"
+    yield table(["policy", *(s.removeprefix("ood_") for s in SPLITS)],
+                [[name, *(cell(r.estimate(world, policy, s, 0.7, "wins")) for s in SPLITS)]
+                 for policy, name in NAMES.items()])
+    matched = [f"{r.data[world, 'sft_matched', 'test', 'matched', s]['temperature']:.2f}" for s in r.seeds]
+    yield (f"Matched temperature, seed by seed: {', '.join(matched)}.  Ceilings: PPO on the true reward, "
+           "and the best "
+           "of 16 SFT samples by the truth.")
+    columns = [k for k in diversity.COLUMNS if k != "length"]
+    for kind, title in (("per_input", "per input"), ("across", "across inputs")):
+        yield f"Diversity {title}, temperature 1, ID test set (self-BLEU: lower is more varied)"
+        yield table(["policy", *(diversity.COLUMNS[k] for k in columns), "length"],
+                    [[NAMES[p], *(cell(r.estimate(world, p, "test", 1.0, f"{kind}_{k}"), kind == "per_input")
+                                  for k in columns), f"{np.mean(r.get(world, p, 'test', 1.0, 'length')):.1f}"]
+                     for p in ("sft", "bon", "ppo", "ppo_truth")])
+    mean = {k: np.mean([r.reward[world, s][k] for s in r.seeds]) for k in r.reward[world, r.seeds[0]]}
+    unfinished = {s: max(r.get(world, p, s, 0.7, "unfinished").max() for p in ("sft", "bon", "ppo"))
+                  for s in SPLITS}
+    worst = max(unfinished, key=unfinished.get)
+    yield (f"Reward model on held-out pairs: agrees with the labels on {mean['accuracy']:.3f}, with the "
+           "truth on "
+           f"{mean['accuracy_truth']:.3f}; where the true gap exceeds 1, on {mean['accuracy_gap1']:.3f} and "
+           f"{mean['accuracy_gap1_truth']:.3f}.  `The longer wins` agrees with the labels on "
+           f"{mean['longer_wins']:.3f}, "
+           f"the labels with the truth on {mean['labels_truth']:.3f}.  Unfinished samples of SFT, BoN and "
+           "PPO at "
+           f"temperature 0.7: at most {unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on "
+           f"{worst}.")
+
+
+# ------------------------------------------------------------------------------------------------- the figure
+
+COLOURS = {"sft": "#4477aa", "sft_matched": "#66ccee", "bon": "#ccbb44", "ppo": "#cc3311",
+           "ppo_truth": "#228833"}
+
+
+def arms(estimates):
+    """Estimates -> the (2, n) array of error bars that matplotlib wants."""
+    return np.array([[e["mean"] - e["low"] for e in estimates], [e["high"] - e["mean"] for e in estimates]])
+
+
+def draw_trade_off(ax, r, world):
+    """Win rate against per-input diversity: policies as points, SFT over temperatures as a line."""
+    line = [[r.estimate(world, "sft", "test", t, key)["mean"] for t in GRID]
+            for key in ("per_input_semantic", "wins")]
+    ax.plot(*line, "-", color=COLOURS["sft"], lw=1.2, alpha=.7)
+    for t, x, y in zip(GRID, *line):
+        if t in (0.2, 0.4, 0.7, 1.0):
+            ax.annotate(f"T={t:g}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=7,
+                        color=COLOURS["sft"])
+    for policy in ("sft", "bon", "ppo", "ppo_truth"):
+        for splits, face in ((SPLITS[:1], COLOURS[policy]), (SPLITS[1:], "white")):
+            x, y = (summary(np.mean([r.get(world, policy, s, 0.7, key) for s in splits], axis=0))
+                    for key in ("per_input_semantic", "wins"))
+            ax.errorbar(x["mean"], y["mean"], xerr=arms([x]), yerr=arms([y]), fmt="o", ms=8, lw=1, mfc=face,
+                        color=COLOURS[policy], label=NAMES[policy] if face != "white" else None)
+    oracle = r.estimate(world, "oracle", "test", 0.7, "wins")["mean"]
+    ax.axhline(oracle, color="#888888", ls=":", lw=1)
+    ax.text(0.99, oracle, "oracle best-of-16, in distribution", fontsize=7, color="#666666", va="bottom",
+            ha="right",
+            transform=ax.get_yaxis_transform())
+    ax.plot([], [], "o", color="black", label="filled: in distribution, temperature 0.7")
+    ax.plot([], [], "o", color="black", mfc="white", label="hollow: mean of the five shifted test sets")
+    ax.plot([], [], "-", color=COLOURS["sft"], label="SFT over temperatures T, in distribution")
+    ax.legend(fontsize=7, loc="lower left", frameon=False)
+    ax.set(title=f"Quality against diversity: {WORLDS[world]} in the references", ylim=(0, 1.02),
+           xlabel="diversity per input: mean Jaccard distance of the facts stated by 16 outputs",
+           ylabel="win rate against the reference (true judge)")
+
+
+def draw_test_sets(ax, r):
+    """Win rate by test set in the first world."""
+    for i, policy in enumerate(COLOURS):
+        e = [r.estimate("world", policy, s, 0.7, "wins") for s in SPLITS]
+        ax.bar(np.arange(len(SPLITS)) + (i - 2) * 0.15, [v["mean"] for v in e], 0.14, yerr=arms(e),
+               ecolor="black",
+               error_kw={"lw": .8}, color=COLOURS[policy], label=NAMES[policy])
+    ax.axhline(.5, color="black", lw=.5, ls=":")
+    ax.set_xticks(range(len(SPLITS)), ["in\ndistribution", *(TITLES[s] for s in SPLITS[1:])], fontsize=8)
+    ax.set(title="Generalisation by test set (systematic noise)", ylabel="win rate against the reference",
+           ylim=(0, 1.25))
+    ax.legend(fontsize=7, ncol=3, loc="upper center", frameon=False)
+
+
+def draw_price(ax, swept):
+    """Reward, truth and diversity over beta."""
+    x = range(len(swept))
+    for key, name, colour in (("reward", "reward model's score", "#cc3311"),
+                              ("truth", "true score", "#228833")):
+        ax.plot(x, [s[key] for s in swept], "o-", color=colour, label=f"{name} (left axis)")
+    ax.set_xticks(x, [f"β = {s['beta']:g}\nKL {s['kl']:.1f} nats" for s in swept])
+    ax.set(title="The price of KL in PPO (systematic noise)", ylabel="score at the last PPO step")
+    twin, e = ax.twinx(), [s["diversity"] for s in swept]
+    twin.spines["right"].set_visible(True)
+    twin.errorbar(x, [v["mean"] for v in e], yerr=arms(e), fmt="s--", color="#4477aa",
+                  label="diversity per input (right axis)")
+    twin.set(ylabel="diversity per input, temperature 1", ylim=(0, None))
+    handles, labels = (a + b for a,
+                       b in zip(ax.get_legend_handles_labels(), twin.get_legend_handles_labels()))
+    ax.legend(handles, labels, fontsize=7, frameon=False, loc="best")
 
 
 def draw(r, swept, path):
-    """figure.png: generalisation against diversity in both worlds, win rates by test set, and the price of KL."""
+    """figure.png: quality against diversity in both worlds, win rates by test set, the price of KL."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    colour = {"sft": "#4477aa", "sft_matched": "#66ccee", "bon": "#ccbb44", "ppo": "#cc3311", "ppo_truth": "#228833", "oracle": "#888888"}
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 2, figsize=(12, 9.5))
-    for ax, (world, noise) in zip(axes[0], WORLDS.items()):
-        curve = [(r.estimate(world, "sft", "test", t, "per_input_semantic")["mean"], r.estimate(world, "sft", "test", t, "wins")["mean"]) for t in GRID]
-        ax.plot(*zip(*curve), "-", color=colour["sft"], lw=1.2, alpha=.7)
-        for t, (x, y) in zip(GRID, curve):
-            if t in (0.2, 0.4, 0.7, 1.0):
-                ax.annotate(f"T={t:g}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=7, color=colour["sft"])
-        for p in ("sft", "bon", "ppo", "ppo_truth"):
-            for split, filled in (("test", True), ("ood", False)):
-                over = ["test"] if filled else SPLITS[1:]
-                x, y = (summary(np.mean([r.get(world, p, s, 0.7, key) for s in over], axis=0)) for key in ("per_input_semantic", "wins"))
-                ax.errorbar(x["mean"], y["mean"], xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
-                            fmt="o", ms=8, color=colour[p], mfc=colour[p] if filled else "white", lw=1, label=NAMES[p] if filled else None)
-        oracle = r.estimate(world, "oracle", "test", 0.7, "wins")["mean"]
-        ax.axhline(oracle, color=colour["oracle"], ls=":", lw=1)
-        ax.text(0.01, oracle, " oracle best-of-16 (ID)", fontsize=7, color=colour["oracle"], va="bottom", transform=ax.get_yaxis_transform())
-        ax.set(title=f"Quality against diversity: {noise} in the references", ylim=(0, 1.02),
-               xlabel="diversity per input: mean Jaccard distance of the facts stated by 16 outputs", ylabel="win rate against the reference (true judge)")
-        ax.plot([], [], "o", color="black", label="filled: in distribution, temperature 0.7")
-        ax.plot([], [], "o", color="black", mfc="white", label="hollow: mean of five shifted test sets")
-        ax.plot([], [], "-", color=colour["sft"], label="SFT over temperatures T, in distribution")
-        ax.legend(fontsize=7, loc="lower left", frameon=False)
-
-    ax, shown = axes[1, 0], ("sft", "sft_matched", "bon", "ppo", "ppo_truth")
-    for i, p in enumerate(shown):
-        e = [r.estimate("world", p, s, 0.7, "wins") for s in SPLITS]
-        x = np.arange(len(SPLITS)) + (i - 2) * 0.15
-        ax.bar(x, [v["mean"] for v in e], 0.14, color=colour[p], label=NAMES[p])
-        ax.errorbar(x, [v["mean"] for v in e], yerr=[[v["mean"] - v["low"] for v in e], [v["high"] - v["mean"] for v in e]], fmt="none", ecolor="black", lw=.8)
-    ax.axhline(.5, color="black", lw=.5, ls=":")
-    ax.set_xticks(range(len(SPLITS)), ["in distribution", *(s.removeprefix("ood_").replace("words", "new words ").replace("distractors", "distractors ") + (" %" if "words" in s else "")
-                                                          for s in SPLITS[1:])], fontsize=8)
-    ax.set(title="Generalisation by test set (systematic noise)", ylabel="win rate against the reference", ylim=(0, 1.25))
-    ax.legend(fontsize=7, ncol=3, loc="upper center", frameon=False)
-
-    ax = axes[1, 1]
-    x = range(len(swept))
-    for key, name, c in (("reward", "reward model's score", "#cc3311"), ("truth", "true score", "#228833")):
-        ax.plot(x, [s[key] for s in swept], "o-", color=c, label=f"{name} (left axis)")
-    ax.set_xticks(x, [f"β = {s['beta']:g}\nKL {s['kl']:.1f} nats" for s in swept])
-    ax.set(title="The price of KL in PPO (systematic noise)", ylabel="score at the last PPO step")
-    twin = ax.twinx()
-    twin.spines["right"].set_visible(True)
-    d = [s["diversity"] for s in swept]
-    twin.errorbar(x, [e["mean"] for e in d], yerr=[[e["mean"] - e["low"] for e in d], [e["high"] - e["mean"] for e in d]], fmt="s--", color="#4477aa",
-                  label="diversity per input (right axis)")
-    twin.set(ylabel="diversity per input, temperature 1", ylim=(0, None))
-    lines = [a.get_legend_handles_labels() for a in (ax, twin)]
-    ax.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], fontsize=7, frameon=False, loc="best")
-    figure.suptitle(f"RLHF trades diversity for quality: {len(r.seeds)} seeds, 95 % intervals over prompts", fontsize=12)
+    for ax, world in zip(axes[0], WORLDS):
+        draw_trade_off(ax, r, world)
+    draw_test_sets(axes[1, 0], r)
+    draw_price(axes[1, 1], swept)
+    figure.suptitle(f"Quality and diversity of SFT, best-of-16 and PPO: {len(r.seeds)} seeds, 95 % "
+                    "intervals over "
+                    "prompts", fontsize=12)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -393,14 +513,19 @@ def fingerprint(cfg):
     """Of settings and code: a changed study starts anew, an unchanged one goes on."""
     keep = {k: v for k, v in asdict(cfg).items() if k not in ("out", "jobs", "seeds", "seed", "threads")}
     code = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in
-                    ("model", "synthetic", "splits", "runtime", "sft", "reward", "ppo", "bon", "generalisation", "diversity", "reproduce"))
+                    ("model", "synthetic", "splits", "runtime", "sft", "reward", "ppo", "bon",
+                     "generalisation", "diversity", "reproduce"))
     return hashlib.sha256(json.dumps(keep, sort_keys=True).encode() + code).hexdigest()[:10]
 
 
 def main(cfg):
-    require(not cfg.task and not cfg.data, "reproduce.py runs the embedded task; for your own data run the scripts one by one (README, the pipeline)")
-    require(min(cfg.seeds, cfg.jobs, cfg.ppo_steps) >= 1 and min(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts) >= 8,
-            "--seeds, --jobs and --ppo-steps must be at least 1, --inputs, --base-rows, --sft-rows and --prompts at least 8")
+    require(not cfg.task and not cfg.data,
+            "reproduce.py runs the embedded task; for your own data run the scripts one by one (README, the "
+            "pipeline)")
+    require(min(cfg.seeds, cfg.jobs, cfg.ppo_steps) >= 1
+            and min(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts) >= 8,
+            "--seeds, --jobs and --ppo-steps must be at least 1, --inputs, --base-rows, --sft-rows and "
+            "--prompts at least 8")
     if cfg.quick:
         cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts, cfg.ppo_steps = 12, 1024, 256, 64, 3
     out = Path(cfg.out) / "runs" / "quick" if cfg.quick else Path(cfg.out)
@@ -413,10 +538,14 @@ def main(cfg):
     stated, swept = claims(r), sweep(r)
     seconds = sum(float(p.read_text()) for s in seeds for p in (folder / f"seed{s}").rglob("*.done"))
     everything = {"settings": asdict(cfg) | {"seeds": list(seeds)}, "claims": stated, "kl_sweep": swept,
-                  "win_rate": [{"world": w, "policy": p, "split": s, "temperature": t, **summary(np.array([r.data[w, p, s, t, k]["wins"] for k in seeds]))}
+                  "win_rate": [{"world": w, "policy": p, "split": s, "temperature": t,
+                                **summary(np.array([r.data[w, p, s, t, k]["wins"] for k in seeds]))}
                                for w, p, s, t, k in r.data if k == r.seeds[0]],
-                  "diversity": [{"world": w, "policy": p, "split": s, "temperature": t, "measure": m, **r.estimate(w, p, s, t, m)}
-                                for (w, p, s, t, k), line in r.data.items() if k == r.seeds[0] for m in line if m.startswith(("per_input_", "across_"))],
+                  "diversity": [{"world": w, "policy": p, "split": s, "temperature": t, "measure": m,
+                                 **r.estimate(w, p, s, t, m)}
+                                for (w, p, s, t, k),
+                                line in r.data.items() if k == r.seeds[0] for m in line
+                                if m.startswith(("per_input_", "across_"))],
                   "reward_model": {f"{w} seed {s}": v for (w, s), v in r.reward.items()}}
     write_whole(out / "results.json", json.dumps(everything, indent=1).encode())
     write_whole(out / "results.md", report(r, cfg, stated, swept, seconds).encode())

@@ -1,13 +1,14 @@
-"""Reward model: a scalar on the last token of a response, trained on which of two responses is preferred (Bradley-Terry).
+"""Reward model: a scalar on a response's last token, trained on which of two responses is preferred.
 
-    python reward.py --model ckpt_sft.pt             # embedded task: samples pairs, labels them as noisy annotators would
+    python reward.py --model ckpt_sft.pt             # embedded task: samples pairs, labels them with noise
     python reward.py --model ckpt_sft.pt --data DIR  # preferences.jsonl: {"prompt", "chosen", "rejected"}
 
 Writes ckpt_reward.pt and metrics_reward.jsonl.
 
-Deviations from the paper: all pairs of one prompt's responses are compared from one forward pass, the responses packed behind the prompt; the
-learning rate is that of a tiny model.  As in the paper it starts from the SFT model and is shifted and scaled to mean 0, std 1 on held-out
-responses afterwards; here that is folded into the head's weight and bias, so nothing downstream has to know.
+Deviations from the paper: all pairs of one prompt's responses are compared from one forward pass, the
+responses packed behind the prompt; the learning rate is that of a tiny model.  As in the paper it starts from
+the SFT model and is shifted and scaled to mean 0, std 1 on held-out responses afterwards; here that is folded
+into the head's weight and bias, so nothing downstream has to know.
 """
 import math
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,8 @@ from tqdm import tqdm
 
 import model as M
 import synthetic
-from runtime import Common, Fault, Metrics, bootstrap, load_checkpoint, out_file, peak_memory, require, run, save_checkpoint, setup
+from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
+                     save_checkpoint, setup)
 from splits import batches, decode, encode_prompts, encode_response, task_of, tokenizer
 
 
@@ -29,10 +31,12 @@ class Config(Common):
     model: str = "ckpt_sft.pt"  # checkpoint to start from, and in the embedded task to sample from
     prompts: int = 10000        # prompts with preferences; a folder may hold fewer
     held_out: int = 500         # prompts of the held-out pairs
-    samples: int = 3            # responses sampled for each prompt in the embedded task, compared with each other and the reference
+    samples: int = 3            # responses sampled for each prompt in the embedded task, compared with each
+                                # other and the reference
     epochs: int = 1             # passes over the prompts
     batch: int = 8              # prompts a step, each with all its pairs
-    freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the checkpoint.  The paper's 0.8
+    freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the
+                                # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, cosine to zero; the paper uses 1e-5
     warmup: int = 50            # steps of linear warm-up
     clip: float = 1.0           # gradient norm
@@ -41,7 +45,8 @@ class Config(Common):
 
 
 def bradley_terry_loss(chosen, rejected):
-    """-log sigma(r_chosen - r_rejected), averaged over pairs.  chosen, rejected: (B,) rewards.  (paper, section 4; Stiennon et al. 2020)"""
+    """-log sigma(r_chosen - r_rejected), averaged over pairs.  chosen, rejected: (B,) rewards.  (paper,
+    section 4; Stiennon et al. 2020)"""
     return -F.logsigmoid(chosen - rejected).mean()
 
 
@@ -51,12 +56,14 @@ class Group:
     prompt: list                                    # ids
     responses: list                                 # id lists
     pairs: list = field(default_factory=list)       # (winner, loser): indices of responses
-    gaps: list = field(default_factory=list)        # true score of winner less loser's, where the truth is known
+    gaps: list = field(default_factory=list)        # true score of winner less loser's, where the truth is
+                                                    # known
 
 
 def sample_groups(model, enc, rows, max_new_tokens, samples, generator):
-    """The embedded task's annotators: rows' references and `samples` responses of the model, every pair labelled at random by
-    P(a preferred to b) = sigma(truth(a) - truth(b)), so that labels are noisy as people's are (they agree with the truth on 3 of 4)."""
+    """The embedded task's annotators: rows' references and `samples` responses of the model, every pair
+    labelled at random by P(a preferred to b) = sigma(truth(a) - truth(b)), so that labels are noisy as
+    people's are (they agree with the truth on 3 of 4)."""
     prompts = [enc.encode_ordinary(r["prompt"]) for r in rows]
     sampled = M.generate(model, prompts, max_new_tokens, n=samples, eos=enc.eot_token, generator=generator)
     groups = []
@@ -77,15 +84,18 @@ def sample_groups(model, enc, rows, max_new_tokens, samples, generator):
 
 
 def read_groups(enc, rows, room, max_new_tokens):
-    """Preference rows -> groups: rows with one prompt share it, so a response is read once however many pairs it is in."""
+    """Preference rows -> groups: rows with one prompt share it, so a response is read once however many pairs
+    it is in."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
     groups = []
-    for ids, pairs in zip(encode_prompts(enc, list(by_prompt), room, "preference prompts"), by_prompt.values()):
+    for ids, pairs in zip(encode_prompts(enc, list(by_prompt), room, "preference prompts"),
+                          by_prompt.values()):
         texts = list(dict.fromkeys(t for row in pairs for t in (row["chosen"], row["rejected"])))
         group = Group(ids, [encode_response(enc, t, max_new_tokens) for t in texts])
-        group.pairs = [(texts.index(r["chosen"]), texts.index(r["rejected"])) for r in pairs if r["chosen"] != r["rejected"]]
+        group.pairs = [(texts.index(r["chosen"]), texts.index(r["rejected"])) for r in pairs
+                       if r["chosen"] != r["rejected"]]
         if group.pairs:
             groups.append(group)
     return groups
@@ -93,12 +103,14 @@ def read_groups(enc, rows, room, max_new_tokens):
 
 @torch.no_grad()
 def score(model, prompts, responses, batch=32, together=8):
-    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns lists of floats of that shape.
+    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
+    lists of floats of that shape.
 
-    together: responses packed behind one copy of their prompt; beyond about 8, attention over the longer row costs more than the prompt saves.
-    batch: responses in one forward pass, about."""
+    together: responses packed behind one copy of their prompt; beyond about 8, attention over the longer row
+    costs more than the prompt saves. batch: responses in one forward pass, about."""
     device, flat = model.embed.weight.device, []
-    parts = [(p, group[i:i + together]) for p, group in zip(prompts, responses, strict=True) for i in range(0, len(group), together)]
+    parts = [(p, group[i:i + together]) for p,
+             group in zip(prompts, responses, strict=True) for i in range(0, len(group), together)]
     step = max(1, batch // together)
     for i in range(0, len(parts), step):
         packed = M.pack(*zip(*parts[i:i + step]), device)
@@ -108,9 +120,11 @@ def score(model, prompts, responses, batch=32, together=8):
 
 
 def accuracy(groups, scores):
-    """How often the higher score wins, against labels and, where known, the truth; ties count half.  scores: as from `score`.
+    """How often the higher score wins, against labels and, where known, the truth; ties count half.  scores:
+    as from `score`.
 
-    Returns a flat dict; intervals are bootstrapped over prompts (pairs of one prompt depend on each other)."""
+    Returns a flat dict; intervals are bootstrapped over prompts (pairs of one prompt depend on each
+    other)."""
     right = lambda difference: float(np.sign(difference) / 2 + .5)  # noqa: E731
     per_prompt, longer, large, truth = [], [], [], []
     for group, s in zip(groups, scores):
@@ -126,13 +140,15 @@ def accuracy(groups, scores):
     picks = np.random.default_rng(0).integers(0, len(sums), (1000, len(sums)))
     draws = sums[picks].sum(1)
     low, high = np.percentile(draws[:, 0] / draws[:, 1], (2.5, 97.5))
-    out = {"accuracy": sums[:, 0].sum() / sums[:, 1].sum(), "accuracy_low": low, "accuracy_high": high, "longer_wins": np.mean(longer),
+    out = {"accuracy": sums[:, 0].sum() / sums[:, 1].sum(), "accuracy_low": low, "accuracy_high": high,
+           "longer_wins": np.mean(longer),
            "pairs": int(sums[:, 1].sum())}
     if truth:
         agree = [right(gap) for g in groups for gap in g.gaps]
         out |= {"accuracy_truth": np.mean(truth), "labels_truth": np.mean(agree)}
     if large:
-        out |= {"accuracy_gap1": np.mean([a for a, _ in large]), "accuracy_gap1_truth": np.mean([b for _, b in large])}
+        out |= {"accuracy_gap1": np.mean([a for a, _ in large]),
+                "accuracy_gap1_truth": np.mean([b for _, b in large])}
     return {k: v if isinstance(v, int) else float(v) for k, v in out.items()}
 
 
@@ -145,9 +161,12 @@ def learning_rate(step, steps, peak, warmup):
 
 
 def normalise(model, scores):
-    """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0, std 1.  Returns (mean, std)."""
+    """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0, std
+    1.  Returns (mean, std)."""
     mean, std = float(np.mean(scores)), float(np.std(scores))
-    require(std > 0, "the reward model gives every held-out response the same score: it has learned nothing; train longer or raise --lr")
+    require(std > 0,
+            "the reward model gives every held-out response the same score: it has learned nothing; train "
+            "longer or raise --lr")
     with torch.no_grad():
         model.head.weight.div_(std)
         model.head.bias.sub_(mean).div_(std)
@@ -156,25 +175,32 @@ def normalise(model, scores):
 
 def main(cfg):
     device, generator = setup(cfg)
-    require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0, "--prompts, --held-out, --samples, --epochs "
+    require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0,
+            "--prompts, --held-out, --samples, --epochs "
             "and --batch must be at least 1, --lr above 0")
     sft, saved = load_checkpoint(cfg.model, "lm", device=device)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
     room = sft.config.context - task.max_new_tokens
     if task.noise:
-        train, held_out = (sample_groups(sft, enc, task.rows(split, n), task.max_new_tokens, cfg.samples, generator)
+        train, held_out = (sample_groups(sft, enc, task.rows(split, n), task.max_new_tokens, cfg.samples,
+                                         generator)
                            for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
     else:
         rows, v_rows = task.preferences(limit=None), task.preferences(validation=True)
-        require(rows, f"{task.data}: no preferences.jsonl; its lines are {{'prompt': ..., 'chosen': ..., 'rejected': ...}}")
+        require(rows,
+                f"{task.data}: no preferences.jsonl; its lines are "
+                f"{{'prompt': ..., 'chosen': ..., 'rejected': ...}}")
         train = read_groups(enc, rows, room, task.max_new_tokens)
         held_out = read_groups(enc, v_rows, room, task.max_new_tokens) if v_rows else []
-        if not held_out:    # the last tenth of the prompts, never of the pairs: pairs of one prompt would leak
+        # the last tenth of the prompts, never of the pairs: pairs of one prompt would leak
+        if not held_out:
             cut = max(1, len(train) // 10)
             train, held_out = train[:-cut], train[-cut:]
-            print(f"no preferences_validation.jsonl: the last {cut} prompts of preferences.jsonl are held out", flush=True)
+            print(f"no preferences_validation.jsonl: the last {cut} prompts of preferences.jsonl are held "
+                  "out", flush=True)
         train, held_out = train[:cfg.prompts], held_out[:cfg.held_out]
-    require(train and held_out, f"{task.data or task.name}: no pairs of two different responses to train and to test on")
+    require(train and held_out,
+            f"{task.data or task.name}: no pairs of two different responses to train and to test on")
 
     require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
     if cfg.freeze >= 0:
@@ -182,14 +208,17 @@ def main(cfg):
     model = sft.with_scalar_head()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    todo = batches([len(g.prompt) + sum(map(len, g.responses)) for g in train], cfg.batch, cfg.epochs, generator)
+    todo = batches([len(g.prompt) + sum(map(len, g.responses)) for g in train], cfg.batch, cfg.epochs,
+                   generator)
     steps, log = len(todo), Metrics(out, cfg.quiet)
     for step, rows in enumerate(tqdm(todo, desc="reward", disable=cfg.quiet or None)):
         mb = [train[i] for i in rows]
         packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
-        r = M.rewards(model, model(packed), packed)                                     # (R,) of all responses of the batch
+        # (R,) of all responses of the batch
+        r = M.rewards(model, model(packed), packed)
         first = np.cumsum([0] + [len(g.responses) for g in mb])
-        winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs], device=device).T
+        winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs],
+                                     device=device).T
         loss = bradley_terry_loss(r[winner], r[loser])
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
@@ -197,22 +226,27 @@ def main(cfg):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
         if not torch.isfinite(norm):
-            raise Fault(f"step {step}: the gradient is not finite (loss {loss.item()}); lower --lr, nothing was written")
+            raise Fault(f"step {step}: the gradient is not finite (loss {loss.item()}); lower --lr, nothing "
+                        "was written")
         optimiser.step()
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
             log.log(step=step + 1, loss=loss.item(), accuracy=(r[winner] > r[loser]).float().mean().item(),
-                    margin=(r[winner] - r[loser]).mean().item(), lr=optimiser.param_groups[0]["lr"], grad_norm=norm.item(),
+                    margin=(r[winner] - r[loser]).mean().item(), lr=optimiser.param_groups[0]["lr"],
+                    grad_norm=norm.item(),
                     peak_mb=round(peak_memory(device)))
 
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
     save_checkpoint(out, model, saved["tokenizer"], asdict(task), asdict(cfg), metrics)
-    print(f"wrote {out}: held-out accuracy {metrics['accuracy']:.3f} [{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}] on "
+    print(f"wrote {out}: held-out accuracy {metrics['accuracy']:.3f} [{metrics['accuracy_low']:.3f}, "
+          f"{metrics['accuracy_high']:.3f}] on "
           f"{metrics['pairs']} pairs; `the longer wins` {metrics['longer_wins']:.3f}", flush=True)
     if "accuracy_truth" in metrics:
-        print(f"labels agree with the truth on {metrics['labels_truth']:.3f}; the model with the truth on {metrics['accuracy_truth']:.3f}"
-              + (f"; where the true gap exceeds 1: {metrics['accuracy_gap1']:.3f} with the labels, {metrics['accuracy_gap1_truth']:.3f} with "
+        print(f"labels agree with the truth on {metrics['labels_truth']:.3f}; the model with the truth on "
+              f"{metrics['accuracy_truth']:.3f}"
+              + (f"; where the true gap exceeds 1: {metrics['accuracy_gap1']:.3f} with the labels, "
+                 f"{metrics['accuracy_gap1_truth']:.3f} with "
                  "the truth" if "accuracy_gap1" in metrics else ""), flush=True)
 
 

@@ -1,7 +1,8 @@
-"""What teaches nothing about RLHF: flags, devices, seeds, files, log lines.  Nothing here knows what a policy is.
+"""What teaches nothing about RLHF: flags, devices, seeds, files, log lines.
 
-Every script is a dataclass `Config` and a function `main(cfg)`; `run(main, Config, __doc__)` turns the fields into flags, whose help is the
-comment behind each field, and turns a `Fault` (a mistake in the input) into one line and exit status 2.
+Every script is a dataclass `Config` and a function `main(cfg)`; `run(main, Config, __doc__)` turns the fields
+into flags, whose help is the comment behind each field, and turns a `Fault` (a mistake in the input) into one
+line and exit status 2.
 """
 import argparse
 import dataclasses
@@ -26,13 +27,16 @@ from model import GPT, GPTConfig
 
 
 class Fault(Exception):
-    """Something the user can mend: says what is wrong, where, and what to do.  Printed as one line, exit status 2."""
+    """Something the user can mend: says what is wrong, where, and what to do.  Printed as one line, exit
+    status 2."""
 
 
 @dataclass
 class Common:
-    task: str = ""              # world (default), world-independent, world-mixed or folder; "" takes the checkpoint's
-    data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl); "" takes the checkpoint's
+    task: str = ""              # world (default), world-independent, world-mixed or folder; "" takes the
+                                # checkpoint's
+    data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl); ""
+                                # takes the checkpoint's
     seed: int = 0               # varies initialisation, data order and sampling; never the data
     out: str = "."              # folder of the files written, or a file name ending in .pt
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
@@ -40,13 +44,15 @@ class Common:
 
 
 def help_of(config):
-    """{field: the comment behind it}, over a dataclass and its bases."""
-    texts = {}
+    """{field: the comment behind it and on the comment lines below}, over a dataclass and its bases."""
+    texts, field = {}, None
     for cls in reversed(config.__mro__):
-        if dataclasses.is_dataclass(cls):
-            for line in inspect.getsource(cls).splitlines():
-                if found := re.match(r"\s+(\w+): .*?#\s*(.+)$", line):
-                    texts[found[1]] = found[2].replace("%", "%%")
+        for line in inspect.getsource(cls).splitlines() if dataclasses.is_dataclass(cls) else ():
+            if found := re.match(r"\s+(\w+): .*?#\s*(.+)$", line):
+                field = found[1]
+                texts[field] = found[2].replace("%", "%%")
+            elif field in texts and (more := re.match(r"\s{8,}#\s*(.+)$", line)):
+                texts[field] += " " + more[1].replace("%", "%%")
     return texts
 
 
@@ -62,7 +68,8 @@ def parse(config, doc, argv=None):
         if f.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=text)
         else:
-            parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(), help=text)
+            parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(),
+                                help=text)
     return config(**vars(parser.parse_args(argv)))
 
 
@@ -92,9 +99,11 @@ def setup(cfg):
     """Device and seeds.  Returns (torch.device, a CPU generator for sampling and data order)."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    require(cfg.device != "cuda" or torch.cuda.is_available(), "--device cuda: torch sees no GPU here; use --device cpu")
+    require(cfg.device != "cuda" or torch.cuda.is_available(),
+            "--device cuda: torch sees no GPU here; use --device cpu")
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto"
+                              else cfg.device)
     except RuntimeError:
         raise Fault(f"--device {cfg.device}: no such device; use auto, cpu, cuda or cuda:N") from None
     random.seed(cfg.seed)
@@ -103,10 +112,11 @@ def setup(cfg):
     return device, torch.Generator().manual_seed(cfg.seed)
 
 
-# ---------------------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 
 def out_file(out, default):
-    """--out FILE.pt names the file, anything else the folder for `default`.  The folder is made.  Returns a Path."""
+    """--out FILE.pt names the file, anything else the folder for `default`.  The folder is made.  Returns a
+    Path."""
     path = Path(out) if out.endswith(".pt") else Path(out) / default
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,20 +137,24 @@ def write_whole(path, payload):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise Fault(f"{path}: cannot be written ({error.strerror}); what stood there before is untouched") from None
+        raise Fault(f"{path}: cannot be written ({error.strerror}); what stood there before is "
+                    "untouched") from None
 
 
 def save_checkpoint(path, model, tokenizer, task, args, metrics):
     """One file, enough to continue from: kind, config, tokenizer, task, arguments, weights.
 
-    The name of the weights (a hash) goes along: samples remember which reward model their policy was trained against."""
+    The name of the weights (a hash) goes along: samples remember which reward model their policy was trained
+    against."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].contiguous().view(torch.uint8).numpy().tobytes() if state[name].numel() else b"")
+        digest.update(state[name].contiguous().view(torch.uint8).numpy().tobytes() if state[name].numel()
+                      else b"")
     buffer = io.BytesIO()
-    torch.save(dict(kind="reward" if model.scalar else "lm", config=dataclasses.asdict(model.config), tokenizer=tokenizer, task=task,
+    torch.save(dict(kind="reward" if model.scalar else "lm", config=dataclasses.asdict(model.config),
+                    tokenizer=tokenizer, task=task,
                     args=args, metrics=metrics, digest=digest.hexdigest()[:16], state=state), buffer)
     write_whole(path, buffer.getvalue())
 
@@ -150,17 +164,20 @@ MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py -
 
 
 def load_checkpoint(path, kind, flag="--model", device="cpu"):
-    """Returns (GPT, the checkpoint's dict without its weights).  Raises Fault on a missing, damaged, hostile or wrong file.
+    """Returns (GPT, the checkpoint's dict without its weights).  Raises Fault on a missing, damaged, hostile
+    or wrong file.
 
     Weights only: a pickle that would run code is refused by torch.load."""
     path = Path(path)
     if not path.is_file():
-        made = MADE_BY.get(path.name) or {"lm": MADE_BY["ckpt_sft.pt"], "reward": MADE_BY["ckpt_reward.pt"]}[kind]
+        made = MADE_BY.get(path.name) or {"lm": MADE_BY["ckpt_sft.pt"],
+                                          "reward": MADE_BY["ckpt_reward.pt"]}[kind]
         raise Fault(f"{flag} {path}: no such file; `{made}` makes one")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         found, config = saved["kind"], GPTConfig(**saved["config"])
-        require(found == kind, f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
+        require(found == kind,
+                f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
         model = GPT(config, scalar=kind == "reward")
         model.load_state_dict(saved.pop("state"))
         for key in ("tokenizer", "task", "args", "digest"):
@@ -169,12 +186,14 @@ def load_checkpoint(path, kind, flag="--model", device="cpu"):
         raise
     except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
         why = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
-        raise Fault(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: {why})") from None
+        raise Fault(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: "
+                    f"{why})") from None
     return model.to(device), saved
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises Fault naming file and line."""
+    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises Fault naming file and
+    line."""
     import gzip
     rows, path = [], Path(path)
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
@@ -187,10 +206,14 @@ def read_jsonl(path, needs):
                     row = json.loads(line)
                 except (UnicodeDecodeError, json.JSONDecodeError) as error:
                     raise Fault(f"{path}, line {number}: not JSON ({error})") from None
-                require(isinstance(row, dict), f"{path}, line {number}: a JSON object is needed, this is a {type(row).__name__}")
+                require(isinstance(row, dict),
+                        f"{path}, line {number}: a JSON object is needed, this is a {type(row).__name__}")
                 for field, kind in needs.items():
-                    require(field in row, f"{path}, line {number}: field {field!r} is missing; fields found: {', '.join(row) or 'none'}")
-                    require(isinstance(row[field], kind), f"{path}, line {number}: field {field!r} must be of type {kind.__name__}, "
+                    require(field in row,
+                            f"{path}, line {number}: field {field!r} is missing; fields found: "
+                            f"{', '.join(row) or 'none'}")
+                    require(isinstance(row[field], kind),
+                            f"{path}, line {number}: field {field!r} must be of type {kind.__name__}, "
                             f"it is {type(row[field]).__name__}")
                 rows.append(row)
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
@@ -213,11 +236,13 @@ class Metrics:
         self.file, self.quiet, self.start = open(self.path, "w"), quiet, time.time()
 
     def log(self, show=True, **row):
-        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k,
+               v in row.items()}
         row["seconds"] = round(time.time() - self.start, 2)
         print(json.dumps(row), file=self.file, flush=True)
         if show and not self.quiet:
-            print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+            print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                  flush=True)
 
 
 def peak_memory(device):
@@ -228,13 +253,14 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-# ------------------------------------------------------------------------------------------------------------------- intervals
+# -------------------------------------------------------------------------------------------------- intervals
 
 def bootstrap(values, draws=2000, seed=0):
-    """Mean of values (n,) or (n, k) over the first axis with a 95 % percentile interval over that axis: (mean, low, high).
+    """Mean of values (n,) or (n, k) over the first axis with a 95 % percentile interval over that axis:
+    (mean, low, high).
 
-    The unit resampled is the row: pass one number per prompt, not per output, or the interval is too narrow (outputs of one prompt depend on
-    each other).  Raises ValueError on no values."""
+    The unit resampled is the row: pass one number per prompt, not per output, or the interval is too narrow
+    (outputs of one prompt depend on each other).  Raises ValueError on no values."""
     x = np.asarray(values, dtype=float)
     if len(x) == 0:
         raise ValueError("bootstrap: no values")

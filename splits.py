@@ -3,11 +3,13 @@
     python splits.py                                 # the embedded task
     python splits.py --data DIR                      # your own: train/validation/test/ood_<name>.jsonl(.gz)
 
-A line of a split is {"prompt", "reference"}; of preferences.jsonl and preferences_validation.jsonl {"prompt", "chosen", "rejected"}.  Other
-fields are kept as metadata.  Prompts are used as they stand; a response is a space and the text, then EOS (the paper's TL;DR format).
+A line of a split is {"prompt", "reference"}; of preferences.jsonl and preferences_validation.jsonl {"prompt",
+"chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand; a response is a
+space and the text, then EOS (the paper's TL;DR format).
 
-Deviation from the paper: the shift between splits is a number here (Jensen-Shannon divergence of token distributions, and how well a
-classifier tells the two apart), each beside its floor: the same measure between two halves of train.
+Deviation from the paper: the shift between splits is a number here (Jensen-Shannon divergence of token
+distributions, and how well a classifier tells the two apart), each beside its floor: the same measure between
+two halves of train.
 """
 from collections import Counter
 from dataclasses import dataclass
@@ -17,48 +19,60 @@ import numpy as np
 import regex            # comes with tiktoken, which uses the same engine
 import tiktoken
 import torch
+import torch.nn.functional as F
 
 import synthetic
 from runtime import Common, Fault, read_jsonl, require, run
 
-WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}     # task name: noise of its references
+# task name: noise of its references
+WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}
 MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48}    # 48 is the paper's
-PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""     # how GPT-2 cuts text before merging
+# how GPT-2 cuts text before merging
+PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-# ------------------------------------------------------------------------------------------------------------------- tokenizers
+# ------------------------------------------------------------------------------------------------- tokenizers
 
 def build_tokenizer(texts, n_words=4096):
-    """A tokenizer for models from scratch: all bytes, so every text can be written, and the texts' frequent pieces as single tokens.
+    """A tokenizer for models from scratch: all bytes, so every text can be written, and the texts' frequent
+    pieces as single tokens.
 
-    Returns the specification that `tokenizer` reads and checkpoints carry: plain strings, sorted, so equal texts give equal ids."""
-    count = Counter(piece for text in texts for piece in regex.findall(PIECES, text) if len(piece.encode()) > 1)
+    Returns the specification that `tokenizer` reads and checkpoints carry: plain strings, sorted, so equal
+    texts give equal ids."""
+    count = Counter(piece for text in texts for piece in regex.findall(PIECES, text)
+                    if len(piece.encode()) > 1)
     words = sorted(word for word, _ in sorted(count.items(), key=lambda kv: (-kv[1], kv[0]))[:n_words])
     return {"kind": "words", "pattern": PIECES, "words": words}
 
 
 def tokenizer(spec):
-    """A specification -> tiktoken.Encoding.  tiktoken looks a whole piece up before it merges, so a rank is all a word needs.
+    """A specification -> tiktoken.Encoding.  tiktoken looks a whole piece up before it merges, so a rank is
+    all a word needs.
 
     Raises Fault if tiktoken cannot provide a named encoding (its files are downloaded at first use)."""
     if spec["kind"] == "words":
-        ranks = {bytes([i]): i for i in range(256)} | {w.encode(): 256 + i for i, w in enumerate(spec["words"])}
-        return tiktoken.Encoding("words", pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+        ranks = {bytes([i]): i for i in range(256)} | {w.encode(): 256 + i for i,
+                                                       w in enumerate(spec["words"])}
+        return tiktoken.Encoding("words", pat_str=spec["pattern"], mergeable_ranks=ranks,
+                                 special_tokens={"<|endoftext|>": len(ranks)})
     try:
         return tiktoken.get_encoding(spec["name"])
     except Exception as error:      # unknown name, or no network: tiktoken and requests raise many kinds
-        raise Fault(f"tokenizer {spec['name']!r}: tiktoken cannot provide it ({type(error).__name__}); with no network, set "
+        raise Fault(f"tokenizer {spec['name']!r}: tiktoken cannot provide it ({type(error).__name__}); with "
+                    "no network, set "
                     f"TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer words") from None
 
 
-def encode_response(enc, text, limit):
-    """Ids of a response, EOS last; cut at `limit` ids, and then without EOS, for it did not end there."""
-    ids = enc.encode_ordinary(text if text[:1].isspace() else " " + text) + [enc.eot_token]
-    return ids[:limit]
+def encode_response(enc, text, limit, finished=True):
+    """Ids of a response, EOS last; cut at `limit` ids, and then without EOS, for it did not end there.  Never
+    empty: no text at all is EOS, finished or not."""
+    ids = enc.encode_ordinary(text if text[:1].isspace() else " " + text)
+    return (ids + [enc.eot_token] if finished or not ids else ids)[:limit]
 
 
 def encode_prompts(enc, prompts, limit, what="prompts"):
-    """Ids of each prompt, the last `limit` of them: a summary's cue stands at the end.  Says how many were cut."""
+    """Ids of each prompt, the last `limit` of them: a summary's cue stands at the end.  Says how many were
+    cut."""
     ids = [enc.encode_ordinary(p) for p in prompts]
     cut = sum(len(i) > limit for i in ids)
     if cut:
@@ -67,8 +81,9 @@ def encode_prompts(enc, prompts, limit, what="prompts"):
 
 
 def batches(lengths, size, epochs, generator):
-    """Random batches of rows of similar length, for little padding: each epoch is shuffled, cut into pools of 8 batches, each pool sorted by length and
-    cut, and the batches shuffled again.  lengths: tokens of each row.  Returns lists of row numbers."""
+    """Random batches of rows of similar length, for little padding: each epoch is shuffled, cut into pools of
+    8 batches, each pool sorted by length and cut, and the batches shuffled again.  lengths: tokens of each
+    row.  Returns lists of row numbers."""
     out = []
     for _ in range(epochs):
         order, part = torch.randperm(len(lengths), generator=generator).tolist(), []
@@ -85,11 +100,12 @@ def decode(enc, ids):
     return enc.decode(ids[:-1] if finished else ids), finished
 
 
-# ------------------------------------------------------------------------------------------------------------------------- tasks
+# ------------------------------------------------------------------------------------------------------ tasks
 
 @dataclass
 class Task:
-    """Where rows come from.  Checkpoints carry it as a dict, so `--model ckpt_sft.pt` is enough for the next stage."""
+    """Where rows come from.  Checkpoints carry it as a dict, so `--model ckpt_sft.pt` is enough for the next
+    stage."""
     name: str = "world"
     data: str = ""
     max_new_tokens: int = 32
@@ -103,7 +119,8 @@ class Task:
         if self.noise:
             return list(synthetic.SPLITS)
         found = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).glob("*.jsonl*")}
-        return [s for s in ("train", "validation", "test") if s in found] + sorted(s for s in found if s.startswith("ood_"))
+        shifted = sorted(s for s in found if s.startswith("ood_"))
+        return [s for s in ("train", "validation", "test") if s in found] + shifted
 
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
@@ -114,8 +131,10 @@ class Task:
                 return path
 
     def rows(self, split, limit=None, references=4):
-        """Up to `limit` rows of a split, from its start.  Raises Fault on an unknown, missing, empty or damaged one."""
-        require(split in self.splits(), f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; "
+        """Up to `limit` rows of a split, from its start.  Raises Fault on an unknown, missing, empty or
+        damaged one."""
+        require(split in self.splits(),
+                f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; "
                 f"it has {', '.join(self.splits()) or 'none'}")
         if self.noise:
             whole = synthetic.SIZES.get(split, 1000)
@@ -128,7 +147,8 @@ class Task:
         return rows[:limit]
 
     def preferences(self, validation=False, limit=None):
-        """Preference rows of a folder, or None where the file is absent (the embedded task makes its own in reward.py)."""
+        """Preference rows of a folder, or None where the file is absent (the embedded task makes its own in
+        reward.py)."""
         path = None if self.noise else self._file("preferences_validation" if validation else "preferences")
         if path is None:
             return None
@@ -139,28 +159,34 @@ class Task:
 def _non_empty(path, rows, fields):
     full = [row for row in rows if all(row[f].strip() for f in fields)]
     if len(full) < len(rows):
-        print(f"{path}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(fields)} is empty", flush=True)
+        print(f"{path}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(fields)} is "
+              "empty", flush=True)
     require(full, f"{path}: no rows; a line is {{{', '.join(f'{f!r}: ...' for f in fields)}}}")
     return full
 
 
 def task_of(cfg, saved=None):
-    """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises Fault on an unknown one."""
+    """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises Fault on an
+    unknown one."""
     base = Task(**saved["task"]) if saved else Task()
     name = cfg.task or ("folder" if cfg.data else base.name)
     require(name in MAX_NEW_TOKENS, f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
     data = cfg.data or (base.data if name == "folder" else "")
     require(name != "folder" or data, "--task folder: --data DIR is needed")
-    require(not data or Path(data).is_dir(), f"--data {data}: no such folder; it should hold train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl")
-    require(name == "folder" or not cfg.data, f"--task {name} takes no --data: its posts are made by synthetic.py")
+    require(not data or Path(data).is_dir(),
+            f"--data {data}: no such folder; it should hold train.jsonl, validation.jsonl, test.jsonl, "
+            "ood_<name>.jsonl")
+    require(name == "folder" or not cfg.data,
+            f"--task {name} takes no --data: its posts are made by synthetic.py")
     fallback = base.max_new_tokens if saved and name == base.name else MAX_NEW_TOKENS[name]
     return Task(name, str(data), getattr(cfg, "max_new_tokens", 0) or fallback)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- shift
+# ------------------------------------------------------------------------------------------------------ shift
 
 def js_divergence(a, b):
-    """Jensen-Shannon divergence of two count vectors (V,), in bits: 0 for equal distributions, 1 for disjoint ones (Lin 1991)."""
+    """Jensen-Shannon divergence of two count vectors (V,), in bits: 0 for equal distributions, 1 for disjoint
+    ones (Lin 1991)."""
     p, q = a / a.sum(), b / b.sum()
     m = (p + q) / 2
     kl = lambda x: np.sum(x[x > 0] * np.log2(x[x > 0] / m[x > 0]))  # noqa: E731
@@ -168,9 +194,11 @@ def js_divergence(a, b):
 
 
 def classifier_auc(a, b, ridge=1e-2, steps=200):
-    """How well a linear classifier tells two samples apart: held-out area under the ROC curve, 0.5 not at all, 1 always.
+    """How well a linear classifier tells two samples apart: held-out area under the ROC curve, 0.5 not at
+    all, 1 always.
 
-    a, b: (n, V) token counts of each text.  Logistic regression on log counts, trained on the even rows, tested on the odd ones."""
+    a, b: (n, V) token counts of each text.  Logistic regression on log counts, trained on the even rows,
+    tested on the odd ones."""
     x = torch.tensor(np.log1p(np.concatenate((a, b))), dtype=torch.float32)
     y = torch.cat((torch.zeros(len(a)), torch.ones(len(b))))
     train = torch.arange(len(x)) % 2 == 0
@@ -179,28 +207,32 @@ def classifier_auc(a, b, ridge=1e-2, steps=200):
 
     def loss():
         optimiser.zero_grad()
-        out = torch.nn.functional.binary_cross_entropy_with_logits(x[train] @ w + bias, y[train]) + ridge * w.square().sum()
+        out = F.binary_cross_entropy_with_logits(x[train] @ w + bias, y[train]) + ridge * w.square().sum()
         out.backward()
         return out
     optimiser.step(loss)
     score, label = (x[~train] @ w).detach().numpy(), y[~train].numpy()
-    difference = score[label == 1][:, None] - score[label == 0]     # Mann-Whitney: P(a positive scores above a negative), ties halved
+    # Mann-Whitney: P(a positive scores above a negative), ties halved
+    difference = score[label == 1][:, None] - score[label == 0]
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
 def shift(texts, others, enc):
     """How far `others` lie from `texts`, and the floor: the same between two halves of `texts`.
 
-    Returns {"js", "js_floor", "auc", "auc_floor"}: Jensen-Shannon divergence in bits, classifier AUC.  Both samples are cut to one size, a
-    half of `texts`, for either measure grows as samples shrink.  Raises ValueError on fewer than 8 texts on a side."""
+    Returns {"js", "js_floor", "auc", "auc_floor"}: Jensen-Shannon divergence in bits, classifier AUC.  Both
+    samples are cut to one size, a half of `texts`, for either measure grows as samples shrink.  Raises
+    ValueError on fewer than 8 texts on a side."""
     n = min(len(texts) // 2, len(others))
     if n < 4 or len(others) < 8:
         raise ValueError(f"shift: at least 8 texts a side are needed, got {len(texts)} and {len(others)}")
-    count = lambda sample: np.stack([np.bincount(enc.encode_ordinary(t), minlength=enc.n_vocab) for t in sample])  # noqa: E731
+    count = lambda sample: np.stack([np.bincount(enc.encode_ordinary(t), minlength=enc.n_vocab)
+                                     for t in sample])  # noqa: E731
     first, second, third = count(texts[:n]), count(texts[n:2 * n]), count(others[:n])
     used = (first + second + third).sum(0) > 0
     first, second, third = first[:, used], second[:, used], third[:, used]
-    return {"js": js_divergence(first.sum(0), third.sum(0)), "js_floor": js_divergence(first.sum(0), second.sum(0)),
+    return {"js": js_divergence(first.sum(0), third.sum(0)),
+            "js_floor": js_divergence(first.sum(0), second.sum(0)),
             "auc": classifier_auc(first, third), "auc_floor": classifier_auc(first, second)}
 
 
@@ -212,15 +244,19 @@ class Config(Common):
 def main(cfg):
     task = task_of(cfg)
     require(cfg.rows >= 16, f"--rows {cfg.rows}: at least 16, for the shift compares halves")
-    require(task.splits(), f"--data {task.data}: no splits; it should hold train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl")
+    require(task.splits(),
+            f"--data {task.data}: no splits; it should hold train.jsonl, validation.jsonl, test.jsonl, "
+            "ood_<name>.jsonl")
     train = task.rows("train", 2 * cfg.rows)
-    enc = tokenizer(build_tokenizer([r["prompt"] for r in train] + [" " + t for r in train for t in r["references"]]))
+    enc = tokenizer(build_tokenizer([t for r in train for t in (r["prompt"], *r["references"])]))
     print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {enc.n_vocab}\n\n"
-          f"{'split':18} {'rows':>6} {'prompt tokens':>14} {'reference':>10} {'JS bits':>8} {'floor':>6} {'AUC':>5} {'floor':>6}")
+          f"{'split':18} {'rows':>6} {'prompt tokens':>14} {'reference':>10} {'JS bits':>8} {'floor':>6} "
+          f"{'AUC':>5} {'floor':>6}")
     for split in task.splits():
         rows = task.rows(split, cfg.rows)
         whole = len(rows) if len(rows) < cfg.rows else len(task.rows(split))
-        prompt, reference = (np.median([len(enc.encode_ordinary(r[k])) for r in rows]) for k in ("prompt", "reference"))
+        prompt, reference = (np.median([len(enc.encode_ordinary(r[k])) for r in rows])
+                             for k in ("prompt", "reference"))
         line = f"{split:18} {whole:6} {prompt:14.0f} {reference:10.0f}"
         if split != "train" and len(rows) >= 8 and len(train) >= 8:
             far = shift([r["prompt"] for r in train], [r["prompt"] for r in rows], enc)

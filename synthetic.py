@@ -1,17 +1,25 @@
-"""The embedded task: a small world of forum posts with a known truth, so that the whole study runs offline on two cores.
+"""The embedded task: a small world of forum posts with a known truth, for a study offline on two cores.
 
     python synthetic.py                  # a post of each kind, its references, and what the judge says
 
-A post tells one key story (who did what to which object, how the writer feels, since when, what to do) among one or two distractor
-stories of the same build; the title tells which one matters, and in posts, not in articles, a small word at a sentence's head does too.  References are written the way people write them: in many phrasings,
-incomplete, sometimes wrong, often carrying a clause about a distractor.  Because the world is ours, the true judge reads any text, and the
-semantic content of an output is a set of facts: true diversity is exact.
+A post tells one key story (who did what to which object, how the writer feels, since when, what to do) among
+one or two distractor stories of the same build; the title tells which one matters, and in posts, not in
+articles, a small word at a sentence's head does too.  References are written the way people write them: in
+many phrasings, incomplete, sometimes wrong, often carrying a clause about a distractor.  Because the world is
+ours, the true judge reads any text, and the semantic content of an output is a set of facts: true diversity
+is exact.
 
-Deviations from the paper: this replaces Reddit posts, and its judge replaces GPT-4.  The judge was fixed before any policy was trained.
+Deviations from the paper: this replaces Reddit posts, and its judge replaces GPT-4.  The judge's weights were
+fixed before any policy was trained.  The wording of posts was made easier until a model of 0.3 million
+parameters could learn to summarise them, and that of articles changed once after a first study, in which
+their unknown words had left one sample in eight unfinished.
 
-Two kinds of reference noise, the same rates in both, because they decide what the study finds:
-  independent   each reference errs on its own: the most likely summary is then a clean one, and a low temperature alone removes errors
-  systematic    writers share their errors: all are drawn to a distractor that opens the post, and confuse the same words
+Two kinds of reference noise, at the same rates, because they decide what the study finds:
+
+  independent   each reference errs on its own: the most likely summary is then a clean one, and a low
+                temperature alone removes errors
+  systematic    writers share their errors: all are drawn to a distractor that opens the post, and all
+                confuse the same words
 """
 import re
 import random
@@ -19,10 +27,13 @@ from functools import lru_cache
 from itertools import product
 
 SLOTS = {  # slot: its values; a value's other surface forms after the slash
-    "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle coworker/colleague "
+    "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
+           "coworker/colleague "
            "cousin landlord teacher",
-    "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped returned copied",
-    "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera book/novel watch lamp "
+    "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped "
+             "returned copied",
+    "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera "
+              "book/novel watch lamp "
               "piano tent mirror wallet",
     "ask": "forgive/pardon confront sue report apologize leave/quit wait complain",
     "feeling": "angry/mad sad/unhappy guilty scared/afraid confused jealous",
@@ -31,19 +42,24 @@ SLOTS = {  # slot: its values; a value's other surface forms after the slash
 STORY = ("who", "event", "object")              # the slots a distractor story has too
 SURFACES = {slot: {v.split("/")[0]: v.split("/") for v in values.split()} for slot, values in SLOTS.items()}
 VALUES = {slot: list(forms) for slot, forms in SURFACES.items()}
-FACT = {form: (slot, value) for slot, forms in SURFACES.items() for value, group in forms.items() for form in group}
+FACT = {form: (slot, value) for slot, forms in SURFACES.items() for value,
+        group in forms.items() for form in group}
 HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
 SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
 
-NOISE = ("systematic", "independent", "mixed")      # mixed: each reference of either kind, what a base model is pretrained on
-INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}     # how often a reference states a fact
+# mixed: each reference of either kind, what a base model is pretrained on
+NOISE = ("systematic", "independent", "mixed")
+# how often a reference states a fact
+INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
 WRONG, DISTRACTED, LEAD = .06, .55, .9
-# systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as under independent noise
+# systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
+# under independent noise
 CONFUSED = {"who": ("uncle", "brother"), "event": ("washed", "lost"), "object": ("lamp", "camera"),
             "ask": ("complain", "report"), "feeling": ("jealous", "angry"), "time": ("friday", "monday")}
 
 WEIGHT = {"who": 1., "event": 1., "object": 1., "ask": 1., "feeling": .5, "time": .5}
-PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, "unfinished": 1., "word_too_many": .08}
+PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, "unfinished": 1.,
+           "word_too_many": .08}
 FREE_WORDS = 18
 
 SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out value, format)
@@ -57,29 +73,33 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "ood_distractors7": ((7,), .0, "post"),
 }
 SIZES = {"train": 32768}
-PRETRAINING_MIX = .06       # of the train posts have held-out values in the key story: a base model has met every word in every role
+# of the train posts have held-out values in their key story, half of these as articles: a base model has met
+# every word in
+PRETRAINING_MIX = .06
+                            # every role, and news, but rarely
 
 
-# --------------------------------------------------------------------------------------------------------------------- grammar
+# ---------------------------------------------------------------------------------------------------- grammar
 
 POST = {  # capitals stand for a surface form of a fact
-    "story": ("my WHO EVENT my OBJECT", "so my OBJECT was EVENT by my WHO"),
+    "story": ("so my WHO EVENT my OBJECT", "so my OBJECT was EVENT by my WHO"),
     "other_story": ("then my WHO EVENT my OBJECT", "also my OBJECT was EVENT by my WHO"),
     "mood": ("since TIME i feel FEELING", "i am FEELING since TIME"),
     "ask": ("should i ASK ?", "is it right to ASK ?"),
     "other_ask": ("people say i must ASK", "people want to ASK"),
     "title": ("my WHO with my OBJECT", "my OBJECT with my WHO"),
 }
-ARTICLE = {
-    "story": ("WHO EVENT OBJECT", "OBJECT EVENT by local WHO", "by local WHO : OBJECT was EVENT"),
-    "other_story": ("WHO EVENT OBJECT", "OBJECT EVENT by local WHO", "by local WHO : OBJECT was EVENT"),
-    "mood": ("all is FEELING TIME",),
-    "ask": ("is it right to ASK ?",),
+ARTICLE = {  # known words in an order no post has, and nothing but the title tells which story matters
+    "story": ("the WHO EVENT the OBJECT", "the OBJECT was EVENT by the WHO"),
+    "other_story": ("the WHO EVENT the OBJECT", "the OBJECT was EVENT by the WHO"),
+    "mood": ("now FEELING since TIME",),
+    "ask": ("maybe ASK",),
     "other_ask": ("people ASK",),
-    "title": ("WHO with OBJECT", "OBJECT with WHO"),
+    "title": ("the WHO and the OBJECT", "the OBJECT and the WHO"),
 }
 CLAUSES = {  # what a summary may say, by the story facts it states
-    ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT", "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
+    ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
+                                 "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
     ("who", "event"): ("my WHO EVENT something", "something was EVENT by my WHO"),
     ("who", "object"): ("trouble with my WHO over my OBJECT", "my WHO with my OBJECT"),
     ("event", "object"): ("someone EVENT my OBJECT", "my OBJECT was EVENT"),
@@ -96,7 +116,7 @@ GRAMMAR = {f for f in (*_stories, *MOOD, *ASK, *SINCE)}
 GRAMMAR |= {f"TIME {f}" for f in _stories} | {f"{f} TIME" for f in _stories} | {f"also {f}" for f in _stories}
 
 
-# ----------------------------------------------------------------------------------------------------------------------- judge
+# ------------------------------------------------------------------------------------------------------ judge
 
 def _pieces(text):
     return re.findall(r"\w+|[^\w\s]", text)
@@ -121,14 +141,16 @@ def _skeleton(clause):
 def read_prompt(prompt):
     """What a post says: ({slot: value} of the key story, {slot: set of values} of the distractors).
 
-    The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no prompt of this world."""
+    The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
+    prompt of this world."""
     return _read_prompt(prompt)
 
 
 @lru_cache(maxsize=100_000)
 def _read_prompt(prompt):
     title, _, body = prompt.partition("\n")
-    if not title.startswith(("TITLE ", "ARTICLE ")) or not body.startswith("POST ") or not body.endswith("\nTLDR"):
+    if not title.startswith(("TITLE ",
+                             "ARTICLE ")) or not body.startswith("POST ") or not body.endswith("\nTLDR"):
         raise ValueError(f"not a prompt of the embedded world: {prompt[:60]!r}")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
     key, others = {}, {slot: set() for slot in SLOTS}
@@ -141,20 +163,22 @@ def _read_prompt(prompt):
         else:
             key.update(facts)
     if set(key) != set(SLOTS):
-        raise ValueError(f"not a prompt of the embedded world (no key {', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
+        raise ValueError("not a prompt of the embedded world (no key "
+                         f"{', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
     return key, others
 
 
 def facts(text):
     """The semantic content of any text: frozenset of (slot, value) its grammatical clauses state."""
-    return frozenset(FACT[w] for clause in _clauses(_pieces(text)) if _skeleton(clause) in GRAMMAR for w in clause if w in FACT)
+    return frozenset(FACT[w] for clause in _clauses(_pieces(text)) if _skeleton(clause) in GRAMMAR
+                     for w in clause if w in FACT)
 
 
 def judge(prompt, text, finished=True):
     """The truth about a summary: coverage less errors (WEIGHT, PENALTY), a float; a perfect one has 5.
 
-    Every text gets a score.  A fact counts once, and only in a grammatical clause, so a list of words earns nothing.
-    finished: whether the text ended by itself (EOS)."""
+    Every text gets a score.  A fact counts once, and only in a grammatical clause, so a list of words earns
+    nothing. finished: whether the text ended by itself (EOS)."""
     key, others = read_prompt(prompt)
     pieces, said, score = _pieces(text), set(), 0.
     for clause in _clauses(pieces):
@@ -162,7 +186,8 @@ def judge(prompt, text, finished=True):
             score -= PENALTY["ungrammatical"]
             continue
         stated = [FACT[w] for w in clause if w in FACT]
-        distractors = [(slot, value) for slot, value in stated if value in others[slot] and value != key[slot]]
+        distractors = [(slot, value) for slot,
+                       value in stated if value in others[slot] and value != key[slot]]
         score -= PENALTY["distractor"] * bool(distractors)
         for slot, value in stated:
             if (slot, value) in said:
@@ -176,25 +201,29 @@ def judge(prompt, text, finished=True):
     return score - PENALTY["unfinished"] * (not finished)
 
 
-# ------------------------------------------------------------------------------------------------------------------- generation
+# ------------------------------------------------------------------------------------------------- generation
 
 def _fill(rng, form, story):
     """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms."""
-    return " ".join(rng.choice(SURFACES[w.lower()][story[w.lower()]]) if w.isupper() else w for w in form.split())
+    return " ".join(rng.choice(SURFACES[w.lower()][story[w.lower()]]) if w.isupper() else w
+                    for w in form.split())
 
 
 def _story(rng, held_out):
-    return {slot: rng.choice(HELD_OUT[slot] if slot in HELD_OUT and rng.random() < held_out else SEEN[slot]) for slot in SLOTS}
+    return {slot: rng.choice(HELD_OUT[slot] if slot in HELD_OUT and rng.random() < held_out else SEEN[slot])
+            for slot in SLOTS}
 
 
 def post(rng, split):
-    """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a distractor opens the post)."""
+    """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
+    distractor opens the post)."""
     distractors, held_out, style = SPLITS[split]
     if split == "train" and rng.random() < PRETRAINING_MIX:
-        held_out = 1.
+        held_out, style = 1., rng.choice(("post", "article"))
     forms = POST if style == "post" else ARTICLE
     key, count = _story(rng, held_out), rng.choice(distractors)
-    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}    # no value twice: nothing is ambiguous
+    # no value twice: nothing is ambiguous
+    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
     others = [{slot: names[slot][i] for slot in STORY} for i in range(count)]
     sentences = [_fill(rng, rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < .3:
@@ -210,7 +239,8 @@ def post(rng, split):
 
 
 def reference(rng, key, other, leads, noise):
-    """One human-like summary of a post: incomplete, sometimes wrong, often with a clause on the distractor."""
+    """One human-like summary of a post: incomplete, sometimes wrong, often with a clause on the
+    distractor."""
     if noise == "mixed":
         noise = rng.choice(("systematic", "independent"))
     said = {slot: value for slot, value in key.items() if rng.random() < INCLUDE[slot]} or {"who": key["who"]}
@@ -229,10 +259,12 @@ def reference(rng, key, other, leads, noise):
     elif "time" in said:
         clauses.append(SINCE[0])
     clauses = [_fill(rng, form, said) for form in clauses]
-    more = [_fill(rng, rng.choice(forms), said) for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
+    more = [_fill(rng, rng.choice(forms), said) for slot,
+            forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
     rng.shuffle(more)
     clauses += more
-    # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but decided by the post
+    # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but decided by
+    # the post
     if rng.random() < (DISTRACTED if noise == "independent" else LEAD if leads else 1 - LEAD):
         form = rng.choice(CLAUSES[STORY])
         clause = _fill(rng, rng.choice((form, f"also {form}")), other)
@@ -244,8 +276,10 @@ def reference(rng, key, other, leads, noise):
 
 
 def rows(split, n, noise="systematic", references=4, start=0):
-    """n posts of a split from number `start` on: dicts with id, prompt, reference, references.  The same number is always the same post:
-    `--seed` varies training, never the data.  Raises KeyError on an unknown split, ValueError on an unknown noise."""
+    """n posts of a split from number `start` on: dicts with id, prompt, reference, references.  The same
+    number is always the same post:
+    `--seed` varies training, never the data.  Raises KeyError on an unknown split, ValueError on an unknown
+    noise."""
     if noise not in NOISE:
         raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
     out = []
@@ -258,7 +292,8 @@ def rows(split, n, noise="systematic", references=4, start=0):
 
 
 def semantic_diversity(texts):
-    """True diversity of what texts say: (mean Jaccard distance of fact sets over pairs, distinct fact sets / texts).
+    """True diversity of what texts say: (mean Jaccard distance of fact sets over pairs, distinct fact sets /
+    texts).
 
     Two empty sets have distance 0.  Raises ValueError on fewer than two texts."""
     if len(texts) < 2:

@@ -1,0 +1,176 @@
+"""The transformer: cached = uncached, ragged = one by one, packed = apart, trunk + top = whole."""
+import copy
+
+import pytest
+import torch
+
+import model as M
+
+SMALL = dict(n_layer=3, d_model=48, vocab_size=97, context=64)
+SHAPES = {
+    "gpt2": dict(M.SHAPES["gpt2"], **SMALL, n_head=4),
+    "opt": dict(M.SHAPES["opt-125m"], **SMALL, n_head=4),
+    # untied, grouped queries
+    "llama": dict(M.SHAPES["llama-7b"], **SMALL, n_head=6, n_kv_head=2, d_ff=80),
+    "tiny": dict(SMALL),
+}
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]
+EOS = 5
+
+
+@pytest.fixture(params=SHAPES)
+def model(request):
+    return M.GPT(M.GPTConfig(**SHAPES[request.param])).requires_grad_(False)
+
+
+def uncached(model, prompt, uniform, temperature, **kw):
+    """One sample, the whole sequence anew for each token."""
+    ids = []
+    for u in uniform:
+        hidden = model(M.pack([prompt + ids], [[[0]]]))
+        ids.append(int(M.choose(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
+        if ids[-1] == EOS:
+            break
+    return ids
+
+
+@pytest.mark.parametrize("temperature, kw", [(0, {}), (1.0, {}), (0.7, {"top_k": 9}), (1.3, {"top_p": 0.8})])
+def test_cached_generation_is_uncached_generation(model, temperature, kw):
+    out = M.generate(model, PROMPTS, 10, n=3, temperature=temperature, eos=EOS,
+                     generator=torch.Generator().manual_seed(7), **kw)
+    uniform = torch.rand(len(PROMPTS), 3, 10, generator=torch.Generator().manual_seed(7))
+    assert out == [[uncached(model, p, uniform[b, s], temperature, **kw) for s in range(3)] for b,
+                   p in enumerate(PROMPTS)]
+
+
+def test_rows_that_finish_early_change_nothing():
+    """With half the vocabulary as EOS-like mass, rows end at all times and the cache is compacted often."""
+    model = M.GPT(M.GPTConfig(**dict(SMALL, vocab_size=6))).requires_grad_(False)
+    prompts = [[i % 5] * (1 + i % 7) for i in range(20)]
+    out = M.generate(model, prompts, 20, n=8, eos=EOS, generator=torch.Generator().manual_seed(1))
+    uniform = torch.rand(20, 8, 20, generator=torch.Generator().manual_seed(1))
+    assert out == [[uncached(model, p, uniform[b, s], 1.0) for s in range(8)] for b, p in enumerate(prompts)]
+    assert len({len(r) for group in out for r in group}) > 10
+
+
+def test_ragged_batch_is_one_by_one(model):
+    together = M.generate(model, PROMPTS, 8, temperature=0, eos=EOS)
+    assert together == [M.generate(model, [p], 8, temperature=0, eos=EOS)[0] for p in PROMPTS]
+    responses = [[[1, 2, EOS]], [[3]], [[4, 4, 4, 4, EOS]], [[9, EOS]]]
+    packed = M.pack(PROMPTS, responses)
+    whole = M.log_probs(model, model(packed), packed)
+    apart = [M.log_probs(model, model(b), b) for b in (M.pack([p], [r]) for p, r in zip(PROMPTS, responses))]
+    torch.testing.assert_close(whole, torch.cat(apart), atol=1e-5, rtol=0)
+
+
+def test_packed_responses_are_separate_rows(model):
+    responses = [[[1, 2, EOS], [3], [9, 9, 9, EOS]], [[4, EOS]], [[6, 7, 8], [8, 7, 6]], [[2, EOS], [2, EOS]]]
+    packed = M.pack(PROMPTS, responses)
+    alone = [M.pack([p], [[r]]) for p, group in zip(PROMPTS, responses) for r in group]
+    hidden = model(packed)
+    torch.testing.assert_close(M.log_probs(model, hidden, packed),
+                               torch.cat([M.log_probs(model, model(b), b) for b in alone]), atol=1e-5, rtol=0)
+    scalar = model.with_scalar_head()
+    torch.nn.init.normal_(scalar.head.weight)
+    hidden = scalar(packed)
+    for read in (M.rewards, M.values):
+        torch.testing.assert_close(read(scalar, hidden, packed),
+                                   torch.cat([read(scalar, scalar(b), b) for b in alone]), atol=1e-5, rtol=0)
+
+
+def test_index_convention_by_hand():
+    """Prompt p0 p1, responses a0 a1 and b0: S = 5.  a0 and b0 are predicted at p1, a1 at a0; rewards stand at
+    a1 and b0."""
+    packed = M.pack([[10, 11]], [[[20, 21], [30]]])
+    assert packed.tokens.tolist() == [[10, 11, 20, 21, 30]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert packed.source.tolist() == [1, 2, 1] and packed.target.tolist() == [20, 21, 30]
+    assert packed.last.tolist() == [3, 4] and packed.lengths.tolist() == [2, 1]
+    # b0 sees the prompt and itself, not a
+    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True]
+    assert packed.grid(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
+    assert packed.valid().tolist() == [[True, True], [True, False]]
+
+
+def test_masks_come_from_lengths_not_token_values():
+    """Id 0 pads the tensor, and is also a word: as a word it must count."""
+    model = M.GPT(M.GPTConfig(**SMALL))
+    packed = M.pack([[0, 0], [1, 2, 3]], [[[0, 0, 0]], [[0]]])
+    assert packed.lengths.tolist() == [3, 1] and packed.target.tolist() == [0, 0, 0, 0]
+    alone = M.pack([[0, 0]], [[[0, 0, 0]]])
+    torch.testing.assert_close(M.log_probs(model, model(packed), packed)[:3],
+                               M.log_probs(model, model(alone), alone))
+
+
+def test_select_is_packing_those_rows():
+    responses = [[[1, 2, EOS]], [[3]], [[4, 4, EOS]], [[9, EOS]]]
+    model, rows = M.GPT(M.GPTConfig(**SMALL)), [3, 0]
+    part = M.pack(PROMPTS, responses).select(torch.tensor(rows))
+    alone = M.pack([PROMPTS[i] for i in rows], [responses[i] for i in rows])
+    order = torch.argsort(part.response * 100 + part.step)      # select keeps the tokens' old order
+    torch.testing.assert_close(M.log_probs(model, model(part), part)[order],
+                               M.log_probs(model, model(alone), alone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(part.grid(part.target), alone.grid(alone.target))
+    torch.testing.assert_close(model(part).flatten(0, 1)[part.last], model(alone).flatten(0, 1)[alone.last],
+                               atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 3])
+def test_trunk_then_top_is_the_whole_and_frozen_parts_get_no_gradient(frozen):
+    model = M.GPT(M.GPTConfig(**SHAPES["llama"]))
+    packed = M.pack(PROMPTS, [[[1, 2]], [[3]], [[4, EOS]], [[9]]])
+    whole = M.log_probs(model, model(packed), packed)
+    model.freeze(frozen)
+    h = model.trunk(packed)
+    assert (h is packed.tokens) == (frozen == 0)
+    split = M.log_probs(model, model.top(h, packed), packed)
+    torch.testing.assert_close(split, whole)
+    (-split.mean()).backward()
+    assert all((p.grad is None) == (not p.requires_grad) for p in model.parameters())
+    assert (model.blocks[0].attn.qkv.weight.grad is None) == (frozen > 0)
+
+
+def test_shared_trunk_lies_in_memory_once_and_only_if_equal():
+    policy = M.GPT(M.GPTConfig(**SMALL)).freeze(2)
+    reference, value = copy.deepcopy(policy), policy.with_scalar_head()
+    assert M.share_trunk(policy, reference)
+    assert reference.blocks[1] is policy.blocks[1] and value.embed is policy.embed
+    assert reference.blocks[2] is not policy.blocks[2]
+    other = M.GPT(M.GPTConfig(**SMALL)).freeze(2)
+    assert not M.share_trunk(policy, other) and other.embed is not policy.embed
+
+
+def test_filters_keep_what_they_promise():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    kept = lambda **kw: (M.filter_logits(logits, **kw) > -1e9).tolist()  # noqa: E731
+    assert kept(top_k=2) == [True, True, False, False]
+    assert kept(top_p=0.7) == [True, True, False, False]       # .5 < .7, the token that crosses stays
+    assert kept(top_p=0.5) == [True, False, False, False]
+    assert kept() == [True] * 4
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    draws = M.choose(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(torch.bincount(draws, minlength=4) / 40_000, logits.exp(), atol=0.01, rtol=0)
+    edge = torch.tensor([0.0, 1 - 2 ** -24])
+    # never a token of probability 0
+    assert M.choose(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kw",
+                         [dict(n=0), dict(temperature=-1), dict(max_new_tokens=0), dict(max_new_tokens=64),
+                          dict(top_p=0), dict(top_k=-1)])
+def test_generate_refuses(kw):
+    with pytest.raises(ValueError):
+        M.generate(M.GPT(M.GPTConfig(**SMALL)), [[1]], **{"max_new_tokens": 4, **kw})
+
+
+def test_published_shapes_have_their_published_sizes():
+    with torch.device("meta"):
+        sizes = {name: M.GPT(M.GPTConfig(**M.SHAPES[name])).n_params()
+                 for name in ("gpt2", "opt-125m", "smollm2-135m", "llama-7b")}
+    assert sizes["gpt2"] == 124_439_808
+    assert sizes["smollm2-135m"] == 134_515_008
+    assert sizes["llama-7b"] == 6_738_415_616
+    assert sizes["opt-125m"] == 125_239_296 - 2 * 768       # OPT's table has two unused rows in front
