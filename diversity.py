@@ -289,9 +289,8 @@ def main(cfg):
     vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper"
                                     else reference_vocabulary(runs.values()))
     print(f"convention {cfg.convention}, n = 1..{cfg.max_n}, V = {vocabulary}.  self-BLEU: lower is more "
-          "diverse; every other: higher is.\n"
-          "per input: mean over inputs [95 %, bootstrapped over inputs]; across inputs: mean +- standard "
-          "deviation over the choice of output\n")
+          "diverse; every other: higher is.\nper input: mean over inputs [95 %, bootstrapped over inputs]; "
+          "across inputs: mean +- standard deviation over the choice of output\n")
     results = []
     for key, rows in sorted(runs.items(), key=str):
         world = rows[0]["prompt"].startswith(("TITLE ", "ARTICLE ")) and rows[0]["prompt"].endswith("\nTLDR")

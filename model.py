@@ -486,13 +486,12 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
-                         f"temperature {temperature} and top_k {top_k} "
-                         f"at least 0, top_p {top_p} in (0, 1]")
+                         f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= model.config.context - max_new_tokens:
             raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
-                             f"{model.config.context - max_new_tokens} fit beside "
-                             f"{max_new_tokens} new ones in a context of {model.config.context}")
+                             f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
+                             f"in a context of {model.config.context}")
     out, group = [], max(1, batch_size // n)
     for i in range(0, len(prompts), group):
         part = prompts[i:i + group]

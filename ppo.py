@@ -170,10 +170,10 @@ class Rollout:
 def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temperature, generator):
     """Samples one response to each prompt and reads everything that stays fixed while it is learned from.
     reward: GPT or None."""
-    responses = [r for r,
-                 in M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos,
-                               generator=generator)]
-    packed = M.pack(prompts, [[r] for r in responses], policy.embed.weight.device)
+    sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos,
+                         generator=generator)
+    responses = [one for one, in sampled]
+    packed = M.pack(prompts, sampled, policy.embed.weight.device)
     h = policy.trunk(packed)
     # a shared trunk runs once
     trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731
@@ -240,9 +240,8 @@ def load_reward(cfg, spec, policy, device):
     reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device)
     require(saved["tokenizer"] == spec,
             f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would "
-            "mean "
-            "different words; train the reward model from this policy's family (python reward.py --model "
-            "...)")
+            "mean different words; train the reward model from this policy's family (python reward.py "
+            "--model ...)")
     # a second network: value updates must not move the reward
     value = copy.deepcopy(reward).freeze(policy.config.frozen)
     M.share_trunk(policy, reward, value)            # frozen parts that are equal lie in memory once
@@ -287,8 +286,8 @@ def main(cfg):
 
         truth = None
         if task.noise:
-            truth = torch.tensor([synthetic.judge(rows[i]["prompt"], *decode(enc, ids)) for i,
-                                  ids in zip(picks, ro.responses)], device=device)
+            truth = torch.tensor([synthetic.judge(rows[i]["prompt"], *decode(enc, ids))
+                                  for i, ids in zip(picks, ro.responses)], device=device)
         # the judge prices an open end itself
         score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)

@@ -366,11 +366,9 @@ def report(r, cfg, stated, swept, seconds):
     prompts = r.get("world", "sft", "test", 0.7, "wins").shape[1]
     toy = "  TOY SIZES (--quick): these are not results." if cfg.quick else ""
     parts = [f"# Results\n\n{len(r.seeds)} seeds, {prompts} prompts a test set, 16 outputs a prompt.  An "
-             "entry is the "
-             "mean over seeds with a 95 % interval, bootstrapped over prompts, then the standard deviation "
-             "over "
-             f"seeds.  Written by `python reproduce.py`; its stages took {seconds / 60:.0f} "
-             f"CPU-minutes.{toy}",
+             "entry is the mean over seeds with a 95 % interval, bootstrapped over prompts, then the "
+             "standard deviation over seeds.  Written by `python reproduce.py`; its stages took "
+             f"{seconds / 60:.0f} CPU-minutes.{toy}",
              *(part for world in WORLDS for part in report_world(r, world)),
              "## The price of KL (systematic noise)",
              table(["beta", "reward", "true score", "KL, nats", "length", "win rate ID",
@@ -379,8 +377,7 @@ def report(r, cfg, stated, swept, seconds):
                      f"{x['length']:.1f}", show(x["win"]), show(x["diversity"])] for x in swept]),
              "## What of the paper's claims holds in these runs",
              "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
-             "agrees; "
-             "else it is not shown.",
+             "agrees; else it is not shown.",
              table(["claim", "world", "verdict", "numbers"],
                    [[c["claim"], c["world"], c["verdict"], c["numbers"]] for c in stated])]
     return "\n\n".join(parts) + "\n"
@@ -393,9 +390,8 @@ def report_world(r, world):
                 [[name, *(cell(r.estimate(world, policy, s, 0.7, "wins")) for s in SPLITS)]
                  for policy, name in NAMES.items()])
     matched = [f"{r.data[world, 'sft_matched', 'test', 'matched', s]['temperature']:.2f}" for s in r.seeds]
-    yield (f"Matched temperature, seed by seed: {', '.join(matched)}.  Ceilings: PPO on the true reward, "
-           "and the best "
-           "of 16 SFT samples by the truth.")
+    yield (f"Matched temperature, seed by seed: {', '.join(matched)}.  Ceilings: PPO on the true reward, and "
+           "the best of 16 SFT samples by the truth.")
     columns = [k for k in diversity.COLUMNS if k != "length"]
     for kind, title in (("per_input", "per input"), ("across", "across inputs")):
         yield f"Diversity {title}, temperature 1, ID test set (self-BLEU: lower is more varied)"
@@ -408,14 +404,11 @@ def report_world(r, world):
                   for s in SPLITS}
     worst = max(unfinished, key=unfinished.get)
     yield (f"Reward model on held-out pairs: agrees with the labels on {mean['accuracy']:.3f}, with the "
-           "truth on "
-           f"{mean['accuracy_truth']:.3f}; where the true gap exceeds 1, on {mean['accuracy_gap1']:.3f} and "
-           f"{mean['accuracy_gap1_truth']:.3f}.  `The longer wins` agrees with the labels on "
-           f"{mean['longer_wins']:.3f}, "
-           f"the labels with the truth on {mean['labels_truth']:.3f}.  Unfinished samples of SFT, BoN and "
-           "PPO at "
-           f"temperature 0.7: at most {unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on "
-           f"{worst}.")
+           f"truth on {mean['accuracy_truth']:.3f}; where the true gap exceeds 1, on "
+           f"{mean['accuracy_gap1']:.3f} and {mean['accuracy_gap1_truth']:.3f}.  `The longer wins` agrees "
+           f"with the labels on {mean['longer_wins']:.3f}, the labels with the truth on "
+           f"{mean['labels_truth']:.3f}.  Unfinished samples of SFT, BoN and PPO at temperature 0.7: at most "
+           f"{unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on {worst}.")
 
 
 # ------------------------------------------------------------------------------------------------- the figure
@@ -485,9 +478,8 @@ def draw_price(ax, swept):
     twin.errorbar(x, [v["mean"] for v in e], yerr=arms(e), fmt="s--", color="#4477aa",
                   label="diversity per input (right axis)")
     twin.set(ylabel="diversity per input, temperature 1", ylim=(0, None))
-    handles, labels = (a + b for a,
-                       b in zip(ax.get_legend_handles_labels(), twin.get_legend_handles_labels()))
-    ax.legend(handles, labels, fontsize=7, frameon=False, loc="best")
+    legends = zip(ax.get_legend_handles_labels(), twin.get_legend_handles_labels())
+    ax.legend(*(left + right for left, right in legends), fontsize=7, frameon=False, loc="best")
 
 
 def draw(r, swept, path):
@@ -501,9 +493,8 @@ def draw(r, swept, path):
         draw_trade_off(ax, r, world)
     draw_test_sets(axes[1, 0], r)
     draw_price(axes[1, 1], swept)
-    figure.suptitle(f"Quality and diversity of SFT, best-of-16 and PPO: {len(r.seeds)} seeds, 95 % "
-                    "intervals over "
-                    "prompts", fontsize=12)
+    figure.suptitle(f"Quality and diversity of SFT, best-of-16 and PPO: {len(r.seeds)} seeds, 95 % intervals "
+                    "over prompts", fontsize=12)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -543,9 +534,8 @@ def main(cfg):
                                for w, p, s, t, k in r.data if k == r.seeds[0]],
                   "diversity": [{"world": w, "policy": p, "split": s, "temperature": t, "measure": m,
                                  **r.estimate(w, p, s, t, m)}
-                                for (w, p, s, t, k),
-                                line in r.data.items() if k == r.seeds[0] for m in line
-                                if m.startswith(("per_input_", "across_"))],
+                                for (w, p, s, t, k), line in r.data.items() if k == r.seeds[0]
+                                for m in line if m.startswith(("per_input_", "across_"))],
                   "reward_model": {f"{w} seed {s}": v for (w, s), v in r.reward.items()}}
     write_whole(out / "results.json", json.dumps(everything, indent=1).encode())
     write_whole(out / "results.md", report(r, cfg, stated, swept, seconds).encode())

@@ -176,8 +176,7 @@ def normalise(model, scores):
 def main(cfg):
     device, generator = setup(cfg)
     require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0,
-            "--prompts, --held-out, --samples, --epochs "
-            "and --batch must be at least 1, --lr above 0")
+            "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0")
     sft, saved = load_checkpoint(cfg.model, "lm", device=device)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
     room = sft.config.context - task.max_new_tokens
@@ -240,8 +239,8 @@ def main(cfg):
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
     save_checkpoint(out, model, saved["tokenizer"], asdict(task), asdict(cfg), metrics)
     print(f"wrote {out}: held-out accuracy {metrics['accuracy']:.3f} [{metrics['accuracy_low']:.3f}, "
-          f"{metrics['accuracy_high']:.3f}] on "
-          f"{metrics['pairs']} pairs; `the longer wins` {metrics['longer_wins']:.3f}", flush=True)
+          f"{metrics['accuracy_high']:.3f}] on {metrics['pairs']} pairs; `the longer wins` "
+          f"{metrics['longer_wins']:.3f}", flush=True)
     if "accuracy_truth" in metrics:
         print(f"labels agree with the truth on {metrics['labels_truth']:.3f}; the model with the truth on "
               f"{metrics['accuracy_truth']:.3f}"

@@ -213,8 +213,8 @@ def read_jsonl(path, needs):
                             f"{path}, line {number}: field {field!r} is missing; fields found: "
                             f"{', '.join(row) or 'none'}")
                     require(isinstance(row[field], kind),
-                            f"{path}, line {number}: field {field!r} must be of type {kind.__name__}, "
-                            f"it is {type(row[field]).__name__}")
+                            f"{path}, line {number}: field {field!r} must be of type {kind.__name__}, it is "
+                            f"{type(row[field]).__name__}")
                 rows.append(row)
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise Fault(f"{path}: the gzip file is damaged ({error})") from None

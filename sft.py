@@ -90,8 +90,7 @@ def main(cfg):
     require(0 <= cfg.freeze <= 1 and cfg.batch >= 1 and cfg.epochs >= 1 and cfg.references >= 1
             and cfg.lr > 0,
             f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and "
-            f"--references {cfg.references} be at "
-            f"least 1, --lr {cfg.lr} be above 0")
+            f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
     saved = load_checkpoint(cfg.model, "lm")[1] if cfg.model != "scratch" else None
     task = task_of(cfg, saved)
     out = out_file(cfg.out, "ckpt_sft.pt")

@@ -134,8 +134,8 @@ class Task:
         """Up to `limit` rows of a split, from its start.  Raises Fault on an unknown, missing, empty or
         damaged one."""
         require(split in self.splits(),
-                f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; "
-                f"it has {', '.join(self.splits()) or 'none'}")
+                f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; it "
+                f"has {', '.join(self.splits()) or 'none'}")
         if self.noise:
             whole = synthetic.SIZES.get(split, 1000)
             return synthetic.rows(split, min(whole, limit or whole), self.noise, references)
@@ -249,9 +249,9 @@ def main(cfg):
             "ood_<name>.jsonl")
     train = task.rows("train", 2 * cfg.rows)
     enc = tokenizer(build_tokenizer([t for r in train for t in (r["prompt"], *r["references"])]))
-    print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {enc.n_vocab}\n\n"
-          f"{'split':18} {'rows':>6} {'prompt tokens':>14} {'reference':>10} {'JS bits':>8} {'floor':>6} "
-          f"{'AUC':>5} {'floor':>6}")
+    print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {enc.n_vocab}\n\n{'split':18} "
+          f"{'rows':>6} {'prompt tokens':>14} {'reference':>10} {'JS bits':>8} {'floor':>6} {'AUC':>5} "
+          f"{'floor':>6}")
     for split in task.splits():
         rows = task.rows(split, cfg.rows)
         whole = len(rows) if len(rows) < cfg.rows else len(task.rows(split))

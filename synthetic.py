@@ -28,13 +28,11 @@ from itertools import product
 
 SLOTS = {  # slot: its values; a value's other surface forms after the slash
     "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
-           "coworker/colleague "
-           "cousin landlord teacher",
+           "coworker/colleague cousin landlord teacher",
     "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped "
              "returned copied",
     "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera "
-              "book/novel watch lamp "
-              "piano tent mirror wallet",
+              "book/novel watch lamp piano tent mirror wallet",
     "ask": "forgive/pardon confront sue report apologize leave/quit wait complain",
     "feeling": "angry/mad sad/unhappy guilty scared/afraid confused jealous",
     "time": "yesterday today monday friday sunday christmas/xmas easter recently/lately",
@@ -42,8 +40,8 @@ SLOTS = {  # slot: its values; a value's other surface forms after the slash
 STORY = ("who", "event", "object")              # the slots a distractor story has too
 SURFACES = {slot: {v.split("/")[0]: v.split("/") for v in values.split()} for slot, values in SLOTS.items()}
 VALUES = {slot: list(forms) for slot, forms in SURFACES.items()}
-FACT = {form: (slot, value) for slot, forms in SURFACES.items() for value,
-        group in forms.items() for form in group}
+FACT = {form: (slot, value) for slot, forms in SURFACES.items()
+        for value, group in forms.items() for form in group}
 HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
 SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
 
@@ -73,10 +71,9 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "ood_distractors7": ((7,), .0, "post"),
 }
 SIZES = {"train": 32768}
-# of the train posts have held-out values in their key story, half of these as articles: a base model has met
-# every word in
+# share of the train posts that have held-out values in their key story, half of these as articles: a base
+# model has met every word in every role, and news, but rarely
 PRETRAINING_MIX = .06
-                            # every role, and news, but rarely
 
 
 # ---------------------------------------------------------------------------------------------------- grammar
