@@ -34,7 +34,7 @@ class Config(Common):
     reward: str = ""            # reward model that scores, and chooses the best of N; none: plain samples
     policy: str = ""            # its name in files and tables; "" takes ckpt_<name>.pt
     splits: str = ""            # comma-separated; "" is test and every ood_*
-    inputs: int = 120           # prompts of each split; the paper's 500
+    inputs: int = 100           # prompts of each split; the paper's 500
     n: int = 16                 # outputs kept for each prompt (K in the paper), and the N of best-of-N
     pool: int = 0               # scored samples a prompt for best-of-N; 0: 4 x n with --reward, n without
     independent: bool = False   # best-of-N outputs from disjoint parts of the pool, which must hold n x n

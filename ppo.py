@@ -31,13 +31,13 @@ from splits import decode, encode_prompts, task_of, tokenizer
 class Config(Common):
     model: str = "ckpt_sft.pt"  # policy to start from; also the reference the KL is measured against
     reward: str = "ckpt_reward.pt"  # reward model, or truth: the embedded task's judge
-    steps: int = 60             # rollout batches
+    steps: int = 45             # rollout batches
     batch: int = 64             # rollouts a step, each of another prompt
     epochs: int = 2             # passes over a rollout batch; the paper's 4
     minibatches: int = 2        # optimiser steps a pass
     freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
-    lr: float = 3e-4            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
+    lr: float = 1e-3            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
                                 # parameters
     kl_coef: float = 0.1        # beta, the price of one nat of KL in units of reward (standard deviations);
                                 # the paper's 0.05
@@ -242,6 +242,8 @@ def load_reward(cfg, spec, policy, device):
             f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would "
             "mean different words; train the reward model from this policy's family (python reward.py "
             "--model ...)")
+    require(reward.config.context >= policy.config.context, f"--reward {cfg.reward}: its context of "
+            f"{reward.config.context} is shorter than the policy's {policy.config.context}")
     # a second network: value updates must not move the reward
     value = copy.deepcopy(reward).freeze(policy.config.frozen)
     M.share_trunk(policy, reward, value)            # frozen parts that are equal lie in memory once
@@ -250,9 +252,9 @@ def load_reward(cfg, spec, policy, device):
 
 def main(cfg):
     device, generator = setup(cfg)
-    require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.minibatches <= cfg.batch
-            and cfg.lr > 0, "--steps, --batch, "
-            "--epochs and --minibatches must be at least 1, --minibatches at most --batch, --lr above 0")
+    require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.lr > 0,
+            "--steps, --batch, --epochs and --minibatches must be at least 1, --lr above 0")
+    require(cfg.minibatches <= cfg.batch, f"--minibatches {cfg.minibatches} exceed --batch {cfg.batch}")
     require(cfg.temperature > 0,
             f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
     require(cfg.kl_kind in ("k1", "k2", "k3"), f"--kl-kind {cfg.kl_kind}: choose from k1, k2, k3")
@@ -273,7 +275,7 @@ def main(cfg):
     order = []                          # of prompts; shuffled anew each time they run out
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
-    optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr)
+    optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr, fused=True)
     beta, log = AdaptiveKL(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon), Metrics(out, cfg.quiet)
 
     for step in tqdm(range(cfg.steps), desc="ppo", disable=cfg.quiet or None):

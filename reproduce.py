@@ -56,11 +56,11 @@ class Config(Common):
     seeds: int = 2              # runs, with seeds --seed, --seed + 1, ...
     jobs: int = 2               # runs side by side, one thread each
     quick: bool = False         # toy sizes, into runs/quick
-    inputs: int = 120           # prompts of each test set
+    inputs: int = 100           # prompts of each test set
     base_rows: int = 24576      # posts the base model is pretrained on
     sft_rows: int = 8192        # posts of SFT in each world
-    prompts: int = 10000        # prompts with preferences
-    ppo_steps: int = 60         # rollout batches of PPO
+    prompts: int = 8000         # prompts with preferences
+    ppo_steps: int = 45         # rollout batches of PPO
 
 
 # ------------------------------------------------------------------------------------------------- the stages

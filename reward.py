@@ -29,9 +29,9 @@ from splits import batches, decode, encode_prompts, encode_response, task_of, to
 @dataclass
 class Config(Common):
     model: str = "ckpt_sft.pt"  # checkpoint to start from, and in the embedded task to sample from
-    prompts: int = 10000        # prompts with preferences; a folder may hold fewer
+    prompts: int = 8000         # prompts with preferences; a folder may hold fewer
     held_out: int = 500         # prompts of the held-out pairs
-    samples: int = 3            # responses sampled for each prompt in the embedded task, compared with each
+    samples: int = 5            # responses sampled for each prompt in the embedded task, compared with each
                                 # other and the reference
     epochs: int = 1             # passes over the prompts
     batch: int = 8              # prompts a step, each with all its pairs
@@ -206,7 +206,7 @@ def main(cfg):
         sft.freeze(round(cfg.freeze * sft.config.n_layer))
     model = sft.with_scalar_head()
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     todo = batches([len(g.prompt) + sum(map(len, g.responses)) for g in train], cfg.batch, cfg.epochs,
                    generator)
     steps, log = len(todo), Metrics(out, cfg.quiet)
