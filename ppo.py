@@ -178,14 +178,14 @@ def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temp
     # a shared trunk runs once
     trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731
     h_value = trunk(value)
-    # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then
-    # exactly 1
+    # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then 1
     logp = packed.grid(M.log_probs(policy, policy.top(h, packed), packed, temperature))
     ref_logp = packed.grid(M.log_probs(reference, reference.top(trunk(reference), packed), packed,
                                        temperature))
     values = packed.grid(M.values(value, value.top(h_value, packed), packed))
-    score = M.rewards(reward, reward.top(trunk(reward), packed),
-                      packed) if reward else torch.zeros(len(prompts), device=h.device)
+    score = torch.zeros(len(prompts), device=h.device)
+    if reward:
+        score = M.rewards(reward, reward.top(trunk(reward), packed), packed)
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
     return Rollout(packed, h, h_value, packed.valid(), logp, ref_logp, values, score, finished, responses)
 
@@ -214,14 +214,13 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
                 raise Fault("the gradient is not finite; lower --lr, nothing was written")
             optimiser.step()
             change = (logp - grid(ro.logp)).detach()
+            moved = masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"), mask)
             seen.append(dict(pg_loss=pg_loss, v_loss=v_loss, pg_clipped=pg_clipped, v_clipped=v_clipped,
-                             entropy=entropy.mean(),
-                             ratio=masked_mean(change.exp(), mask),
-                             ratio_first=(change.exp()[mask] - 1).abs().max() + 1,
-                             update_kl=masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"),
-                                                   mask), pg_norm=pg_norm, v_norm=v_norm))
+                             entropy=entropy.mean(), ratio=masked_mean(change.exp(), mask),
+                             ratio_first=1 + (change.exp()[mask] - 1).abs().max(), update_kl=moved,
+                             pg_norm=pg_norm, v_norm=v_norm))
     out = {k: float(torch.stack([s[k].detach() for s in seen]).mean()) for k in seen[0]}
-    # largest |ratio - 1| + 1 before anything was learned
+    # of the first minibatch only, when nothing is learned yet: 1 + the largest |ratio - 1| of its tokens
     return out | {"ratio_first": float(seen[0]["ratio_first"])}
 
 

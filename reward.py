@@ -101,6 +101,27 @@ def read_groups(enc, rows, room, max_new_tokens):
     return groups
 
 
+def comparisons(cfg, sft, enc, task, generator):
+    """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
+    of its prompts: of its prompts, not of its pairs, for pairs of one prompt would leak."""
+    if task.noise:
+        return tuple(sample_groups(sft, enc, task.rows(split, n), task.max_new_tokens, cfg.samples, generator)
+                     for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
+    rows, held_out_rows = task.preferences(), task.preferences(validation=True)
+    require(rows, f"{task.data}: no preferences.jsonl; its lines are "
+            "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
+    room = sft.config.context - task.max_new_tokens
+    train = read_groups(enc, rows, room, task.max_new_tokens)
+    held_out = read_groups(enc, held_out_rows or [], room, task.max_new_tokens)
+    if not held_out:
+        cut = max(1, len(train) // 10)
+        train, held_out = train[:-cut], train[-cut:]
+        print(f"no preferences_validation.jsonl: the last {cut} prompts of preferences.jsonl are held out",
+              flush=True)
+    require(train and held_out, f"{task.data}: no pairs of two different responses to train and to test on")
+    return train[:cfg.prompts], held_out[:cfg.held_out]
+
+
 @torch.no_grad()
 def score(model, prompts, responses, batch=32, together=8):
     """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
@@ -109,8 +130,8 @@ def score(model, prompts, responses, batch=32, together=8):
     together: responses packed behind one copy of their prompt; beyond about 8, attention over the longer row
     costs more than the prompt saves. batch: responses in one forward pass, about."""
     device, flat = model.embed.weight.device, []
-    parts = [(p, group[i:i + together]) for p,
-             group in zip(prompts, responses, strict=True) for i in range(0, len(group), together)]
+    parts = [(prompt, group[i:i + together]) for prompt, group in zip(prompts, responses, strict=True)
+             for i in range(0, len(group), together)]
     step = max(1, batch // together)
     for i in range(0, len(parts), step):
         packed = M.pack(*zip(*parts[i:i + step]), device)
@@ -179,28 +200,7 @@ def main(cfg):
             "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0")
     sft, saved = load_checkpoint(cfg.model, "lm", device=device)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
-    room = sft.config.context - task.max_new_tokens
-    if task.noise:
-        train, held_out = (sample_groups(sft, enc, task.rows(split, n), task.max_new_tokens, cfg.samples,
-                                         generator)
-                           for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
-    else:
-        rows, v_rows = task.preferences(limit=None), task.preferences(validation=True)
-        require(rows,
-                f"{task.data}: no preferences.jsonl; its lines are "
-                f"{{'prompt': ..., 'chosen': ..., 'rejected': ...}}")
-        train = read_groups(enc, rows, room, task.max_new_tokens)
-        held_out = read_groups(enc, v_rows, room, task.max_new_tokens) if v_rows else []
-        # the last tenth of the prompts, never of the pairs: pairs of one prompt would leak
-        if not held_out:
-            cut = max(1, len(train) // 10)
-            train, held_out = train[:-cut], train[-cut:]
-            print(f"no preferences_validation.jsonl: the last {cut} prompts of preferences.jsonl are held "
-                  "out", flush=True)
-        train, held_out = train[:cfg.prompts], held_out[:cfg.held_out]
-    require(train and held_out,
-            f"{task.data or task.name}: no pairs of two different responses to train and to test on")
-
+    train, held_out = comparisons(cfg, sft, enc, task, generator)
     require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
     if cfg.freeze >= 0:
         sft.freeze(round(cfg.freeze * sft.config.n_layer))
@@ -213,8 +213,7 @@ def main(cfg):
     for step, rows in enumerate(tqdm(todo, desc="reward", disable=cfg.quiet or None)):
         mb = [train[i] for i in rows]
         packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
-        # (R,) of all responses of the batch
-        r = M.rewards(model, model(packed), packed)
+        r = M.rewards(model, model(packed), packed)                                 # (R,), all of the batch
         first = np.cumsum([0] + [len(g.responses) for g in mb])
         winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs],
                                      device=device).T
@@ -231,8 +230,7 @@ def main(cfg):
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
             log.log(step=step + 1, loss=loss.item(), accuracy=(r[winner] > r[loser]).float().mean().item(),
                     margin=(r[winner] - r[loser]).mean().item(), lr=optimiser.param_groups[0]["lr"],
-                    grad_norm=norm.item(),
-                    peak_mb=round(peak_memory(device)))
+                    grad_norm=norm.item(), peak_mb=round(peak_memory(device)))
 
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
@@ -242,11 +240,11 @@ def main(cfg):
           f"{metrics['accuracy_high']:.3f}] on {metrics['pairs']} pairs; `the longer wins` "
           f"{metrics['longer_wins']:.3f}", flush=True)
     if "accuracy_truth" in metrics:
-        print(f"labels agree with the truth on {metrics['labels_truth']:.3f}; the model with the truth on "
-              f"{metrics['accuracy_truth']:.3f}"
-              + (f"; where the true gap exceeds 1: {metrics['accuracy_gap1']:.3f} with the labels, "
-                 f"{metrics['accuracy_gap1_truth']:.3f} with "
-                 "the truth" if "accuracy_gap1" in metrics else ""), flush=True)
+        print(f"labels agree with the truth on {metrics['labels_truth']:.3f}, the model with the truth on "
+              f"{metrics['accuracy_truth']:.3f}", flush=True)
+    if "accuracy_gap1" in metrics:
+        print(f"where the true gap exceeds 1: {metrics['accuracy_gap1']:.3f} with the labels, "
+              f"{metrics['accuracy_gap1_truth']:.3f} with the truth", flush=True)
 
 
 if __name__ == "__main__":

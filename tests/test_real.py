@@ -36,8 +36,8 @@ def tldr(folder):
 
     def prompt(r):
         return f"SUBREDDIT: r/{r['subreddit']}\nTITLE: {r['title']}\nPOST: {r['post']}\nTL;DR:"
-    for split in ("train", "validation", "test"):
-        write(folder, split,
+    for split, name in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        write(folder, name,
               [{"id": r["id"], "prompt": prompt(r), "reference": r["summary"]} for r in posts
                if r["split"] == split])
     write(folder, "ood_news",

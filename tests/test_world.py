@@ -118,11 +118,11 @@ def test_tokenizer_roundtrip_and_words_are_one_token():
 
 
 def test_shift_has_a_floor_and_orders_splits():
-    train, words, article = ([r["prompt"] for r in W.rows(s, n)] for s,
-                             n in (("train", 400), ("ood_words100", 200), ("ood_article", 200)))
+    train, words, article = ([r["prompt"] for r in W.rows(split, n)] for split, n in
+                             (("train", 400), ("ood_words100", 200), ("ood_article", 200)))
     enc = splits.tokenizer(splits.build_tokenizer(train))
     far, near, same = (splits.shift(train, x, enc)
-                       for x in (article, words, [r["prompt"] for r in W.rows("validation", 200)]))
+                       for x in (article, words, [r["prompt"] for r in W.rows("train", 200, start=400)]))
     assert far["js"] > near["js"] > 2 * near["js_floor"] and far["auc"] > .99 and near["auc"] > .8
     assert same["js"] < 2 * same["js_floor"] and abs(same["auc"] - .5) < .1
     with pytest.raises(ValueError):
