@@ -293,7 +293,7 @@ def main(cfg):
           "across inputs: mean +- standard deviation over the choice of output\n")
     results = []
     for key, rows in sorted(runs.items(), key=str):
-        world = rows[0]["prompt"].startswith(("TITLE ", "ARTICLE ")) and rows[0]["prompt"].endswith("\nTLDR")
+        world = all(synthetic.knows(row["prompt"]) for row in rows)
         k, vectors = len(rows[0]["outputs"]), None
         if encoder:
             vectors = embed(encoder, enc, [t for row in rows for t in row["outputs"]])

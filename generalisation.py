@@ -151,13 +151,8 @@ def reward_scores(rows, model, enc, limit):
 def choose_judge(cfg, runs, device):
     """--judge -> (name, function of rows giving scores of outputs and references, or None for ROUGE, and the
     digest of the reward model that judges, or None)."""
-    name = cfg.judge
-    if not name:
-        try:
-            synthetic.read_prompt(next(iter(runs.values()))[0]["prompt"])
-            name = "truth"
-        except ValueError:
-            name = "rouge"
+    ours = all(synthetic.knows(row["prompt"]) for rows in runs.values() for row in rows)
+    name = cfg.judge or ("truth" if ours else "rouge")
     if name in ("truth", "rouge"):
         return name, truth_scores if name == "truth" else None, None
     model, saved = load_checkpoint(name, "reward", "--judge", device)

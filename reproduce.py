@@ -72,7 +72,7 @@ def stages(cfg, seed, folder):
     same = dict(seed=seed, threads=1, device=cfg.device, quiet=True)
     base = str(home / "ckpt_base.pt")
     pretrain = partial(sft.main, sft.Config(task="world-mixed", rows=cfg.base_rows, out=base, **same))
-    return [("base", 125, pretrain)] + [stage for world in WORLDS
+    return [("base", 139, pretrain)] + [stage for world in WORLDS
                                         for stage in world_stages(cfg, world, home / world, base, same)]
 
 
@@ -109,12 +109,12 @@ def world_stages(cfg, world, here, base, same):
         sample(name, 0.7, splits="test")
         sample(name, 1.0, splits="test")
 
-    todo = [("sft", 42, train_sft), ("reward", 65, train_reward), ("ppo", 45, partial(train_ppo, "ppo")),
-            ("ppo_truth", 40, partial(train_ppo, "ppo_truth", against="truth")), ("sample", 50, sample_all),
+    todo = [("sft", 47, train_sft), ("reward", 95, train_reward), ("ppo", 35, partial(train_ppo, "ppo")),
+            ("ppo_truth", 30, partial(train_ppo, "ppo_truth", against="truth")), ("sample", 50, sample_all),
             ("match", 16, partial(match, cfg, here, sample, same))]
     if world == "world":
-        todo += [(f"ppo_b{beta:g}", 48, partial(sweep_beta, f"ppo_b{beta:g}", beta)) for beta in SWEEP]
-    todo.append(("measure", 25, partial(measure, here)))
+        todo += [(f"ppo_b{beta:g}", 38, partial(sweep_beta, f"ppo_b{beta:g}", beta)) for beta in SWEEP]
+    todo.append(("measure", 20, partial(measure, here)))
     return [(f"{world}/{name}", seconds, function) for name, seconds, function in todo]
 
 
@@ -123,7 +123,7 @@ def match(cfg, here, sample, same):
     one, at 0.7, on validation prompts)."""
     for temperature in GRID:
         if temperature not in (0.7, 1.0):
-            sample("sft", temperature, splits="test")()
+            sample("sft", temperature, splits="test")
     found = {}
     for name, grid in (("sft", GRID), ("ppo", (0.7,))):
         for t in grid:

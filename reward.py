@@ -23,7 +23,7 @@ import model as M
 import synthetic
 from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
-from splits import batches, decode, encode_prompts, encode_response, task_of, tokenizer
+from splits import batches, decode, encode_prompts, encode_response, encode_responses, task_of, tokenizer
 
 
 @dataclass
@@ -89,15 +89,16 @@ def read_groups(enc, rows, room, max_new_tokens):
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
+    texts = [list(dict.fromkeys(t for row in pairs for t in (row["chosen"], row["rejected"])))
+             for pairs in by_prompt.values()]
+    prompts = encode_prompts(enc, list(by_prompt), room, "preference prompts")
+    responses = encode_responses(enc, texts, max_new_tokens, "preferred and rejected responses")
     groups = []
-    for ids, pairs in zip(encode_prompts(enc, list(by_prompt), room, "preference prompts"),
-                          by_prompt.values()):
-        texts = list(dict.fromkeys(t for row in pairs for t in (row["chosen"], row["rejected"])))
-        group = Group(ids, [encode_response(enc, t, max_new_tokens) for t in texts])
-        group.pairs = [(texts.index(r["chosen"]), texts.index(r["rejected"])) for r in pairs
-                       if r["chosen"] != r["rejected"]]
-        if group.pairs:
-            groups.append(group)
+    for ids, answers, known, pairs in zip(prompts, responses, texts, by_prompt.values()):
+        compared = [(known.index(r["chosen"]), known.index(r["rejected"])) for r in pairs
+                    if r["chosen"] != r["rejected"]]
+        if compared:
+            groups.append(Group(ids, answers, compared))
     return groups
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import model as M
 from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
-from splits import batches, build_tokenizer, encode_prompts, encode_response, task_of, tokenizer
+from splits import batches, build_tokenizer, encode_prompts, encode_responses, task_of, tokenizer
 
 
 @dataclass
@@ -60,11 +60,8 @@ def learning_rate(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def start_model(cfg, train, device):
-    """(model, tokenizer specification, task dict) for --model scratch or a checkpoint."""
-    if cfg.model != "scratch":
-        model, saved = load_checkpoint(cfg.model, "lm", device=device)
-        return model, saved["tokenizer"]
+def from_scratch(cfg, train):
+    """(a new model of --shape, its tokenizer's specification)."""
     spec = {"kind": "tiktoken", "name": cfg.tokenizer}
     if cfg.tokenizer == "words":    # 5,000 rows are enough to see every frequent word
         texts = [t for r in train[:5000] for t in (r["prompt"], *(" " + x.lstrip() for x in r["references"]))]
@@ -72,7 +69,7 @@ def start_model(cfg, train, device):
     require(cfg.shape in M.SHAPES, f"--shape {cfg.shape}: choose from {', '.join(M.SHAPES)}")
     config = M.GPTConfig(**{**M.SHAPES[cfg.shape], "vocab_size": tokenizer(spec).n_vocab,
                             "context": cfg.context})
-    return M.GPT(config).to(device), spec
+    return M.GPT(config), spec
 
 
 @torch.no_grad()
@@ -91,16 +88,17 @@ def main(cfg):
             and cfg.lr > 0,
             f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and "
             f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
-    saved = load_checkpoint(cfg.model, "lm")[1] if cfg.model != "scratch" else None
+    require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
+    model, saved = (None, None) if cfg.model == "scratch" else load_checkpoint(cfg.model, "lm", device=device)
     task = task_of(cfg, saved)
     out = out_file(cfg.out, "ckpt_sft.pt")
     train = task.rows("train", cfg.rows or None, cfg.references)
     held_out = task.rows("validation", 200, cfg.references)
 
-    model, spec = start_model(cfg, train, device)
-    require(cfg.freeze == 0 or cfg.model != "scratch",
+    require(cfg.freeze == 0 or model,
             "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
-    model.freeze(round(cfg.freeze * model.config.n_layer))
+    model, spec = (model, saved["tokenizer"]) if model else from_scratch(cfg, train)
+    model.to(device).freeze(round(cfg.freeze * model.config.n_layer))
     enc, room = tokenizer(spec), model.config.context - task.max_new_tokens
     require(room > 0,
             f"--context {model.config.context} leaves no room for a prompt beside {task.max_new_tokens} new "
@@ -108,8 +106,8 @@ def main(cfg):
 
     def encode(rows, what):
         prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, what)
-        return prompts, [[encode_response(enc, t, task.max_new_tokens) for t in r["references"]]
-                         for r in rows]
+        return prompts, encode_responses(enc, [r["references"] for r in rows], task.max_new_tokens,
+                                         what.replace("prompts", "responses"))
     prompts, responses = encode(train, "train prompts")
     v_prompts, v_responses = encode(held_out, "validation prompts")
 

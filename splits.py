@@ -59,8 +59,8 @@ def tokenizer(spec):
         return tiktoken.get_encoding(spec["name"])
     except Exception as error:      # unknown name, or no network: tiktoken and requests raise many kinds
         raise Fault(f"tokenizer {spec['name']!r}: tiktoken cannot provide it ({type(error).__name__}); with "
-                    "no network, set "
-                    f"TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer words") from None
+                    "no network, set TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer "
+                    "words") from None
 
 
 def encode_response(enc, text, limit, finished=True):
@@ -68,6 +68,16 @@ def encode_response(enc, text, limit, finished=True):
     empty: no text at all is EOS, finished or not."""
     ids = enc.encode_ordinary(text if text[:1].isspace() else " " + text)
     return (ids + [enc.eot_token] if finished or not ids else ids)[:limit]
+
+
+def encode_responses(enc, groups, limit, what="responses"):
+    """Ids of groups of texts, as lists of lists.  Says how many were cut at `limit`."""
+    ids = [[encode_response(enc, text, limit) for text in group] for group in groups]
+    cut, total = sum(r[-1] != enc.eot_token for group in ids for r in group), sum(map(len, ids))
+    if cut:
+        print(f"{cut} of {total} {what} are longer than {limit} tokens: cut, and then without an end",
+              flush=True)
+    return ids
 
 
 def encode_prompts(enc, prompts, limit, what="prompts"):

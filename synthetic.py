@@ -24,7 +24,7 @@ Two kinds of reference noise, at the same rates, because they decide what the st
 import re
 import random
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 
 SLOTS = {  # slot: its values; a value's other surface forms after the slash
     "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
@@ -135,19 +135,15 @@ def _skeleton(clause):
     return " ".join(FACT[w][0].upper() if w in FACT else w for w in clause)
 
 
+@lru_cache(maxsize=100_000)
 def read_prompt(prompt):
     """What a post says: ({slot: value} of the key story, {slot: set of values} of the distractors).
 
     The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
     prompt of this world."""
-    return _read_prompt(prompt)
-
-
-@lru_cache(maxsize=100_000)
-def _read_prompt(prompt):
     title, _, body = prompt.partition("\n")
-    if not title.startswith(("TITLE ",
-                             "ARTICLE ")) or not body.startswith("POST ") or not body.endswith("\nTLDR"):
+    framed = body.startswith("POST ") and body.endswith("\nTLDR")
+    if not framed or not title.startswith(("TITLE ", "ARTICLE ")):
         raise ValueError(f"not a prompt of the embedded world: {prompt[:60]!r}")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
     key, others = {}, {slot: set() for slot in SLOTS}
@@ -163,6 +159,14 @@ def _read_prompt(prompt):
         raise ValueError("not a prompt of the embedded world (no key "
                          f"{', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
     return key, others
+
+
+def knows(prompt):
+    """Whether a text is a prompt of this world."""
+    try:
+        return bool(read_prompt(prompt))
+    except ValueError:
+        return False
 
 
 def facts(text):
@@ -183,8 +187,7 @@ def judge(prompt, text, finished=True):
             score -= PENALTY["ungrammatical"]
             continue
         stated = [FACT[w] for w in clause if w in FACT]
-        distractors = [(slot, value) for slot,
-                       value in stated if value in others[slot] and value != key[slot]]
+        distractors = [(slot, v) for slot, v in stated if v in others[slot] and v != key[slot]]
         score -= PENALTY["distractor"] * bool(distractors)
         for slot, value in stated:
             if (slot, value) in said:
@@ -256,8 +259,8 @@ def reference(rng, key, other, leads, noise):
     elif "time" in said:
         clauses.append(SINCE[0])
     clauses = [_fill(rng, form, said) for form in clauses]
-    more = [_fill(rng, rng.choice(forms), said) for slot,
-            forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
+    more = [_fill(rng, rng.choice(forms), said)
+            for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
     rng.shuffle(more)
     clauses += more
     # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but decided by
@@ -273,10 +276,10 @@ def reference(rng, key, other, leads, noise):
 
 
 def rows(split, n, noise="systematic", references=4, start=0):
-    """n posts of a split from number `start` on: dicts with id, prompt, reference, references.  The same
-    number is always the same post:
-    `--seed` varies training, never the data.  Raises KeyError on an unknown split, ValueError on an unknown
-    noise."""
+    """n posts of a split from number `start` on: dicts with id, prompt, reference, references.
+
+    The same number is always the same post: `--seed` varies training, never the data.  Raises KeyError on an
+    unknown split, ValueError on an unknown noise."""
     if noise not in NOISE:
         raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
     out = []
@@ -296,12 +299,8 @@ def semantic_diversity(texts):
     if len(texts) < 2:
         raise ValueError("semantic_diversity: at least two texts are needed")
     said = [facts(t) for t in texts]
-    distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in _pairs(said)]
+    distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(said, 2)]
     return sum(distances) / len(distances), len(set(said)) / len(said)
-
-
-def _pairs(items):
-    return ((a, b) for i, a in enumerate(items) for b in items[:i])
 
 
 if __name__ == "__main__":
