@@ -19,6 +19,8 @@ that gives it PPO's per-input diversity, to tell learning from sharpening.
 import contextlib
 import hashlib
 import json
+import os
+import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -175,8 +177,20 @@ def measure(here):
     write_whole(here / "measures.json", json.dumps({"samples": out, "ppo": kl, "reward": accuracy}).encode())
 
 
+def die_with_parent():
+    """A worker whose parent was killed must stop, or it would race the run that resumes."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_seed(cfg, seed, folder):
     """All stages of one seed that are not done yet, in a process of its own."""
+    die_with_parent()
     home = Path(folder) / f"seed{seed}"
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "log.txt", "a") as log, contextlib.redirect_stdout(log):

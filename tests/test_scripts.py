@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,34 @@ def test_truth_and_adaptive_beta(work, tmp_path):
                         threads=2))
     steps = [json.loads(line) for line in (tmp_path / "metrics_ppo.jsonl").read_text().splitlines()]
     assert steps[0]["reward"] == steps[0]["truth"] and steps[2]["beta"] != steps[0]["beta"]
+
+
+def test_a_killed_study_resumes_to_the_same_results(tmp_path):
+    """Two quick studies of one seed side by side; one is killed in its first world, and started again."""
+    said = open(tmp_path / "said", "wb")
+
+    def start(name):
+        command = [sys.executable, str(ROOT / "reproduce.py"), "--quick", "--seeds", "1"]
+        return subprocess.Popen([*command, "--out", str(tmp_path / name)], stdout=said, stderr=said)
+    whole, killed = start("whole"), start("killed")
+    for _ in range(1200):
+        if list((tmp_path / "killed").glob("runs/*/seed0/world/sft.done")) or killed.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert killed.poll() is None, (tmp_path / "said").read_text()
+    killed.kill()
+    killed.wait()
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.done")}
+    again = start("killed")
+    for process in (whole, again):
+        assert process.wait(timeout=170) == 0, (tmp_path / "said").read_text()
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())       # what was done was not done again
+    first, second = (json.loads((tmp_path / n / "runs/quick/results.json").read_text())
+                     for n in ("whole", "killed"))
+    first["settings"].pop("out"), second["settings"].pop("out")
+    assert first == second
+    assert (tmp_path / "killed/runs/quick/figure.png").stat().st_size > 10_000
+    assert "TOY SIZES" in (tmp_path / "killed/runs/quick/results.md").read_text()
 
 
 def write(path, rows):
