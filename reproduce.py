@@ -44,7 +44,7 @@ from splits import tokenizer
 
 WORLDS = {"world": "systematic noise", "world-independent": "independent noise"}
 SPLITS = ["test"] + [s for s in synthetic.SPLITS if s.startswith("ood_")]
-GRID = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)     # temperatures of SFT
+GRID = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)    # temperatures of SFT
 SWEEP = (0.0, 0.3)                                  # betas beside the default 0.1
 TITLES = {"ood_article": "news\nformat", "ood_words50": "half the\nwords new",
           "ood_words100": "all story\nwords new", "ood_distractors4": "4 distractor\nstories",
@@ -134,9 +134,10 @@ def match(cfg, here, sample, same):
                                 **same))
             rows = read_samples(here / f"match{t:g}" / f"samples_{name}_validation.jsonl")
             found[name, t] = float(np.mean([synthetic.semantic_diversity(r["outputs"])[0] for r in rows]))
-    # diversity grows with temperature; maximum.accumulate guards np.interp against noise between neighbours
-    curve = np.maximum.accumulate([found["sft", t] for t in GRID])
-    temperature = round(float(np.interp(found["ppo", 0.7], curve, GRID)), 3)
+    # diversity grows with temperature, from 0 for greedy decoding; maximum.accumulate guards np.interp against
+    # noise between neighbours
+    curve = np.maximum.accumulate([0., *(found["sft", t] for t in GRID)])
+    temperature = round(float(np.interp(found["ppo", 0.7], curve, (0., *GRID))), 3)
     bon.main(bon.Config(model=str(here / "ckpt_sft.pt"), policy="sft_matched", inputs=cfg.inputs,
                         temperature=temperature, out=str(here / "matched"), **same))
 
