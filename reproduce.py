@@ -389,7 +389,7 @@ def report(r, cfg, stated, swept, seconds):
              table(["beta", "reward", "true score", "KL, nats", "length", "win rate ID",
                     "per-input true diversity"],
                    [[f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['truth']:.2f}", f"{x['kl']:.2f}",
-                     f"{x['length']:.1f}", show(x["win"]), show(x["diversity"])] for x in swept]),
+                     f"{x['length']:.1f}", cell(x["win"]), cell(x["diversity"])] for x in swept]),
              "## What of the paper's claims holds in these runs",
              "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
              "agrees; else it is not shown.",

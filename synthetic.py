@@ -70,7 +70,7 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "ood_distractors4": ((4,), .0, "post"),
     "ood_distractors7": ((7,), .0, "post"),
 }
-SIZES = {"train": 24576}
+SIZES = {"train": 32768}
 # share of the train posts that have held-out values in their key story, half of these as articles: a base
 # model has met every word in every role, and news, but rarely
 PRETRAINING_MIX = .06
