@@ -134,8 +134,8 @@ def match(cfg, here, sample, same):
                                 **same))
             rows = read_samples(here / f"match{t:g}" / f"samples_{name}_validation.jsonl")
             found[name, t] = float(np.mean([synthetic.semantic_diversity(r["outputs"])[0] for r in rows]))
-    # diversity grows with temperature, from 0 for greedy decoding; maximum.accumulate guards np.interp against
-    # noise between neighbours
+    # diversity grows with temperature, from 0 for greedy decoding; maximum.accumulate guards np.interp
+    # against noise between neighbours
     curve = np.maximum.accumulate([0., *(found["sft", t] for t in GRID)])
     temperature = round(float(np.interp(found["ppo", 0.7], curve, (0., *GRID))), 3)
     bon.main(bon.Config(model=str(here / "ckpt_sft.pt"), policy="sft_matched", inputs=cfg.inputs,
