@@ -125,8 +125,7 @@ def self_bleu(outputs, max_n=4, tokenise=words, each=False):
     log_precision, matched = np.zeros(len(outputs)), np.zeros(len(outputs))
     for n in range(1, max_n + 1):
         counts = [Counter(ngrams(tokens, n)) for tokens in outputs]
-        # n-gram: (largest count, whose, second largest)
-        top = {}
+        top = {}        # n-gram: (largest count, whose, second largest)
         for i, count in enumerate(counts):
             for gram, c in count.items():
                 first, owner, second = top.get(gram, (0, -1, 0))
@@ -266,8 +265,8 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
 
 
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
-           "vendi": "Vendi", "entropy": "entropy",
-           "semantic": "semantic", "fact_sets": "fact sets", "length": "length"}
+           "vendi": "Vendi", "entropy": "entropy", "semantic": "semantic", "fact_sets": "fact sets",
+           "length": "length"}
 
 
 def reference_vocabulary(every):

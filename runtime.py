@@ -6,6 +6,7 @@ line and exit status 2.
 """
 import argparse
 import dataclasses
+import gzip
 import hashlib
 import inspect
 import io
@@ -16,7 +17,7 @@ import random
 import re
 import sys
 import time
-import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,16 @@ def help_of(config):
     return texts
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its whole usage with an error; a mistake in a flag gets one line like any other."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; {self.prog} --help names every flag\n")
+
+
 def parse(config, doc, argv=None):
     """Command line -> config.  Flags are the field names with dashes; booleans take --flag and --no-flag."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts = help_of(config)
     for f in dataclasses.fields(config):
         if f.name == "files":
@@ -194,7 +202,6 @@ def load_checkpoint(path, kind, flag="--model", device="cpu"):
 def read_jsonl(path, needs):
     """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises Fault naming file and
     line."""
-    import gzip
     rows, path = [], Path(path)
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     try:
@@ -216,7 +223,7 @@ def read_jsonl(path, needs):
                             f"{path}, line {number}: field {field!r} must be of type {kind.__name__}, it is "
                             f"{type(row[field]).__name__}")
                 rows.append(row)
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Fault(f"{path}: the gzip file is damaged ({error})") from None
     return rows
 

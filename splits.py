@@ -156,14 +156,14 @@ class Task:
             row["references"] = [row["reference"]]
         return rows[:limit]
 
-    def preferences(self, validation=False, limit=None):
+    def preferences(self, validation=False):
         """Preference rows of a folder, or None where the file is absent (the embedded task makes its own in
         reward.py)."""
         path = None if self.noise else self._file("preferences_validation" if validation else "preferences")
         if path is None:
             return None
         needs = ("prompt", "chosen", "rejected")
-        return _non_empty(path, read_jsonl(path, dict.fromkeys(needs, str)), needs)[:limit]
+        return _non_empty(path, read_jsonl(path, dict.fromkeys(needs, str)), needs)
 
 
 def _non_empty(path, rows, fields):

@@ -1,5 +1,6 @@
 """Each script end to end at toy size, resuming, and every wrong input of the README: one line, exit status 2,
 nothing overwritten."""
+import gzip
 import hashlib
 import json
 import shutil
@@ -221,6 +222,8 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "ppo", "--temperature", "0", says="greedy")
     refused(w, "ppo", "--kl-kind", "k9", says="k1, k2, k3")
     refused(w, "sft", "--task", "nope", says="--task nope")
+    refused(w, "bon", "--temprature", "1", says=["--temprature", "bon.py --help"])
+    refused(w, "bon", "--n", "many", says="invalid int value: 'many'")
     refused(w, "sft", "--data", "nowhere", says="no such folder")
     refused(w, "generalisation", says="no sample files")
     refused(w, "generalisation", "samples_sft_test.jsonl", "samples_sft_test.jsonl", says="already read")
@@ -238,6 +241,13 @@ def test_wrong_data(folder):
         refused(folder, "sft", "--data", folder, says=["train.jsonl", says])
     (folder / "train.jsonl").write_bytes(good.encode() + b'{"prompt": "\xff"}\n')
     refused(folder, "sft", "--data", folder, says="line 41: not JSON")
+    damaged = bytearray(gzip.compress(good.encode() * 20))
+    damaged[20] ^= 0x55
+    (folder / "train.jsonl").unlink()
+    for content in (bytes(damaged), gzip.compress(good.encode())[:-9], b"no gzip at all"):
+        (folder / "train.jsonl.gz").write_bytes(content)
+        refused(folder, "sft", "--data", folder, says=["train.jsonl.gz", "damaged"])
+    (folder / "train.jsonl.gz").unlink()
     (folder / "train.jsonl").write_text("")
     refused(folder, "sft", "--data", folder, says="train.jsonl: no rows")
     (folder / "train.jsonl").unlink()
