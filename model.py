@@ -42,6 +42,8 @@ class GPTConfig:
     bias: bool = False          # biases in every linear layer (GPT-2, OPT) or in none (LLaMA)
     tied: bool = True           # the LM head is the token embedding
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None    # of a context stretched after training, as config.json spells it:
+                                        # {"rope_type": "linear" or "llama3", "factor": ..., ...}
     norm_eps: float = 1e-5
     frozen: int = 0             # the first `frozen` layers and the embeddings are the trunk
 
@@ -88,6 +90,25 @@ def rotate(x, rope):
     cos, sin = rope
     real, imag = x.chunk(2, dim=-1)
     return torch.cat((real * cos - imag * sin, imag * cos + real * sin), dim=-1)
+
+
+def rope_frequencies(cfg, device=None):
+    """Radians a position of each of the E/2 planes of a head: (E/2,), fp32.
+
+    A stretched context turns its slow planes `factor` times slower: all of them ("linear", Chen et al. 2023),
+    or, as Llama 3 does, those whose wavelength the training context held fewer than low_freq_factor times,
+    with a linear passage up to high_freq_factor times."""
+    half = cfg.d_model // cfg.n_head // 2
+    frequency = cfg.rope_theta ** -(torch.arange(half, device=device, dtype=torch.float32) / half)
+    s = cfg.rope_scaling
+    if not s:
+        return frequency
+    slow = frequency / s["factor"]
+    if s["rope_type"] == "linear":
+        return slow
+    turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)   # in the training context
+    kept = ((turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])).clamp(0, 1)
+    return slow + (frequency - slow) * kept
 
 
 class Attention(nn.Module):
@@ -220,10 +241,7 @@ class GPT(nn.Module):
         """positions (B, S) -> (cos, sin), each (B, 1, S, E/2), or None where positions are learned."""
         if self.config.position != "rope":
             return None
-        half = self.config.d_model // self.config.n_head // 2
-        exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
-        frequency = self.config.rope_theta ** -exponent
-        angle = positions[:, None, :, None].float() * frequency
+        angle = positions[:, None, :, None].float() * rope_frequencies(self.config, positions.device)
         dtype = self.embed.weight.dtype
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -248,6 +266,13 @@ class GPT(nn.Module):
         nn.init.zeros_(twin.head.weight)
         share_trunk(self, twin)
         return twin
+
+    @staticmethod
+    def from_pretrained(name_or_dir):
+        """A published GPT-2, OPT or LLaMA model, from a hub name or a Hugging Face directory (pretrained.py,
+        which raises Fault on what it cannot read)."""
+        from pretrained import from_pretrained      # which builds on this file
+        return from_pretrained(name_or_dir)
 
     def n_params(self):
         return sum(p.numel() for p in self.parameters())

@@ -22,13 +22,12 @@ import torch
 import torch.nn.functional as F
 
 import synthetic
+from pretrained import PIECES, encoding
 from runtime import Common, Fault, read_jsonl, require, run
 
 # task name: noise of its references
 WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}
 MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48}    # 48 is the paper's
-# how GPT-2 cuts text before merging
-PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 # ------------------------------------------------------------------------------------------------- tokenizers
@@ -55,6 +54,8 @@ def tokenizer(spec):
                                                        w in enumerate(spec["words"])}
         return tiktoken.Encoding("words", pat_str=spec["pattern"], mergeable_ranks=ranks,
                                  special_tokens={"<|endoftext|>": len(ranks)})
+    if spec["kind"] == "bpe":
+        return encoding(spec)
     try:
         return tiktoken.get_encoding(spec["name"])
     except Exception as error:      # unknown name, or no network: tiktoken and requests raise many kinds
@@ -81,13 +82,14 @@ def encode_responses(enc, groups, limit, what="responses"):
 
 
 def encode_prompts(enc, prompts, limit, what="prompts"):
-    """Ids of each prompt, the last `limit` of them: a summary's cue stands at the end.  Says how many were
-    cut."""
-    ids = [enc.encode_ordinary(p) for p in prompts]
-    cut = sum(len(i) > limit for i in ids)
+    """Ids of each prompt, the last `limit` of them: a summary's cue stands at the end.  A published tokenizer
+    may begin every prompt with a token of its own, which stays.  Says how many were cut."""
+    begin = [] if getattr(enc, "bos", None) is None else [enc.bos]
+    ids, room = [enc.encode_ordinary(p) for p in prompts], limit - len(begin)
+    cut = sum(len(i) > room for i in ids)
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
-    return [i[-limit:] for i in ids]
+    return [begin + i[-room:] for i in ids]
 
 
 def batches(lengths, size, epochs, generator):
