@@ -23,9 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 import model as M
+from pretrained import load_model
 from reward import score
 from runtime import Common, load_checkpoint, require, run, setup, write_jsonl
 from splits import decode, encode_prompts, task_of, tokenizer
+
+
+PRESETS = {"paper": dict(inputs=500, n=16, pool=64, temperature=1.0)}
 
 
 @dataclass
@@ -99,11 +103,11 @@ def main(cfg):
     require(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
     require(not cfg.independent or pool >= cfg.n ** 2,
             f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
-    model, saved = load_checkpoint(cfg.model, "lm", device=device)
+    model, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc = task_of(cfg, saved), tokenizer(saved["tokenizer"])
     reward, against = None, saved["args"].get("trained_against")
     if cfg.reward:
-        reward, judged = load_checkpoint(cfg.reward, "reward", "--reward", device)
+        reward, judged = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
         require(judged["tokenizer"] == saved["tokenizer"],
                 f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids "
                 "would mean different words; train the reward model from this policy's family (python "
@@ -113,9 +117,7 @@ def main(cfg):
     # all read before anything is written
     every = {split: task.rows(split, cfg.inputs) for split in names}
     policy = cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_")
-    room = model.config.context - task.max_new_tokens
-    require(room > 0,
-            f"--max-new-tokens {task.max_new_tokens}: the model's context is {model.config.context}")
+    room = task.room(model.config.context)
     try:
         Path(cfg.out).mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -149,4 +151,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, PRESETS)

@@ -27,7 +27,8 @@ import torch
 import model as M
 import synthetic
 from generalisation import read_all
-from runtime import Common, bootstrap, load_checkpoint, out_file, require, run, setup, write_whole
+from pretrained import load_model
+from runtime import Common, bootstrap, out_file, require, run, setup, write_whole
 from splits import tokenizer
 
 
@@ -281,7 +282,7 @@ def main(cfg):
             f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
     runs, encoder = read_all(cfg.files), None
     if cfg.encoder and (cfg.encoder != "ckpt_sft.pt" or Path(cfg.encoder).is_file()):
-        encoder, saved = load_checkpoint(cfg.encoder, "lm", "--encoder", device)
+        encoder, saved = load_model(cfg.encoder, "--encoder", device, cfg.dtype)
         enc = tokenizer(saved["tokenizer"])
     else:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")

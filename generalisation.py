@@ -138,10 +138,11 @@ def truth_scores(rows):
         raise Fault(f"--judge truth: {error}; use --judge rouge or a reward checkpoint") from None
 
 
-def reward_scores(rows, model, enc, limit):
+def reward_scores(rows, model, enc, task):
     """A reward model as judge, over outputs and references alike: (scores (n, K), (n, 1)).  An output that
     did not end is read where it stops."""
-    prompts = encode_prompts(enc, [r["prompt"] for r in rows], model.config.context - limit)
+    prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(model.config.context))
+    limit = task.max_new_tokens
     ids = [[encode_response(enc, t, limit, f) for t, f in zip(r["outputs"], r["finished"])]
            + [encode_response(enc, r["reference"], limit)] for r in rows]
     scores = score(model, prompts, ids)
@@ -155,9 +156,9 @@ def choose_judge(cfg, runs, device):
     name = cfg.judge or ("truth" if ours else "rouge")
     if name in ("truth", "rouge"):
         return name, truth_scores if name == "truth" else None, None
-    model, saved = load_checkpoint(name, "reward", "--judge", device)
-    enc, limit = tokenizer(saved["tokenizer"]), task_of(cfg, saved).max_new_tokens
-    return name, lambda rows: reward_scores(rows, model, enc, limit), saved["digest"]
+    model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
+    enc, task = tokenizer(saved["tokenizer"]), task_of(cfg, saved)
+    return name, lambda rows: reward_scores(rows, model, enc, task), saved["digest"]
 
 
 # ------------------------------------------------------------------------------------------------ the tables

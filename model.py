@@ -18,6 +18,7 @@ Two ideas carry the speed.
    prompt and itself only, and positions restart behind the prompt.  Same numbers as K separate rows, without
    K copies of the prompt.
 """
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -169,7 +170,7 @@ class GPT(nn.Module):
     def __init__(self, config, scalar=False):
         super().__init__()
         cfg = self.config = config
-        self.scalar = scalar
+        self.scalar, self.compute = scalar, torch.float32
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
@@ -209,24 +210,44 @@ class GPT(nn.Module):
         """Freezes the first `frozen` layers (default: as the config says); 0 thaws all.  Returns self."""
         if frozen is not None:
             self.config = replace(self.config, frozen=frozen)
-        self.requires_grad_(True)
+        self.requires_grad_(True).float()
         for module in self.frozen_modules():
-            module.requires_grad_(False)
+            module.requires_grad_(False).to(self.compute)   # never updated: needs no fp32 master
         return self
+
+    def compute_in(self, dtype):
+        """Matrix products in `dtype` (torch.float32 or torch.bfloat16).  What is trained stays fp32 and is
+        cast on the way; what is frozen lies in `dtype`.  Returns self."""
+        self.compute = dtype
+        return self.freeze()
+
+    def autocast(self):
+        return torch.autocast(self.embed.weight.device.type, self.compute,
+                              enabled=self.compute != torch.float32)
+
+    def for_sampling(self):
+        """This model with all weights in its compute type, the trunk shared: cast once, not at each token."""
+        if self.compute == torch.float32:
+            return self
+        shared = {id(x): x for m in self.frozen_modules() for x in (m, *m.parameters())}
+        return copy.deepcopy(self, shared).to(self.compute)
 
     def trunk(self, batch):
         """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or, nothing
         frozen, the ids (B, S)."""
         if not self.config.frozen:
             return batch.tokens
-        with torch.no_grad():       # frozen: no graph to keep, so its activations are freed at once
+        # frozen: no graph to keep, so its activations are freed at once
+        with torch.no_grad(), self.autocast():
             return self._layers(self._embed(batch.tokens, batch.positions), self.blocks[:self.config.frozen],
                                 batch)
 
     def top(self, h, batch):
         """h from `trunk`.  Returns the hidden states (B, S, D) that the head reads."""
-        x = h if self.config.frozen else self._embed(h, batch.positions)
-        return self.norm(self._layers(x, self.blocks[self.config.frozen:], batch))
+        x = h.float() if self.config.frozen else self._embed(h, batch.positions)
+        with self.autocast():
+            x = self._layers(x, self.blocks[self.config.frozen:], batch)
+        return self.norm(x)
 
     def forward(self, batch):
         """Packed -> hidden states (B, S, D).  Apply `head` only where it is needed: see `log_probs` and
@@ -242,8 +263,7 @@ class GPT(nn.Module):
         if self.config.position != "rope":
             return None
         angle = positions[:, None, :, None].float() * rope_frequencies(self.config, positions.device)
-        dtype = self.embed.weight.dtype
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        return angle.cos().to(self.compute), angle.sin().to(self.compute)
 
     def _layers(self, x, blocks, batch):
         rope, group = self.rope(batch.positions), self.config.n_head // self.config.n_kv_head
@@ -260,10 +280,11 @@ class GPT(nn.Module):
     def with_scalar_head(self):
         """A copy of this model with a fresh scalar head (zeros: the first prediction is 0) in place of its
         own; the trunk is shared."""
-        twin = GPT(self.config, scalar=True).to(self.embed.weight.device, self.embed.weight.dtype)
+        twin = GPT(self.config, scalar=True).to(self.embed.weight.device)
         twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")},
                              strict=False)
         nn.init.zeros_(twin.head.weight)
+        twin.compute_in(self.compute)
         share_trunk(self, twin)
         return twin
 
@@ -393,14 +414,18 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
     (M,), in nats.
 
     hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
-    that is most of the saving. Statistics are taken in fp32 whatever the model's type."""
-    logits = model.head(hidden.flatten(0, 1)[batch.source]).float() / temperature   # (M, V)
+    that is most of the saving.  Logits are fp32 whatever the layers compute in: bf16 would round one near 20 to
+    a sixteenth, and PPO's log-ratios to noise."""
+    logits = F.linear(hidden.flatten(0, 1)[batch.source].float(), model.head.weight.float())        # (M, V)
+    if temperature != 1:
+        logits = logits / temperature
     normaliser = logits.logsumexp(-1)
     chosen = logits.gather(1, batch.target[:, None])[:, 0] - normaliser
     if not entropy:
         return chosen
-    p = (logits - normaliser[:, None]).exp()
-    return chosen, normaliser - (p * logits).sum(-1)
+    with torch.no_grad():       # a log line, not a loss: no graph over (M, V)
+        p = (logits - normaliser[:, None]).exp()
+        return chosen, normaliser - (p * logits).sum(-1)
 
 
 def values(model, hidden, batch):
@@ -452,7 +477,8 @@ class Cache:
             recent = (q * k1).sum(-1).unsqueeze(3)                                   # (B, G, N, 1, t)
         else:
             recent = q @ k1.transpose(3, 4)                                          # (B, G, N, H/G, t)
-        w0, w1 = torch.cat((past, recent), dim=-1).softmax(-1).split((P, self.t + 1), dim=-1)
+        weights = torch.cat((past, recent), dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype)
+        w0, w1 = weights.split((P, self.t + 1), dim=-1)
         out = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E)
         out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if H == G else w1 @ v1)
         return out.transpose(2, 3).reshape(B, H, N, E)
@@ -515,7 +541,7 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
             raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
                              f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
                              f"in a context of {model.config.context}")
-    out, group = [], max(1, batch_size // n)
+    model, out, group = model.for_sampling(), [], max(1, batch_size // n)
     for i in range(0, len(prompts), group):
         part = prompts[i:i + group]
         # prompt-major: the same however prompts are grouped

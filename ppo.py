@@ -22,9 +22,15 @@ from tqdm import tqdm
 
 import model as M
 import synthetic
+from pretrained import load_model
 from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
 from splits import decode, encode_prompts, task_of, tokenizer
+
+
+_SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
+PRESETS = {"paper": dict(freeze=0.8, lr=1.5e-6, epochs=4, minibatches=4, kl_coef=0.05, steps=1800),
+           **dict.fromkeys(("small-gpt2", "small-opt", "small-llama"), _SMALL)}
 
 
 @dataclass
@@ -236,7 +242,7 @@ def load_reward(cfg, spec, policy, device):
     policy, its name)."""
     if cfg.reward == "truth":
         return None, policy.with_scalar_head(), "truth"
-    reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device)
+    reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
     require(saved["tokenizer"] == spec,
             f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would "
             "mean different words; train the reward model from this policy's family (python reward.py "
@@ -258,7 +264,7 @@ def main(cfg):
             f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
     require(cfg.kl_kind in ("k1", "k2", "k3"), f"--kl-kind {cfg.kl_kind}: choose from k1, k2, k3")
     require(cfg.kl_coef >= 0 and cfg.kl_target >= 0, "--kl-coef and --kl-target must be at least 0")
-    policy, saved = load_checkpoint(cfg.model, "lm", device=device)
+    policy, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_ppo.pt")
     require(cfg.reward != "truth" or task.noise,
             "--reward truth: only the embedded task has a judge that knows the truth")
@@ -269,8 +275,9 @@ def main(cfg):
     M.share_trunk(policy, reference)
     reward, value, reward_name = load_reward(cfg, saved["tokenizer"], policy, device)
 
-    rows = task.rows("train", min(cfg.steps * cfg.batch, 100_000), references=1)
-    prompts = encode_prompts(enc, [r["prompt"] for r in rows], policy.config.context - task.max_new_tokens)
+    split = "unlabeled" if "unlabeled" in task.splits() else "train"
+    rows = task.rows(split, min(cfg.steps * cfg.batch, 100_000), references=1)
+    prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context))
     order = []                          # of prompts; shuffled anew each time they run out
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
@@ -317,4 +324,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, PRESETS)

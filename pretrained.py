@@ -23,7 +23,7 @@ import tiktoken
 import torch
 
 import model as M
-from runtime import Common, Fault, load_checkpoint, require, run, setup
+from runtime import DTYPES, Common, Fault, load_checkpoint, require, run, setup
 
 # how GPT-2 cuts text before merging; HF's ByteLevel(use_regex) is the same
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -142,7 +142,7 @@ def _rope(hf):
 
 # ----------------------------------------------------------------------------------------------- weight files
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 
 
@@ -158,7 +158,7 @@ def read_safetensors(path):
     header.pop("__metadata__", None)
     data, out = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length) if header else None, {}
     for name, entry in header.items():
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        dtype, shape, (start, end) = STORED[entry["dtype"]], entry["shape"], entry["data_offsets"]
         count = math.prod(shape)
         if not 0 <= start <= end <= len(data) or end - start != count * dtype.itemsize:
             raise ValueError(f"{name}: bytes {start} to {end} do not hold a {dtype} of shape {shape}")
@@ -169,7 +169,7 @@ def read_safetensors(path):
 
 def write_safetensors(path, tensors):
     """The inverse of `read_safetensors`."""
-    names, header, place = {v: k for k, v in DTYPES.items()}, {"__metadata__": {"format": "pt"}}, 0
+    names, header, place = {v: k for k, v in STORED.items()}, {"__metadata__": {"format": "pt"}}, 0
     for name, x in tensors.items():
         size = x.numel() * x.element_size()
         header[name] = {"dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [place, place + size]}
@@ -297,17 +297,17 @@ def from_pretrained(name_or_dir):
     return model.freeze(0)
 
 
-def load_model(name, flag="--model", device="cpu"):
+def load_model(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a directory or a hub name: (GPT, what a checkpoint carries besides
     weights).  Raises Fault as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
-        return load_checkpoint(name, "lm", flag, device)
+        return load_checkpoint(name, "lm", flag, device, dtype)
     try:
         model, spec = from_pretrained(name), tokenizer_of(find(name))
     except Fault as fault:
         raise Fault(f"{flag} {fault}") from None
-    return model.to(device), dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={},
-                                  metrics={}, digest=name)
+    saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={}, digest=name)
+    return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
 def hf_config(config, eos=None, bos=None):
@@ -554,7 +554,7 @@ class Config(Common):
 def main(cfg):
     from splits import encode_prompts, tokenizer    # which build on this file
     device, _ = setup(cfg)
-    model, saved = load_model(cfg.model, device=device)
+    model, saved = load_model(cfg.model, device=device, dtype=cfg.dtype)
     c, enc = model.config, tokenizer(saved["tokenizer"])
     print(f"{cfg.model}: {model.n_params():,} parameters, {c.n_layer} layers, width {c.d_model}, {c.n_head} "
           f"heads ({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} "

@@ -21,9 +21,14 @@ from tqdm import tqdm
 
 import model as M
 import synthetic
-from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
-                     save_checkpoint, setup)
+from pretrained import load_model
+from runtime import Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint, setup
 from splits import batches, decode, encode_prompts, encode_response, encode_responses, task_of, tokenizer
+
+
+_SMALL = dict(freeze=0.8, lr=1e-4, batch=16, dtype="bf16")
+PRESETS = {"paper": dict(freeze=0.8, lr=1e-5, batch=8, epochs=1, prompts=10**6),
+           **dict.fromkeys(("small-gpt2", "small-opt", "small-llama"), _SMALL)}
 
 
 @dataclass
@@ -111,7 +116,7 @@ def comparisons(cfg, sft, enc, task, generator):
     rows, held_out_rows = task.preferences(), task.preferences(validation=True)
     require(rows, f"{task.data}: no preferences.jsonl; its lines are "
             "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
-    room = sft.config.context - task.max_new_tokens
+    room = task.room(sft.config.context)
     train = read_groups(enc, rows, room, task.max_new_tokens)
     held_out = read_groups(enc, held_out_rows or [], room, task.max_new_tokens)
     if not held_out:
@@ -199,7 +204,7 @@ def main(cfg):
     device, generator = setup(cfg)
     require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0,
             "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0")
-    sft, saved = load_checkpoint(cfg.model, "lm", device=device)
+    sft, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
     train, held_out = comparisons(cfg, sft, enc, task, generator)
     require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
@@ -249,4 +254,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, PRESETS)

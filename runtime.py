@@ -41,6 +41,8 @@ class Common:
     seed: int = 0               # varies initialisation, data order and sampling; never the data
     out: str = "."              # folder of the files written, or a file name ending in .pt
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
+    dtype: str = "fp32"         # of matrix products: fp32, or bf16 (trained weights and their optimiser stay
+                                # fp32)
     threads: int = 0            # CPU threads; 0 leaves torch's choice
 
 
@@ -64,10 +66,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help names every flag\n")
 
 
-def parse(config, doc, argv=None):
-    """Command line -> config.  Flags are the field names with dashes; booleans take --flag and --no-flag."""
+def parse(config, doc, argv=None, presets=None):
+    """Command line -> config.  Flags are the field names with dashes; booleans take --flag and --no-flag.
+    presets: {name: {field: value}}; --preset NAME puts these in place of the defaults, and flags still win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts = help_of(config)
+    if presets:
+        known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in p.items())}" for name, p in presets.items())
+        parser.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
     for f in dataclasses.fields(config):
         if f.name == "files":
             parser.add_argument("files", nargs="*", help=texts["files"])
@@ -78,13 +84,18 @@ def parse(config, doc, argv=None):
         else:
             parser.add_argument(flag, type=f.type, default=f.default, metavar=f.type.__name__.upper(),
                                 help=text)
-    return config(**vars(parser.parse_args(argv)))
+    if presets:
+        preset = parser.parse_known_args(argv)[0].preset
+        parser.set_defaults(**presets.get(preset, {}))
+    given = vars(parser.parse_args(argv))
+    given.pop("preset", None)
+    return config(**given)
 
 
-def run(main, config, doc):
+def run(main, config, doc, presets=None):
     """The last line of every script."""
     try:
-        main(parse(config, doc))
+        main(parse(config, doc, presets=presets))
     except Fault as fault:
         sys.exit(_say(f"error: {fault}", 2))
     except OSError as fault:        # a full disk, a folder that cannot be written: the path is in the message
@@ -96,6 +107,9 @@ def run(main, config, doc):
 def _say(line, status):
     print(line, file=sys.stderr)
     return status
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def require(condition, message):
@@ -114,6 +128,9 @@ def setup(cfg):
                               else cfg.device)
     except RuntimeError:
         raise Fault(f"--device {cfg.device}: no such device; use auto, cpu, cuda or cuda:N") from None
+    require(cfg.dtype in DTYPES, f"--dtype {cfg.dtype}: choose from {', '.join(DTYPES)}")
+    require(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
+            "--dtype bf16: this GPU has none; use fp32")
     random.seed(cfg.seed)
     np.random.seed(cfg.seed % 2**32)
     torch.manual_seed(cfg.seed)
@@ -171,7 +188,7 @@ MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py -
            "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
 
 
-def load_checkpoint(path, kind, flag="--model", device="cpu"):
+def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     """Returns (GPT, the checkpoint's dict without its weights).  Raises Fault on a missing, damaged, hostile
     or wrong file.
 
@@ -196,7 +213,7 @@ def load_checkpoint(path, kind, flag="--model", device="cpu"):
         why = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
         raise Fault(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: "
                     f"{why})") from None
-    return model.to(device), saved
+    return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
 def read_jsonl(path, needs):

@@ -3,6 +3,7 @@
     python sft.py                                    # embedded task, from scratch: 2 minutes on 2 CPU cores
     python sft.py --data DIR                         # your own JSONL files, from scratch
     python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, 80 % of the layers frozen
+    python sft.py --preset small-llama --task tldr   # a published model on one of the paper's tasks
 
 Writes ckpt_sft.pt and metrics_sft.jsonl.
 
@@ -17,14 +18,20 @@ import torch
 from tqdm import tqdm
 
 import model as M
-from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
-                     save_checkpoint, setup)
+from pretrained import load_model
+from runtime import DTYPES, Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint, setup
 from splits import batches, build_tokenizer, encode_prompts, encode_responses, task_of, tokenizer
+
+
+_SMALL = dict(freeze=0.8, lr=1e-4, batch=16, references=1, dtype="bf16")     # fit one 24 GB GPU
+PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch=16, epochs=1, references=1),
+           "small-gpt2": dict(model="gpt2", **_SMALL), "small-opt": dict(model="facebook/opt-125m", **_SMALL),
+           "small-llama": dict(model="HuggingFaceTB/SmolLM2-135M", **_SMALL)}
 
 
 @dataclass
 class Config(Common):
-    model: str = "scratch"      # scratch, or a checkpoint of kind lm to go on from
+    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face directory
     rows: int = 0               # train rows used; 0: all
     epochs: int = 1             # passes over them
     batch: int = 8              # prompts a step, each with all its references
@@ -40,6 +47,7 @@ class Config(Common):
     shape: str = "tiny"         # of a model from scratch; `python model.py` lists them
     context: int = 512          # of a model from scratch: positions; longer prompts are cut on the left
     max_new_tokens: int = 0     # tokens of a response; 0: the task's own
+    max_prompt_tokens: int = 0  # tokens of a prompt, cut on the left; 0: the task's own
     log_every: int = 200        # steps between log lines
     quiet: bool = False         # no progress bar and no log lines
 
@@ -89,7 +97,7 @@ def main(cfg):
             f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and "
             f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
     require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
-    model, saved = (None, None) if cfg.model == "scratch" else load_checkpoint(cfg.model, "lm", device=device)
+    model, saved = (None, None) if cfg.model == "scratch" else load_model(cfg.model, "--model", device, cfg.dtype)
     task = task_of(cfg, saved)
     out = out_file(cfg.out, "ckpt_sft.pt")
     train = task.rows("train", cfg.rows or None, cfg.references)
@@ -98,11 +106,8 @@ def main(cfg):
     require(cfg.freeze == 0 or model,
             "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
     model, spec = (model, saved["tokenizer"]) if model else from_scratch(cfg, train)
-    model.to(device).freeze(round(cfg.freeze * model.config.n_layer))
-    enc, room = tokenizer(spec), model.config.context - task.max_new_tokens
-    require(room > 0,
-            f"--context {model.config.context} leaves no room for a prompt beside {task.max_new_tokens} new "
-            "tokens")
+    model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
+    enc, room = tokenizer(spec), task.room(model.config.context)
 
     def encode(rows, what):
         prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, what)
@@ -143,4 +148,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, PRESETS)

@@ -1,6 +1,7 @@
 """The data: tasks, tokenizers, in- and out-of-distribution splits, and how far each split lies from train.
 
     python splits.py                                 # the embedded task
+    python splits.py --task tldr                     # the paper's own tasks: paper.py
     python splits.py --data DIR                      # your own: train/validation/test/ood_<name>.jsonl(.gz)
 
 A line of a split is {"prompt", "reference"}; of preferences.jsonl and preferences_validation.jsonl {"prompt",
@@ -21,13 +22,16 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 
+import paper
 import synthetic
 from pretrained import PIECES, encoding
 from runtime import Common, Fault, read_jsonl, require, run
 
 # task name: noise of its references
 WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}
-MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48}    # 48 is the paper's
+# tokens of a response: 48 is the paper's for summaries
+MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48, **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
+MAX_PROMPT_TOKENS = 1024    # of the paper's tasks; longer prompts are cut on the left
 
 
 # ------------------------------------------------------------------------------------------------- tokenizers
@@ -121,15 +125,25 @@ class Task:
     name: str = "world"
     data: str = ""
     max_new_tokens: int = 32
+    max_prompt_tokens: int = 0  # 0: as many as the context leaves
 
     @property
     def noise(self):
         return WORLDS.get(self.name)
 
+    def room(self, context):
+        """Tokens a prompt may have beside a response.  Raises Fault if there are none."""
+        left = context - self.max_new_tokens
+        require(left > 0, f"a context of {context} leaves no room for a prompt beside {self.max_new_tokens} new "
+                "tokens; lower --max-new-tokens")
+        return min(left, self.max_prompt_tokens or left)
+
     def splits(self):
         """Names of the splits: train, validation, test, ood_*."""
         if self.noise:
             return list(synthetic.SPLITS)
+        if self.name in paper.TASKS:
+            return paper.splits(self.name)
         found = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).glob("*.jsonl*")}
         shifted = sorted(s for s in found if s.startswith("ood_"))
         return [s for s in ("train", "validation", "test") if s in found] + shifted
@@ -151,16 +165,22 @@ class Task:
         if self.noise:
             whole = synthetic.SIZES.get(split, 1000)
             return synthetic.rows(split, min(whole, limit or whole), self.noise, references)
-        path = self._file(split)
-        rows = _non_empty(path, read_jsonl(path, {"prompt": str, "reference": str}), ("prompt", "reference"))
+        if self.name in paper.TASKS:
+            path, rows = f"task {self.name}, {split}", paper.rows(self.name, split, self.data)
+        else:
+            path = self._file(split)
+            rows = read_jsonl(path, {"prompt": str, "reference": str})
+        rows = _non_empty(path, rows, ("prompt", "reference"))
         for i, row in enumerate(rows):
             row.setdefault("id", f"{split}-{i}")
             row["references"] = [row["reference"]]
         return rows[:limit]
 
     def preferences(self, validation=False):
-        """Preference rows of a folder, or None where the file is absent (the embedded task makes its own in
-        reward.py)."""
+        """Preference rows, or None where there are none (the embedded task makes its own in reward.py)."""
+        if self.name in paper.TASKS:
+            rows = paper.preferences(self.name, validation, self.data)
+            return rows and _non_empty(f"task {self.name}, preferences", rows, ("chosen", "rejected"))
         path = None if self.noise else self._file("preferences_validation" if validation else "preferences")
         if path is None:
             return None
@@ -180,18 +200,21 @@ def _non_empty(path, rows, fields):
 def task_of(cfg, saved=None):
     """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises Fault on an
     unknown one."""
-    base = Task(**saved["task"]) if saved else Task()
+    base = Task(**saved["task"]) if saved and saved["task"] else Task()
     name = cfg.task or ("folder" if cfg.data else base.name)
     require(name in MAX_NEW_TOKENS, f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
-    data = cfg.data or (base.data if name == "folder" else "")
+    same = bool(saved and saved["task"]) and name == base.name
+    data = cfg.data or (base.data if same else "")
     require(name != "folder" or data, "--task folder: --data DIR is needed")
     require(not data or Path(data).is_dir(),
             f"--data {data}: no such folder; it should hold train.jsonl, validation.jsonl, test.jsonl, "
             "ood_<name>.jsonl")
-    require(name == "folder" or not cfg.data,
+    require(name not in WORLDS or not cfg.data,
             f"--task {name} takes no --data: its posts are made by synthetic.py")
-    fallback = base.max_new_tokens if saved and name == base.name else MAX_NEW_TOKENS[name]
-    return Task(name, str(data), getattr(cfg, "max_new_tokens", 0) or fallback)
+    new, prompt = (base.max_new_tokens, base.max_prompt_tokens) if same else (
+        MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
+    return Task(name, str(data), getattr(cfg, "max_new_tokens", 0) or new,
+                getattr(cfg, "max_prompt_tokens", 0) or prompt)
 
 
 # ------------------------------------------------------------------------------------------------------ shift
