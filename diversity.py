@@ -2,6 +2,7 @@
 
     python diversity.py samples_*.jsonl                        # embeddings from ckpt_sft.pt, if it is there
     python diversity.py samples_*.jsonl --convention paper     # the authors' tokens, counts and vocabulary
+    python diversity.py samples_*.jsonl --encoder sbert:all-MiniLM-L6-v2 --nli roberta-large-mnli
 
 Prints tables and writes diversity.json.  Mean length stands beside every figure: most measures move with it.
 
@@ -11,7 +12,8 @@ each n-gram, and the mean pairwise cosine follows from the sum of the unit vecto
 Deviations from the paper, in the `sound` convention, which is the default: punctuation is a token and nothing
 is glued; n-gram orders longer than every output are left out instead of counting as 0; EAD's vocabulary for
 n-grams is V^n (with V at every n, it exceeds 1 for large pools).  Embeddings are the mean-pooled last layer
-of the project's own SFT model, not Sentence-BERT's.
+of the project's own SFT model; the paper's Sentence-BERT and NLI measures need
+`pip install sentence-transformers`, which brings transformers.
 """
 import json
 import math
@@ -19,6 +21,8 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +32,17 @@ import model as M
 import synthetic
 from generalisation import read_all
 from pretrained import load_model
-from runtime import Common, bootstrap, out_file, require, run, setup, write_whole
+from runtime import Common, Fault, bootstrap, out_file, require, run, setup, write_whole
 from splits import tokenizer
 
 
 @dataclass
 class Config(Common):
     files: list = None          # sample files
-    encoder: str = "ckpt_sft.pt"    # checkpoint whose hidden states embed the outputs; "" or a missing
-                                    # default: no embeddings
+    encoder: str = "ckpt_sft.pt"    # checkpoint or published model whose hidden states embed the outputs, or
+                                    # sbert:NAME; "" or a missing default: no embeddings
+    nli: str = ""               # a published classifier of entailment for NLI diversity (the paper's:
+                                # roberta-large-mnli); "": none
     convention: str = "sound"   # sound, or paper: the authors' tokens and counts, V = 50,257
     max_n: int = 5              # distinct-n, EAD and entropy are means over n = 1..max_n
     vocabulary: int = 0         # V of EAD; 0: words in all references read (sound), 50,257 (paper)
@@ -217,6 +223,65 @@ def embed(model, enc, texts, batch=256):
     return np.concatenate(out)
 
 
+def encoder_of(name, device, dtype="fp32"):
+    """--encoder -> function of texts giving (n, D).  Raises Fault if it cannot be had."""
+    if not name.startswith("sbert:"):
+        model, saved = load_model(name, "--encoder", device, dtype)
+        return partial(embed, model, tokenizer(saved["tokenizer"]))
+    name = name.removeprefix("sbert:")
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise Fault("--encoder sbert: Sentence-BERT needs `pip install sentence-transformers`") from None
+    try:
+        return SentenceTransformer(name, device=str(device)).encode
+    except Exception as error:      # no network, no such model, ...
+        raise Fault(f"--encoder sbert:{name}: cannot be loaded ({type(error).__name__})") from None
+
+
+# ------------------------------------------------------------------------------------------------ NLI diversity
+
+NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
+
+
+def nli_diversity(outputs, points):
+    """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment -1,
+    times the classifier's certainty (paper, appendix; Stasaski and Hearst 2022).  points: function of
+    [(premise, hypothesis)] giving (n,), as from `nli_of`.  Raises ValueError on fewer than two outputs."""
+    if len(outputs) < 2:
+        raise ValueError("nli_diversity: at least two outputs are needed")
+    return float(np.mean(points(list(permutations(outputs, 2)))))
+
+
+def nli_of(name, device, batch=64):
+    """--nli -> function of [(premise, hypothesis)] giving the points (n,) of each pair's likeliest label, times its
+    probability, as the authors do.  Raises Fault if it cannot be had, or has other labels."""
+    try:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    except ImportError:
+        raise Fault("--nli: NLI diversity needs `pip install transformers`") from None
+    try:
+        tok = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
+    except Exception as error:      # no network, no such model, ...
+        raise Fault(f"--nli {name}: cannot be loaded ({type(error).__name__})") from None
+    labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
+    require(set(labels) == set(NLI_POINTS), f"--nli {name}: its labels are {', '.join(labels)}; contradiction, neutral "
+            "and entailment are needed")
+    weight = torch.tensor([NLI_POINTS[x] for x in labels], device=device)
+
+    @torch.no_grad()
+    def points(pairs):
+        out = []
+        for i in range(0, len(pairs), batch):
+            first, second = map(list, zip(*pairs[i:i + batch]))
+            p, label = model(**tok(first, second, padding=True, truncation=True, max_length=512,
+                                   return_tensors="pt").to(device)).logits.softmax(-1).max(-1)
+            out.append((p * weight[label]).cpu().numpy())
+        return np.concatenate(out)
+    return points
+
+
 # ----------------------------------------------------------------------------------- per input, across inputs
 
 def per_input(groups, measure):
@@ -244,8 +309,9 @@ def measures(convention="sound", max_n=5, vocabulary=50257):
     }
 
 
-def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False):
-    """All measures of one sample file.  embeddings: (n, K, D) array or None.  Returns {"per_input": {measure:
+def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False, nli=None):
+    """All measures of one sample file.  embeddings: (n, K, D) array or None; nli: as from `nli_of`, or None, for
+    the outputs of one input only (across inputs all is neutral).  Returns {"per_input": {measure:
     (n,)}, "across": {measure: (K,)}}; a measure that needs two outputs is left out where there are not so
     many."""
     lexical = measures(convention, max_n, vocabulary)
@@ -262,11 +328,13 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
         if size > 1 and world:
             pairs = arrange([row["outputs"] for row in rows], synthetic.semantic_diversity)
             out[name] |= {"semantic": pairs[:, 0], "fact_sets": pairs[:, 1]}
+    if nli and len(groups[0]) > 1:
+        out["per_input"]["nli"] = per_input([row["outputs"] for row in rows], lambda x: nli_diversity(x, nli))
     return out
 
 
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
-           "vendi": "Vendi", "entropy": "entropy", "semantic": "semantic", "fact_sets": "fact sets",
+           "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "semantic": "semantic", "fact_sets": "fact sets",
            "length": "length"}
 
 
@@ -280,10 +348,10 @@ def main(cfg):
     require(cfg.convention in ("sound", "paper"), f"--convention {cfg.convention}: choose sound or paper")
     require(cfg.max_n >= 1 and cfg.vocabulary >= 0,
             f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
-    runs, encoder = read_all(cfg.files), None
+    runs, encode = read_all(cfg.files), None
+    nli = nli_of(cfg.nli, device) if cfg.nli else None
     if cfg.encoder and (cfg.encoder != "ckpt_sft.pt" or Path(cfg.encoder).is_file()):
-        encoder, saved = load_model(cfg.encoder, "--encoder", device, cfg.dtype)
-        enc = tokenizer(saved["tokenizer"])
+        encode = encoder_of(cfg.encoder, device, cfg.dtype)
     else:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper"
@@ -295,10 +363,9 @@ def main(cfg):
     for key, rows in sorted(runs.items(), key=str):
         world = all(synthetic.knows(row["prompt"]) for row in rows)
         k, vectors = len(rows[0]["outputs"]), None
-        if encoder:
-            vectors = embed(encoder, enc, [t for row in rows for t in row["outputs"]])
-            vectors = vectors.reshape(len(rows), k, -1)
-        found = measure_samples(rows, cfg.convention, cfg.max_n, vocabulary, vectors, world)
+        if encode:
+            vectors = np.asarray(encode([t for row in rows for t in row["outputs"]])).reshape(len(rows), k, -1)
+        found = measure_samples(rows, cfg.convention, cfg.max_n, vocabulary, vectors, world, nli)
         policy, temperature, seed, split = key
         print(f"{policy}, temperature {temperature}, {split}, {len(rows)} inputs x {k} outputs")
         line = dict(zip(("policy", "temperature", "seed", "split"), key))

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import synthetic
+from paper import instruction_prompt
 from reward import score
 from runtime import (Common, Fault, bootstrap, load_checkpoint, out_file, read_jsonl, require, run, setup,
                      write_whole)
@@ -93,9 +94,26 @@ def _longest_common_subsequence(a, b):
 
 # ------------------------------------------------------------------------------------------------- the judges
 
+def read_alpaca_eval(path):
+    """AlpacaEval's model_outputs, [{"instruction", "output", "generator"}], as sample lines with one output and no
+    reference: how published models' outputs are measured."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Fault(f"{path}: not JSON ({error})") from None
+    needs = ("instruction", "output", "generator")
+    require(isinstance(rows, list) and all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in needs)
+                                           for r in rows),
+            f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
+    return [{"id": f"{i}", "prompt": instruction_prompt(r["instruction"], r.get("input") or ""), "reference": "",
+             "outputs": [r["output"]], "policy": r["generator"], "split": Path(path).stem} for i, r in enumerate(rows)]
+
+
 def read_samples(path):
-    """Lines of a sample file.  Raises Fault, naming file and line, on one that is no sample."""
-    rows = read_jsonl(path, {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str})
+    """Lines of a sample file, or AlpacaEval's .json.  Raises Fault, naming file and line, on one that is no
+    sample."""
+    needs = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
+    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, needs)
     require(rows, f"{path}: no samples; python bon.py writes them")
     for number, row in enumerate(rows, 1):
         require(row["outputs"] and all(isinstance(t, str) for t in row["outputs"]),

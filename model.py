@@ -212,12 +212,14 @@ class GPT(nn.Module):
             self.config = replace(self.config, frozen=frozen)
         self.requires_grad_(True).float()
         for module in self.frozen_modules():
-            module.requires_grad_(False).to(self.compute)   # never updated: needs no fp32 master
+            module.requires_grad_(False)
+        self.blocks[:self.config.frozen].to(self.compute)   # never updated: they need no fp32 master
         return self
 
     def compute_in(self, dtype):
-        """Matrix products in `dtype` (torch.float32 or torch.bfloat16).  What is trained stays fp32 and is
-        cast on the way; what is frozen lies in `dtype`.  Returns self."""
+        """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Layers that are trained
+        stay fp32 and are cast on the way, frozen ones lie in `dtype`; embeddings and heads are fp32.  Returns
+        self."""
         self.compute = dtype
         return self.freeze()
 
@@ -226,10 +228,10 @@ class GPT(nn.Module):
                               enabled=self.compute != torch.float32)
 
     def for_sampling(self):
-        """This model with all weights in its compute type, the trunk shared: cast once, not at each token."""
+        """This model with all weights in its compute type, frozen layers shared: cast once, not at each token."""
         if self.compute == torch.float32:
             return self
-        shared = {id(x): x for m in self.frozen_modules() for x in (m, *m.parameters())}
+        shared = {id(block): block for block in self.blocks[:self.config.frozen]}
         return copy.deepcopy(self, shared).to(self.compute)
 
     def trunk(self, batch):
@@ -239,8 +241,8 @@ class GPT(nn.Module):
             return batch.tokens
         # frozen: no graph to keep, so its activations are freed at once
         with torch.no_grad(), self.autocast():
-            return self._layers(self._embed(batch.tokens, batch.positions), self.blocks[:self.config.frozen],
-                                batch)
+            x = self._embed(batch.tokens, batch.positions).to(self.compute)
+            return self._layers(x, self.blocks[:self.config.frozen], batch)
 
     def top(self, h, batch):
         """h from `trunk`.  Returns the hidden states (B, S, D) that the head reads."""
@@ -416,7 +418,7 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
     hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
     that is most of the saving.  Logits are fp32 whatever the layers compute in: bf16 would round one near 20 to
     a sixteenth, and PPO's log-ratios to noise."""
-    logits = F.linear(hidden.flatten(0, 1)[batch.source].float(), model.head.weight.float())        # (M, V)
+    logits = model.head(hidden.flatten(0, 1)[batch.source].float())                                 # (M, V)
     if temperature != 1:
         logits = logits / temperature
     normaliser = logits.logsumexp(-1)

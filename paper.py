@@ -15,6 +15,7 @@ folder deeper under the configuration's name, with the hub's fields.
 Deviations from the paper: which side of the sentiment split is in distribution, and by which classifier, is
 our choice; the authors drew subsets with replacement, here every row counts once.
 """
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +124,13 @@ def instruction_prompt(instruction, given=""):
         head = head.format(", paired with an input that provides further context")
         return f"{head}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
     return f"{head.format('')}\n\n### Instruction:\n{instruction}\n\n### Response:"
+
+
+def instruction_of(prompt):
+    """What a prompt asks, without the frame that the functions above put around it: for judges."""
+    if found := re.search(r"### Instruction:\n(.*?)(?:\n\n### Input:\n(.*))?\n\n### Response:\s*$", prompt, re.S):
+        return "\n\n".join(filter(None, found.groups()))
+    return re.sub(r"\s*TL;DR:\s*$", "", prompt)
 
 
 # ----------------------------------------------------------------------------------------------------- the rows

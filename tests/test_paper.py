@@ -1,0 +1,156 @@
+"""The paper's tasks, from local copies of the data sets' schemas and through `datasets`, prompts to the letter."""
+import json
+
+import pytest
+
+import paper
+import splits
+from runtime import Fault
+
+
+def put(folder, name, rows):
+    path = folder / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def post(i, words=10, subreddit="relationships", **more):
+    return {"id": f"p{i}", "subreddit": subreddit, "title": f"title {i}", "post": " ".join(["word"] * words),
+            "summary": f"summary {i}"} | more
+
+
+def compared(i, choice=0, **info):
+    return {"info": {"post": f"post {i}", "title": "t", "subreddit": "tifu", "article": None} | info, "choice": choice,
+            "summaries": [{"text": " first"}, {"text": " second"}]}
+
+
+@pytest.fixture
+def local(tmp_path):
+    tldr = "summarize_from_feedback_tldr_3_filtered"
+    posts = [post(0), post(1, 245), post(2, 246), post(3, subreddit="cats")]
+    for split in ("train", "validation", "test"):
+        put(tmp_path, f"{tldr}/{split}", posts)
+    put(tmp_path, "cnn_dailymail/3.0.0/test", [{"id": "c", "article": "News.", "highlights": "N ."}])
+    put(tmp_path, "summarize_from_feedback/comparisons/train",
+        [compared(0), compared(1, 1), compared(2, post=None, article="an article")])
+    put(tmp_path, "summarize_from_feedback/comparisons/validation", [compared(3)])
+    task = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    for split in ("sft", "val", "unlabeled"):
+        put(tmp_path, f"alpaca_farm/alpaca_instructions/{split}", [task, task | {"input": ""}])
+    put(tmp_path, "alpaca_farm/alpaca_human_preference/preference",
+        [{"instruction": "Add.", "input": "", "output_1": "3", "output_2": "4", "preference": 2}])
+    put(tmp_path, "alpaca-farm-id-test/test", [task])
+    put(tmp_path, "alpaca_eval/eval", [{"instruction": "Add.", "output": "3", "generator": "g", "dataset": "d"}])
+    put(tmp_path, "sequential-instructions/train", [task])
+    return tmp_path
+
+
+def test_summarisation_prompts_and_splits(local):
+    task = splits.Task("tldr", str(local), 48, 1024)
+    assert task.splits() == ["train", "validation", "test", "ood_cnn"]
+    row = task.rows("train")[0]
+    assert row["prompt"] == f"SUBREDDIT: r/relationships\nTITLE: title 0\nPOST: {row['post']}\nTL;DR:"
+    assert row["reference"] == "summary 0" and row["id"] == "p0"
+    news, = task.rows("ood_cnn")
+    assert news["prompt"] == "ARTICLE: News.\nTL;DR:" and news["reference"] == "N ."
+
+
+def test_comparisons_become_preferences_and_articles_are_left_out(local):
+    task = splits.Task("tldr", str(local))
+    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [("first", "second"), ("second", "first")]
+    assert task.preferences()[0]["prompt"] == "SUBREDDIT: r/tifu\nTITLE: t\nPOST: post 0\nTL;DR:"
+    assert len(task.preferences(validation=True)) == 1
+
+
+@pytest.mark.parametrize("name, inside, shifted", [("tldr-length", ["p0", "p1", "p3"], ("ood_long", ["p2"])),
+                                                   ("tldr-subreddit", ["p0", "p1", "p2"], ("ood_subreddit", ["p3"]))])
+def test_graded_splits_part_the_posts(name, inside, shifted, local):
+    task = splits.Task(name, str(local))
+    assert [r["id"] for r in task.rows("train")] == [r["id"] for r in task.rows("test")] == inside
+    assert [r["id"] for r in task.rows(shifted[0])] == shifted[1]
+
+
+def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
+    posts = [post(0, sentiment=True), post(1, sentiment=False)]
+    for split in ("train", "test"):
+        put(local, f"summarize_from_feedback_tldr_3_filtered/{split}", posts)
+    task = splits.Task("tldr-sentiment", str(local))
+    assert [r["id"] for r in task.rows("train")] == ["p0"] and [r["id"] for r in task.rows("ood_sentiment")] == ["p1"]
+    put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(Fault, match="pip install transformers"):
+        task.rows("train")
+    monkeypatch.setattr(paper, "sentiments", lambda posts: [True, False])
+    assert [r["id"] for r in task.rows("train")] == ["p0"]
+
+
+def test_instruction_prompts_and_splits(local):
+    task = splits.Task("alpaca", str(local))
+    with_input, without = task.rows("train")
+    assert with_input["prompt"] == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:")
+    assert without["prompt"] == ("Below is an instruction that describes a task. Write a response that appropriately "
+                                 "completes the request.\n\n### Instruction:\nAdd.\n\n### Response:")
+    assert paper.instruction_of(with_input["prompt"]) == "Add.\n\n1 2" and paper.instruction_of(without["prompt"]) == "Add."
+    assert task.evaluation_splits() == ["test", "ood_alpaca_eval", "ood_sequential"]
+    assert all(task.rows(s) for s in task.splits())
+    pair, = task.preferences()
+    assert (pair["chosen"], pair["rejected"]) == ("4", "3") and task.preferences(validation=True) is None
+
+
+def test_parquet_copies_in_parts(local):
+    from datasets import Dataset
+    folder = local / "cnn_dailymail" / "3.0.0"
+    (folder / "test.jsonl").unlink()
+    for i in range(2):
+        rows = [{"id": f"{i}", "article": f"Article {i}.", "highlights": "H"}]
+        Dataset.from_list(rows).to_parquet(str(folder / f"test-0000{i}-of-00002.parquet"))
+    assert [r["id"] for r in splits.Task("tldr", str(local)).rows("ood_cnn")] == ["0", "1"]
+    (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(Fault, match="cannot be read as parquet"):
+        splits.Task("tldr", str(local)).rows("ood_cnn")
+
+
+def test_a_missing_column_is_named_with_what_was_found(local):
+    put(local, "cnn_dailymail/3.0.0/test", [{"id": "c", "document": "News.", "highlights": "N ."}])
+    with pytest.raises(Fault, match=r"cnn_dailymail: column 'article'.*document \(str\)"):
+        splits.Task("tldr", str(local)).rows("ood_cnn")
+
+
+def test_a_missing_copy_says_where_it_should_lie(local):
+    (local / "alpaca_eval" / "eval.jsonl").unlink()
+    with pytest.raises(Fault, match="alpaca_eval: no eval.jsonl"):
+        splits.Task("alpaca", str(local)).rows("ood_alpaca_eval")
+
+
+def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
+    """The hub is played by a function; what is asked of `datasets` is the real call."""
+    import datasets
+    asked = []
+
+    def load_dataset(name, config, split, revision):
+        asked.append((name, config, split, revision))
+        return datasets.Dataset.from_list([{"instruction": "Add.", "input": "", "output": "3"}])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["sft", "val", "unlabeled", "preference"])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert splits.Task("alpaca").rows("train")[0]["reference"] == "3"
+    assert asked == [("tatsu-lab/alpaca_farm", "alpaca_instructions", "sft", "refs/convert/parquet")]
+    with pytest.raises(Fault, match="none of the splits test"):
+        splits.Task("tldr").rows("test")
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: 1 / 0)
+    with pytest.raises(Fault, match="the hub does not give it .*--data DIR"):
+        splits.Task("tldr").rows("train")
+
+
+def test_ppo_takes_the_unlabeled_prompts_and_lengths_follow_the_checkpoint(local):
+    class Flags:
+        task, data, max_new_tokens, max_prompt_tokens = "alpaca", str(local), 0, 0
+    task = splits.task_of(Flags)
+    assert (task.max_new_tokens, task.max_prompt_tokens) == (128, 1024) and task.room(2048) == 1024
+    assert task.room(200) == 72
+    with pytest.raises(Fault, match="no room"):
+        task.room(128)
+    Flags.task, Flags.data = "", ""
+    saved = {"task": dict(name="alpaca", data=str(local), max_new_tokens=64, max_prompt_tokens=320)}
+    assert splits.task_of(Flags, saved) == splits.Task("alpaca", str(local), 64, 320)
