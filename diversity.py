@@ -43,6 +43,8 @@ class Config(Common):
                                     # sbert:NAME; "" or a missing default: no embeddings
     nli: str = ""               # a published classifier of entailment for NLI diversity (the paper's:
                                 # roberta-large-mnli); "": none
+    cut: int = 0                # words of each output that are measured, from its start, so that lengths are
+                                # equal; 0: all
     convention: str = "sound"   # sound, or paper: the authors' tokens and counts, V = 50,257
     max_n: int = 5              # distinct-n, EAD and entropy are means over n = 1..max_n
     vocabulary: int = 0         # V of EAD; 0: words in all references read (sound), 50,257 (paper)
@@ -333,6 +335,16 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
     return out
 
 
+def half_spread(rows, vectors, measured, draws=20, seed=0):
+    """{measure: standard deviation of its across-input value} for files with one output an input: over random
+    halves of the inputs, whose spread estimates that of the whole.  measured: function of (rows, vectors)."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        pick = rng.permutation(len(rows))[:max(2, len(rows) // 2)]
+        found.append(measured([rows[i] for i in pick], None if vectors is None else vectors[pick])["across"])
+    return {m: float(np.std([f[m][0] for f in found], ddof=1)) for m in found[0]}
+
+
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "semantic": "semantic", "fact_sets": "fact sets",
            "length": "length"}
@@ -356,16 +368,24 @@ def main(cfg):
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = cfg.vocabulary or (50257 if cfg.convention == "paper"
                                     else reference_vocabulary(runs.values()))
+    if cfg.cut:
+        for rows in runs.values():
+            for row in rows:
+                row["outputs"] = [" ".join(t.split()[:cfg.cut]) for t in row["outputs"]]
     print(f"convention {cfg.convention}, n = 1..{cfg.max_n}, V = {vocabulary}.  self-BLEU: lower is more "
           "diverse; every other: higher is.\nper input: mean over inputs [95 %, bootstrapped over inputs]; "
-          "across inputs: mean +- standard deviation over the choice of output\n")
+          "across inputs: mean +- standard deviation over the choice of output (of one "
+          "output: over halves of the inputs)\n")
     results = []
     for key, rows in sorted(runs.items(), key=str):
         world = all(synthetic.knows(row["prompt"]) for row in rows)
         k, vectors = len(rows[0]["outputs"]), None
         if encode:
             vectors = np.asarray(encode([t for row in rows for t in row["outputs"]])).reshape(len(rows), k, -1)
-        found = measure_samples(rows, cfg.convention, cfg.max_n, vocabulary, vectors, world, nli)
+        measured = partial(measure_samples, convention=cfg.convention, max_n=cfg.max_n, vocabulary=vocabulary,
+                           world=world, nli=nli)
+        found = measured(rows, embeddings=vectors)
+        spread = half_spread(rows, vectors, lambda r, v: measured(r, embeddings=v)) if k == 1 and len(rows) > 3 else {}
         policy, temperature, seed, split = key
         print(f"{policy}, temperature {temperature}, {split}, {len(rows)} inputs x {k} outputs")
         line = dict(zip(("policy", "temperature", "seed", "split"), key))
@@ -380,8 +400,9 @@ def main(cfg):
                     cells.append(f"{COLUMNS[m]} {mean:.3f} [{low:.3f}, {high:.3f}]")
                     line[f"per_input_{m}"] = (mean, low, high)
                 else:
-                    cells.append(f"{COLUMNS[m]} {v.mean():.3f} +- {v.std():.3f}")
-                    line[f"across_{m}"] = (float(v.mean()), float(v.std()))
+                    off = spread.get(m, float(v.std()))
+                    cells.append(f"{COLUMNS[m]} {v.mean():.3f} +- {off:.3f}")
+                    line[f"across_{m}"] = (float(v.mean()), off)
             print(f"  {'per input' if name == 'per_input' else 'across   '}  " + "  ".join(cells))
         results.append(line)
     path = out_file(cfg.out, "diversity.json")

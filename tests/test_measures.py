@@ -1,6 +1,7 @@
 """Diversity and generalisation: equal to NLTK, rouge-score and the Vendi score, to slow definitions, and to
 examples worked by hand."""
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ import bon
 import diversity as D
 import generalisation as G
 import reward
-from runtime import bootstrap
+from runtime import Fault, bootstrap
 
 
 def test_distinct_and_ead_by_hand():
@@ -159,3 +160,54 @@ def test_reward_accuracy_by_hand():
     assert got["accuracy_gap1"] == pytest.approx(.75)           # the pairs with gaps 2 and -2: right, tied
     # the second label contradicts the truth: winning it is losing there
     assert got["accuracy_truth"] == pytest.approx((1 + 1 + .5) / 3)
+
+
+def test_nli_diversity_by_hand():
+    """Three outputs, six ordered pairs: a and b contradict each other with certainty .8 both ways, a entails c with
+    .6, all else is neutral: (.8 + .8 - .6) / 6."""
+    said = {("a", "b"): .8, ("b", "a"): .8, ("a", "c"): -.6}
+    points = lambda pairs: np.array([said.get(p, 0.) for p in pairs])  # noqa: E731
+    assert D.nli_diversity(["a", "b", "c"], points) == pytest.approx(1 / 6)
+    with pytest.raises(ValueError, match="two outputs"):
+        D.nli_diversity(["a"], points)
+
+
+def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "maybe"]))
+    transformers.BertTokenizerFast(vocab_file=str(vocab)).save_pretrained(tmp_path)
+    config = dict(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    for labels, wrong in ((["contradiction", "neutral", "entailment"], False), (["a", "b", "c"], True)):
+        names = dict(enumerate(labels))
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(
+            **config, id2label=names, label2id={v: k for k, v in names.items()})).eval()
+        model.save_pretrained(tmp_path)
+        if wrong:
+            with pytest.raises(Fault, match="its labels are A, B, C"):
+                D.nli_of(str(tmp_path), "cpu")
+            continue
+        pairs = [("yes", "no"), ("no", "maybe yes"), ("maybe", "yes")]
+        ids = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        expected = []
+        for pair in pairs:
+            p = model(**ids(*pair, return_tensors="pt")).logits.softmax(-1)[0].detach()
+            expected.append(float(p.max()) * (1, 0, -1)[int(p.argmax())])
+        assert D.nli_of(str(tmp_path), "cpu", batch=2)(pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_measures_that_need_a_package_say_which(monkeypatch):
+    for package, call in (("sentence_transformers", lambda: D.encoder_of("sbert:x", "cpu")),
+                          ("transformers", lambda: D.nli_of("x", "cpu"))):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(Fault, match="pip install"):
+            call()
+
+
+def test_half_spread_estimates_the_spread_of_the_whole():
+    """Texts of one random word each: the mean word length over 400 of them has standard deviation s / 20."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, 400)
+    rows = [{"outputs": ["x" * n]} for n in lengths]
+    got = D.half_spread(rows, None, lambda r, v: {"across": {"m": [np.mean([len(x["outputs"][0]) for x in r])]}}, draws=400)
+    assert got["m"] == pytest.approx(lengths.std() / 20, rel=.15)

@@ -174,3 +174,40 @@ def test_published_shapes_have_their_published_sizes():
     assert sizes["smollm2-135m"] == 134_515_008
     assert sizes["llama-7b"] == 6_738_415_616
     assert sizes["opt-125m"] == 125_239_296 - 2 * 768       # OPT's table has two unused rows in front
+
+
+def test_bf16_is_near_fp32_and_keeps_fp32_where_it_matters(model):
+    packed = M.pack(PROMPTS, [[[20, 21, EOS]]] * 4)
+    exact = M.log_probs(model, model(packed), packed)
+    half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
+    near = M.log_probs(half, half(packed), packed)
+    assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.2
+    assert {p.dtype for b in half.blocks[:2] for p in b.parameters()} == {torch.bfloat16}     # frozen: no masters
+    assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
+    near.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in half.parameters() if p.requires_grad)
+    assert half.compute_in(torch.float32).blocks[0].attn.qkv.weight.dtype == torch.float32
+
+
+def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
+    half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
+    before = {k: v.clone() for k, v in half.state_dict().items()}
+    sampler = half.for_sampling()
+    assert sampler.blocks[0] is half.blocks[0] and sampler.blocks[2] is not half.blocks[2]
+    assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}
+    out = M.generate(half, PROMPTS, 6, n=2, eos=EOS, generator=torch.Generator().manual_seed(7))
+    assert all(1 <= len(r) <= 6 for group in out for r in group)
+    assert all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in half.state_dict().items())
+
+
+def test_rope_scaling_by_hand():
+    """E = 4, theta 100: planes turn 1 and 0.1 radians a position.  Stretched twice, a linear scaling halves both;
+    Llama 3's, trained on 2 pi x 20 positions, sees the planes turn 20 and 2 times: from 4 turns on a plane is
+    kept, below 1 it is halved, and at 2 turns a third of the way is kept: 0.05 + 0.05 / 3."""
+    cfg = M.GPTConfig(d_model=8, n_head=2, rope_theta=100.)
+    assert M.rope_frequencies(cfg).tolist() == pytest.approx([1, .1])
+    cfg.rope_scaling = {"rope_type": "linear", "factor": 2.}
+    assert M.rope_frequencies(cfg).tolist() == pytest.approx([.5, .05])
+    cfg.rope_scaling = {"rope_type": "llama3", "factor": 2., "low_freq_factor": 1., "high_freq_factor": 4.,
+                        "original_max_position_embeddings": 40 * torch.pi}
+    assert M.rope_frequencies(cfg).tolist() == pytest.approx([1, .05 + .05 / 3])

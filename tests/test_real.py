@@ -2,18 +2,27 @@
 the texts are absent."""
 import gzip
 import json
+import math
 import os
+import shutil
+import struct
 from pathlib import Path
 
 import pytest
+import tiktoken
+import torch
 
 import bon
 import diversity
 import generalisation
+import model as M
 import ppo
+import pretrained
 import reward
 import sft
+import splits
 from conftest import ROOT
+from test_pretrained import ODD
 
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "real"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(),
@@ -96,3 +105,83 @@ def test_the_whole_chain_on_real_text(build, tmp_path, capfd):
     assert {r["split"] for r in judged} >= {"test", far}
     measured = json.loads((tmp_path / "diversity.json").read_text())["results"]
     assert {r["policy"] for r in measured} == {"sft", "bon", "ppo"}
+
+
+def test_a_real_llama_writes_a_story(tmp_path):
+    """stories260K, from llama2.c's format to a Hugging Face directory, read by GPT.from_pretrained."""
+    raw = (REAL / "weights/stories260K/stories260K.bin").read_bytes()
+    d, ff, layers, heads, kv, vocab, context = struct.unpack("7i", raw[:28])
+    flat, place = torch.frombuffer(bytearray(raw[28:]), dtype=torch.float32), 0
+
+    def take(*shape):
+        nonlocal place
+        place += math.prod(shape)
+        return flat[place - math.prod(shape):place].view(shape)
+
+    def halves(w, n):       # llama2.c interleaves the two rotary halves of a head, Hugging Face keeps them apart
+        return w.view(n, -1, 2, d).transpose(1, 2).reshape(w.shape)
+    e = d // heads
+    order = [("embed", take(vocab, d)), ("input_layernorm", take(layers, d)), ("self_attn.q_proj", take(layers, d, d)),
+             ("self_attn.k_proj", take(layers, kv * e, d)), ("self_attn.v_proj", take(layers, kv * e, d)),
+             ("self_attn.o_proj", take(layers, d, d)), ("post_attention_layernorm", take(layers, d)),
+             ("mlp.gate_proj", take(layers, ff, d)), ("mlp.down_proj", take(layers, d, ff)),
+             ("mlp.up_proj", take(layers, ff, d)), ("norm", take(d))]
+    state = {"model.embed_tokens.weight": order[0][1], "model.norm.weight": order[-1][1]}
+    for name, stacked in order[1:-1]:
+        for i, w in enumerate(stacked):
+            n = {"self_attn.q_proj": heads, "self_attn.k_proj": kv}.get(name)
+            state[f"model.layers.{i}.{name}.weight"] = halves(w, n) if n else w
+    pretrained.write_safetensors(tmp_path / "model.safetensors", {k: v.contiguous() for k, v in state.items()})
+    (tmp_path / "config.json").write_text(json.dumps(dict(
+        model_type="llama", hidden_size=d, num_hidden_layers=layers, num_attention_heads=heads, rms_norm_eps=1e-5,
+        num_key_value_heads=kv, intermediate_size=ff, vocab_size=vocab, max_position_embeddings=context,
+        tie_word_embeddings=True)))
+    model = M.GPT.from_pretrained(str(tmp_path))
+    pieces, raw, at = [], (REAL / "weights/stories260K/tok512.bin").read_bytes(), 4
+    while at < len(raw):    # score, length, bytes
+        n, = struct.unpack("i", raw[at + 4:at + 8])
+        pieces.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
+        at += 8 + n
+    (story,), = M.generate(model, [[1]], 120, temperature=0)
+    text = "".join(pieces[i] for i in story)
+    assert text.lstrip().startswith("Once upon a time, there was a little girl named Lily."), text
+    assert len(set(story)) > 30         # and no loop
+
+
+SMOLLM2 = os.environ.get("SMOLLM2", "")
+
+
+@pytest.mark.skipif(not SMOLLM2, reason="SMOLLM2=DIR names a Hugging Face directory of SmolLM2-135M-Instruct")
+def test_smollm2_scores_a_sentence_and_its_tokenizer_equals_transformers():
+    model, saved = pretrained.load_model(SMOLLM2)
+    enc = splits.tokenizer(saved["tokenizer"])
+    ids = enc.encode_ordinary("The quick brown fox jumps over the lazy dog. Paris is the capital of France.")
+    packed = M.pack([ids[:1]], [[ids[1:]]])
+    with torch.no_grad():
+        assert abs(-M.log_probs(model, model(packed), packed).mean() - 3.20) < 0.01
+    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
+    texts = [r["post"] for r in lines("summ/tldr_openai_format.jsonl.gz")[:500]]
+    texts += [r["document"] for r in lines("summ/cnn_dailymail_subset.jsonl.gz")[:250]]
+    texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz")[:250]]
+    texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz") if not r["chosen"].isascii()]
+    for text in texts + ODD:
+        assert enc.encode_ordinary(text) == theirs(text)["input_ids"]
+
+
+def test_gpt2_s_published_files_give_tiktoken_s_ids(tmp_path, monkeypatch):
+    """The vocabulary and merges that OpenAI published, read as a Hugging Face directory, against tiktoken's gpt2."""
+    cache = tmp_path / "cache"
+    shutil.copytree(REAL / "tiktoken_cache", cache, copy_function=shutil.copyfile)     # a mismatch would be deleted
+    cache.chmod(0o755)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    for path in cache.iterdir():
+        shutil.copyfile(path, tmp_path / ("vocab.json" if path.read_bytes()[:1] == b"{" else "merges.txt"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 50256}')
+    ours, theirs = splits.tokenizer(pretrained.tokenizer_of(tmp_path)), tiktoken.get_encoding("gpt2")
+    texts = [r["post"] for r in lines("summ/tldr_openai_format.jsonl.gz")[:600]]
+    texts += [r["document"] for r in lines("summ/cnn_dailymail_subset.jsonl.gz")[:400]] + ODD
+    assert ours.eot_token == theirs.eot_token and ours.n_vocab == theirs.n_vocab
+    for text in texts:
+        ids = ours.encode_ordinary(text)
+        assert ids == theirs.encode_ordinary(text) and ours.decode(ids) == text

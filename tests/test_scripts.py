@@ -214,6 +214,14 @@ def test_wrong_input(work, tmp_path_factory):
         shutil.copy(work / name, w)
     shutil.copy(work / "samples_sft_test.jsonl", w)
     refused(w, "ppo", "--model", "nope.pt", says=["nope.pt", "python sft.py"])
+    refused(w, "sft", "--model", "no/such/model", says=["--model no/such/model", "not a hub name"])
+    refused(w, "sft", "--model", ".", says="without config.json")
+    refused(w, "sft", "--preset", "nope", says=["'nope'", "small-llama"])
+    refused(w, "sft", "--dtype", "fp8", says=["--dtype fp8", "bf16"])
+    refused(w, "sft", "--task", "tldr", "--data", ".", says=["summarize_from_feedback_tldr_3_filtered", "train.jsonl"])
+    refused(w, "chat_judge", "samples_sft_test.jsonl", says="OPENAI_API_KEY is not set")
+    refused(w, "replicate", "--size", "huge", says=["--size huge", "gpu"])
+    refused(w, "replicate", "--seeds", "1", says="2 are needed")
     refused(w, "bon", "--reward", "nope.pt", says="python reward.py --model ckpt_sft.pt")
     refused(w, "ppo", "--model", "ckpt_reward.pt", says=["kind 'reward'", "'lm'"])
     refused(w, "bon", "--n", "0", says="--n 0")
@@ -300,7 +308,7 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name",
                          ["sft", "reward", "ppo", "bon", "generalisation", "diversity", "splits",
-                          "reproduce"])
+                          "reproduce", "replicate", "pretrained", "chat_judge"])
 def test_help_names_every_flag_with_its_meaning(name, tmp_path):
     got = script(name, "--help", cwd=tmp_path)
     assert got.returncode == 0 and not list(tmp_path.iterdir())
