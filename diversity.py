@@ -241,14 +241,14 @@ def encoder_of(name, device, dtype="fp32"):
         raise Fault(f"--encoder sbert:{name}: cannot be loaded ({type(error).__name__})") from None
 
 
-# ------------------------------------------------------------------------------------------------ NLI diversity
+# ---------------------------------------------------------------------------------------------- NLI diversity
 
 NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
 
 
 def nli_diversity(outputs, points):
-    """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment -1,
-    times the classifier's certainty (paper, appendix; Stasaski and Hearst 2022).  points: function of
+    """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
+    -1, times the classifier's certainty (paper, appendix; Stasaski and Hearst 2022).  points: function of
     [(premise, hypothesis)] giving (n,), as from `nli_of`.  Raises ValueError on fewer than two outputs."""
     if len(outputs) < 2:
         raise ValueError("nli_diversity: at least two outputs are needed")
@@ -256,8 +256,8 @@ def nli_diversity(outputs, points):
 
 
 def nli_of(name, device, batch=64):
-    """--nli -> function of [(premise, hypothesis)] giving the points (n,) of each pair's likeliest label, times its
-    probability, as the authors do.  Raises Fault if it cannot be had, or has other labels."""
+    """--nli -> function of [(premise, hypothesis)] giving the points (n,) of each pair's likeliest label,
+    times its probability, as the authors do.  Raises Fault if it cannot be had, or has other labels."""
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError:
@@ -268,7 +268,8 @@ def nli_of(name, device, batch=64):
     except Exception as error:      # no network, no such model, ...
         raise Fault(f"--nli {name}: cannot be loaded ({type(error).__name__})") from None
     labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
-    require(set(labels) == set(NLI_POINTS), f"--nli {name}: its labels are {', '.join(labels)}; contradiction, neutral "
+    require(set(labels) == set(NLI_POINTS),
+            f"--nli {name}: its labels are {', '.join(labels)}; contradiction, neutral "
             "and entailment are needed")
     weight = torch.tensor([NLI_POINTS[x] for x in labels], device=device)
 
@@ -311,9 +312,10 @@ def measures(convention="sound", max_n=5, vocabulary=50257):
     }
 
 
-def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False, nli=None):
-    """All measures of one sample file.  embeddings: (n, K, D) array or None; nli: as from `nli_of`, or None, for
-    the outputs of one input only (across inputs all is neutral).  Returns {"per_input": {measure:
+def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False,
+                    nli=None):
+    """All measures of one sample file.  embeddings: (n, K, D) array or None; nli: as from `nli_of`, or None,
+    for the outputs of one input only (across inputs all is neutral).  Returns {"per_input": {measure:
     (n,)}, "across": {measure: (K,)}}; a measure that needs two outputs is left out where there are not so
     many."""
     lexical = measures(convention, max_n, vocabulary)
@@ -346,7 +348,8 @@ def half_spread(rows, vectors, measured, draws=20, seed=0):
 
 
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
-           "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "semantic": "semantic", "fact_sets": "fact sets",
+           "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "semantic": "semantic",
+           "fact_sets": "fact sets",
            "length": "length"}
 
 
@@ -381,11 +384,14 @@ def main(cfg):
         world = all(synthetic.knows(row["prompt"]) for row in rows)
         k, vectors = len(rows[0]["outputs"]), None
         if encode:
-            vectors = np.asarray(encode([t for row in rows for t in row["outputs"]])).reshape(len(rows), k, -1)
+            vectors = np.asarray(encode([t for row in rows for t in row["outputs"]]))
+            vectors = vectors.reshape(len(rows), k, -1)
         measured = partial(measure_samples, convention=cfg.convention, max_n=cfg.max_n, vocabulary=vocabulary,
                            world=world, nli=nli)
         found = measured(rows, embeddings=vectors)
-        spread = half_spread(rows, vectors, lambda r, v: measured(r, embeddings=v)) if k == 1 and len(rows) > 3 else {}
+        spread = {}
+        if k == 1 and len(rows) > 3:
+            spread = half_spread(rows, vectors, lambda r, v: measured(r, embeddings=v))
         policy, temperature, seed, split = key
         print(f"{policy}, temperature {temperature}, {split}, {len(rows)} inputs x {k} outputs")
         line = dict(zip(("policy", "temperature", "seed", "split"), key))

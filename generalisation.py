@@ -95,18 +95,20 @@ def _longest_common_subsequence(a, b):
 # ------------------------------------------------------------------------------------------------- the judges
 
 def read_alpaca_eval(path):
-    """AlpacaEval's model_outputs, [{"instruction", "output", "generator"}], as sample lines with one output and no
-    reference: how published models' outputs are measured."""
+    """AlpacaEval's model_outputs, [{"instruction", "output", "generator"}], as sample lines with one output
+    and no reference: how published models' outputs are measured."""
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise Fault(f"{path}: not JSON ({error})") from None
     needs = ("instruction", "output", "generator")
-    require(isinstance(rows, list) and all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in needs)
+    require(isinstance(rows, list)
+            and all(isinstance(r, dict) and all(isinstance(r.get(k), str) for k in needs)
                                            for r in rows),
             f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
-    return [{"id": f"{i}", "prompt": instruction_prompt(r["instruction"], r.get("input") or ""), "reference": "",
-             "outputs": [r["output"]], "policy": r["generator"], "split": Path(path).stem} for i, r in enumerate(rows)]
+    return [{"id": f"{i}", "prompt": instruction_prompt(r["instruction"], r.get("input") or ""),
+             "reference": "", "outputs": [r["output"]], "policy": r["generator"], "split": Path(path).stem}
+            for i, r in enumerate(rows)]
 
 
 def read_samples(path):

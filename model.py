@@ -217,9 +217,9 @@ class GPT(nn.Module):
         return self
 
     def compute_in(self, dtype):
-        """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Layers that are trained
-        stay fp32 and are cast on the way, frozen ones lie in `dtype`; embeddings and heads are fp32.  Returns
-        self."""
+        """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Layers that are
+        trained stay fp32 and are cast on the way, frozen ones lie in `dtype`; embeddings and heads are fp32.
+        Returns self."""
         self.compute = dtype
         return self.freeze()
 
@@ -228,7 +228,8 @@ class GPT(nn.Module):
                               enabled=self.compute != torch.float32)
 
     def for_sampling(self):
-        """This model with all weights in its compute type, frozen layers shared: cast once, not at each token."""
+        """This model with all weights in its compute type, frozen layers shared: cast once, not at each
+        token."""
         if self.compute == torch.float32:
             return self
         shared = {id(block): block for block in self.blocks[:self.config.frozen]}
@@ -416,8 +417,8 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
     (M,), in nats.
 
     hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
-    that is most of the saving.  Logits are fp32 whatever the layers compute in: bf16 would round one near 20 to
-    a sixteenth, and PPO's log-ratios to noise."""
+    that is most of the saving.  Logits are fp32 whatever the layers compute in: bf16 would round one near 20
+    to a sixteenth, and PPO's log-ratios to noise."""
     logits = model.head(hidden.flatten(0, 1)[batch.source].float())                                 # (M, V)
     if temperature != 1:
         logits = logits / temperature

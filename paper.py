@@ -27,7 +27,7 @@ SUBREDDITS = ("relationships", "relationship_advice", "AskReddit", "tifu", "dati
 SENTIMENT_MODEL = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
 
 
-# -------------------------------------------------------------------------------------------------- the sources
+# ------------------------------------------------------------------------------------------------ the sources
 
 @dataclass(frozen=True)
 class Source:
@@ -52,8 +52,9 @@ class Source:
             raise
         except Exception as error:      # no network, renamed, gated: datasets and the hub raise many kinds
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise Fault(f"{self.name}: the hub does not give it ({type(error).__name__}: {why}); --data DIR reads "
-                        f"local copies from DIR/{self.short}/{self.split[0]}.jsonl or .parquet") from None
+            raise Fault(f"{self.name}: the hub does not give it ({type(error).__name__}: {why}); --data DIR "
+                        f"reads local copies from DIR/{self.short}/{self.split[0]}.jsonl or .parquet"
+                        ) from None
 
     @property
     def short(self):
@@ -67,11 +68,11 @@ class Source:
                     if (folder / (split + ending)).is_file():
                         return read_jsonl(folder / (split + ending), {})
                 # one file, or the hub's numbered parts
-                parts = sorted(map(str, (*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet"))))
+                parts = [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
                 if parts:
-                    return self._parquet(parts)
-        raise Fault(f"{data / self.short}: no {self.split[0]}.jsonl, .jsonl.gz or .parquet; it should hold that split "
-                    f"of {self.name}")
+                    return self._parquet(sorted(map(str, parts)))
+        raise Fault(f"{data / self.short}: no {self.split[0]}.jsonl, .jsonl.gz or .parquet; it should hold "
+                    f"that split of {self.name}")
 
     @staticmethod
     def _parquet(parts):
@@ -107,7 +108,7 @@ def splits(task):
     return ["train", "validation", "test", f"ood_{TASKS[task]}"]
 
 
-# -------------------------------------------------------------------------------------------------- the prompts
+# ------------------------------------------------------------------------------------------------ the prompts
 
 def tldr_prompt(subreddit, title, post):
     return f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
@@ -119,7 +120,8 @@ def article_prompt(article):
 
 def instruction_prompt(instruction, given=""):
     """The Alpaca prompt, with and without input."""
-    head = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+    head = ("Below is an instruction that describes a task{}. Write a response that appropriately completes "
+            "the request.")
     if given:
         head = head.format(", paired with an input that provides further context")
         return f"{head}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
@@ -128,16 +130,18 @@ def instruction_prompt(instruction, given=""):
 
 def instruction_of(prompt):
     """What a prompt asks, without the frame that the functions above put around it: for judges."""
-    if found := re.search(r"### Instruction:\n(.*?)(?:\n\n### Input:\n(.*))?\n\n### Response:\s*$", prompt, re.S):
+    if found := re.search(r"### Instruction:\n(.*?)(?:\n\n### Input:\n(.*))?\n\n### Response:\s*$", prompt,
+                          re.S):
         return "\n\n".join(filter(None, found.groups()))
     return re.sub(r"\s*TL;DR:\s*$", "", prompt)
 
 
-# ----------------------------------------------------------------------------------------------------- the rows
+# --------------------------------------------------------------------------------------------------- the rows
 
 def field(row, name, source, kind=str):
     """row[name], or a Fault that names the columns found."""
-    require(isinstance(row.get(name), kind), f"{source.name}: column {name!r} of type {kind.__name__} is needed; "
+    require(isinstance(row.get(name), kind),
+            f"{source.name}: column {name!r} of type {kind.__name__} is needed; "
             f"found {', '.join(f'{k} ({type(v).__name__})' for k, v in row.items())}")
     return row[name]
 
@@ -148,7 +152,8 @@ def instruction_row(row, source):
         if answer in row:
             break
     return {"prompt": instruction_prompt(field(row, "instruction", source), row.get("input") or ""),
-            "reference": field(row, answer, source), "instruction": row["instruction"], "input": row.get("input") or ""}
+            "reference": field(row, answer, source), "instruction": row["instruction"],
+            "input": row.get("input") or ""}
 
 
 def post_row(row, source):
@@ -164,8 +169,8 @@ def sentiments(posts, batch=64):
     try:
         from transformers import pipeline
     except ImportError:
-        raise Fault("task tldr-sentiment needs a classifier: pip install transformers, or give rows a boolean "
-                    "column `sentiment`, true where positive") from None
+        raise Fault("task tldr-sentiment needs a classifier: pip install transformers, or give rows a "
+                    "boolean column `sentiment`, true where positive") from None
     classify = pipeline("sentiment-analysis", SENTIMENT_MODEL, truncation=True)
     return [out["label"] == "POSITIVE" for out in classify(posts, batch_size=batch)]
 
@@ -202,10 +207,12 @@ def rows(task, split, data=""):
 def comparison(row, source):
     """A human comparison of two summaries of one post -> a preference row, or None for an article's (the data
     set holds both)."""
-    info, pair, choice = (field(row, k, source, t) for k, t in (("info", dict), ("summaries", list), ("choice", int)))
+    columns = ("info", dict), ("summaries", list), ("choice", int)
+    info, pair, choice = (field(row, k, source, t) for k, t in columns)
     if not info.get("post"):
         return None
-    require(len(pair) == 2 and choice in (0, 1), f"{source.name}: two summaries and a choice of 0 or 1 are needed")
+    require(len(pair) == 2 and choice in (0, 1),
+            f"{source.name}: two summaries and a choice of 0 or 1 are needed")
     texts = [s["text"].strip() for s in pair]
     return {"prompt": tldr_prompt(info["subreddit"], info["title"], info["post"]), "chosen": texts[choice],
             "rejected": texts[1 - choice], "post": info["post"], "subreddit": info["subreddit"]}
@@ -222,7 +229,8 @@ def preferences(task, validation=False, data=""):
                                      for k, t in (("output_1", str), ("output_2", str), ("preference", int)))
             if better in (1, 2):
                 chosen, rejected = (first, second) if better == 1 else (second, first)
-                out.append({"prompt": instruction_prompt(field(row, "instruction", source), row.get("input") or ""),
+                out.append({"prompt": instruction_prompt(field(row, "instruction", source),
+                                                         row.get("input") or ""),
                             "chosen": chosen, "rejected": rejected})
         return out
     source = COMPARISONS["validation" if validation else "train"]

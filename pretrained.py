@@ -1,6 +1,6 @@
 """Published weights and tokenizers, in and out: GPT-2, OPT and the LLaMA family as Hugging Face directories.
 
-    python sft.py --model gpt2                            # a hub name, or a directory, instead of a checkpoint
+    python sft.py --model gpt2                            # a hub name or a directory: no checkpoint needed
     python pretrained.py --model HuggingFaceTB/SmolLM2-135M --prompt "Paris is"     # look at one
     python pretrained.py --model ckpt_sft.pt --export DIR     # a directory that transformers loads
 
@@ -31,7 +31,7 @@ PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 PIECES_DIGITS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"""
 
 
-# -------------------------------------------------------------------------------------------- names and shapes
+# ------------------------------------------------------------------------------------------- names and shapes
 
 @dataclass
 class Family:
@@ -172,7 +172,8 @@ def write_safetensors(path, tensors):
     names, header, place = {v: k for k, v in STORED.items()}, {"__metadata__": {"format": "pt"}}, 0
     for name, x in tensors.items():
         size = x.numel() * x.element_size()
-        header[name] = {"dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [place, place + size]}
+        header[name] = {"dtype": names[x.dtype], "shape": list(x.shape),
+                        "data_offsets": [place, place + size]}
         place += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)     # so that the data start at a multiple of 8
@@ -306,7 +307,8 @@ def load_model(name, flag="--model", device="cpu", dtype="fp32"):
         model, spec = from_pretrained(name), tokenizer_of(find(name))
     except Fault as fault:
         raise Fault(f"{flag} {fault}") from None
-    saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={}, digest=name)
+    saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
+                 digest=name)
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
@@ -335,7 +337,8 @@ def hf_config(config, eos=None, bos=None):
                                do_layer_norm_before=True, enable_bias=c.bias, dropout=0.0)
         if c.bias:
             name = {"gelu_tanh": "gelu_new"}.get(c.activation, c.activation)
-            return "gpt2", dict(common, model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=c.d_model,
+            return "gpt2", dict(common, model_type="gpt2", architectures=["GPT2LMHeadModel"],
+                                n_embd=c.d_model,
                                 n_layer=c.n_layer, n_head=c.n_head, n_inner=c.d_ff, n_positions=c.context,
                                 activation_function=name, layer_norm_epsilon=c.norm_eps)
     raise Fault(f"no published architecture has position {c.position}, norm {c.norm}, activation "
@@ -351,7 +354,8 @@ def export(model, spec, folder):
     kind, hf = hf_config(model.config, *((enc.eot_token, enc.bos) if enc else ()))
     family, out = FAMILIES[kind], {}
     c, head = model.config, model.config.d_model // model.config.n_head
-    sizes = {"attn.qkv": [c.n_head * head, c.n_kv_head * head, c.n_kv_head * head], "mlp.up": [c.d_ff, c.d_ff]}
+    sizes = {"attn.qkv": [c.n_head * head, c.n_kv_head * head, c.n_kv_head * head],
+             "mlp.up": [c.d_ff, c.d_ff]}
     for ours, x in model.state_dict().items():
         if ours == "head.weight" and c.tied:
             continue
@@ -392,7 +396,8 @@ def tokenizer_of(folder):
         text = json.dumps(_from_merges(folder))     # OPT's form
     else:
         raise Fault(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; byte-level BPE "
-                    "tokenizers work (GPT-2, OPT, SmolLM2, Llama 3), SentencePiece's tokenizer.model does not")
+                    "tokenizers work (GPT-2, OPT, SmolLM2, Llama 3), SentencePiece's tokenizer.model "
+                    "does not")
     named = {}      # "eos_token" and "bos_token", as text; later files win
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -427,8 +432,8 @@ def _parse(spec, where="tokenizer.json"):
         data = json.loads(spec["json"])
         kind, model = data["model"].get("type", "BPE"), data["model"]
         require(kind == "BPE" and not model.get("byte_fallback"),
-                f"{where}: a {'SentencePiece-like BPE' if kind == 'BPE' else kind} tokenizer cannot be turned "
-                f"into a tiktoken Encoding; {works}")
+                f"{where}: a {'SentencePiece-like BPE' if kind == 'BPE' else kind} tokenizer cannot be "
+                f"turned into a tiktoken Encoding; {works}")
         require(not data.get("normalizer"), f"{where}: it changes text before cutting it "
                 f"({(data.get('normalizer') or {}).get('type')}), which is not implemented; {works}")
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
@@ -456,8 +461,8 @@ def _pattern(data, where, works):
         behaviour = steps[0].get("behavior"), bool(steps[0].get("invert"))
         if "Regex" in steps[0]["pattern"] and behaviour in (("Isolated", False), ("Removed", True)):
             return steps[0]["pattern"]["Regex"]
-    raise Fault(f"{where}: pre-tokenizer {' + '.join(map(str, kinds))} with these options is not implemented; "
-                f"{works}")
+    raise Fault(f"{where}: pre-tokenizer {' + '.join(map(str, kinds))} with these options is not "
+                f"implemented; {works}")
 
 
 def _begins(post):

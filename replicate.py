@@ -1,7 +1,7 @@
 """The study on a published model and real text: every stage for several seeds, one table with intervals.
 
     python replicate.py --task tldr --size gpu                            # from the hub
-    python replicate.py --model DIR --data DIR --judge-data DIR --size cpu    # all of it local, hours on 2 cores
+    python replicate.py --model DIR --data DIR --judge-data DIR --size cpu    # local, hours on 2 cores
 
 Writes OUT/seed-<s>/ (checkpoints, samples, logs), OUT/replication.json and OUT/replication.md.  Killed, it
 goes on with the first stage that has not finished.
@@ -30,7 +30,8 @@ SIZES = {  # flags of each stage
     "paper": dict(sft=["--preset", "paper"], reward=["--preset", "paper"], ppo=["--preset", "paper"],
                   bon=["--preset", "paper"]),
     "gpu": dict(sft=["--preset", "small-llama"], reward=["--preset", "small-llama", "--prompts", "20000"],
-                ppo=["--preset", "small-llama"], bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
+                ppo=["--preset", "small-llama"],
+                bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
     "cpu": dict(sft=["--preset", "small-llama", "--rows", "800", "--max-prompt-tokens", "320"],
                 reward=["--preset", "small-llama", "--batch", "8"],
                 ppo=["--preset", "small-llama", "--steps", "20", "--batch", "32", "--minibatches", "2",
@@ -70,8 +71,9 @@ def plan(cfg):
         stage(here / "sampled_sft", "bon.py", "--model", sft, "--reward", reward, *sizes["bon"], *own)
         stage(here / "sampled_ppo", "bon.py", "--model", ppo, *sizes["bon"], *own)
     if cfg.judge_data:
-        stage(out / "ckpt_judge.pt", "reward.py", "--model", out / f"seed-{cfg.seed}" / "ckpt_sft.pt", "--data",
-              cfg.judge_data, *sizes["reward"], "--seed", cfg.seed + 1000, "--out", out / "ckpt_judge.pt")
+        stage(out / "ckpt_judge.pt", "reward.py", "--model", out / f"seed-{cfg.seed}" / "ckpt_sft.pt",
+              "--data", cfg.judge_data, *sizes["reward"], "--seed", cfg.seed + 1000,
+              "--out", out / "ckpt_judge.pt")
     return stages
 
 
@@ -82,7 +84,8 @@ def carry_out(stages):
             continue
         makes.parent.mkdir(parents=True, exist_ok=True)
         start, log = time.time(), makes.with_suffix(".log")
-        print(f"{makes}: {' '.join(Path(c).name if c.endswith('.py') else c for c in command[1:])}", flush=True)
+        print(f"{makes}: {' '.join(Path(c).name if c.endswith('.py') else c for c in command[1:])}",
+              flush=True)
         with open(log, "w") as f:
             status = subprocess.run(command, stdout=f, stderr=subprocess.STDOUT).returncode
         require(status == 0, f"{command[1]} ended with status {status}: "
@@ -92,32 +95,34 @@ def carry_out(stages):
         print(f"    {time.time() - start:.0f} s", flush=True)
 
 
-# -------------------------------------------------------------------------------------------------- the tables
+# ------------------------------------------------------------------------------------------------- the tables
 
 def judged(cfg, seed, device):
-    """(function of sample rows giving scores of outputs and references, its checkpoint) for one seed's policies."""
+    """The judge of one seed's policies: a function of sample rows, scores of outputs and references."""
     other = cfg.seed + (seed - cfg.seed + 1) % cfg.seeds
     path = Path(cfg.out) / ("ckpt_judge.pt" if cfg.judge_data else f"seed-{other}/ckpt_reward.pt")
     model, saved = load_checkpoint(path, "reward", "judge", device, cfg.dtype)
-    return partial(reward_scores, model=model, enc=tokenizer(saved["tokenizer"]), task=Task(**saved["task"])), saved
+    return partial(reward_scores, model=model, enc=tokenizer(saved["tokenizer"]), task=Task(**saved["task"]))
 
 
 def measure(cfg, device):
     """{(policy, split, measure): (seeds, n) values of n prompts; across-input measures (seeds, K)}."""
     encode, out = diversity.encoder_of(cfg.encoder or cfg.model, device, cfg.dtype), {}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        here, (score, _) = Path(cfg.out) / f"seed-{seed}", judged(cfg, seed, device)
+        here, score = Path(cfg.out) / f"seed-{seed}", judged(cfg, seed, device)
         for policy in POLICIES:
             for path in sorted(here.glob(f"samples_{policy}_*.jsonl")):
                 rows, split = read_samples(path), path.stem.removeprefix(f"samples_{policy}_")
                 vectors = np.asarray(encode([t for r in rows for t in r["outputs"]])).reshape(
                     len(rows), len(rows[0]["outputs"]), -1)
                 found = {"win rate": wins(*score(rows)),
-                         "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
+                         "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]])
+                                     for r in rows],
                          "words": [np.mean([len(t.split()) for t in r["outputs"]]) for r in rows],
                          "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
                 varied = diversity.measure_samples(rows, vocabulary=VOCABULARY, embeddings=vectors)
-                for scope, names in (("per_input", ("ead", "self_bleu", "embedding")), ("across", ("ead", "embedding"))):
+                for scope, names in (("per_input", ("ead", "self_bleu", "embedding")),
+                                     ("across", ("ead", "embedding"))):
                     found |= {f"{scope.replace('_', ' ')} {name}": varied[scope][name] for name in names}
                 for name, values in found.items():
                     out.setdefault((policy, split, name), []).append(np.asarray(values, dtype=float))
@@ -129,7 +134,8 @@ def summary(values, over_prompts=True):
     mean}.  Across-input values are not of prompts: their interval is the seeds' range."""
     each = values.mean(1)
     mean, low, high = bootstrap(values.mean(0)) if over_prompts else (each.mean(), each.min(), each.max())
-    return {"mean": float(mean), "low": float(low), "high": float(high), "seeds": [round(float(x), 4) for x in each]}
+    return {"mean": float(mean), "low": float(low), "high": float(high),
+            "seeds": [round(float(x), 4) for x in each]}
 
 
 def tables(cfg, device):
@@ -140,7 +146,8 @@ def tables(cfg, device):
                    for a, b in (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
                    for (p, s, m), v in found.items() if p == a and (b, s, m) in found}
     models, out = {}, Path(cfg.out)
-    paths = [out / f"seed-{s}/ckpt_{k}.pt" for s in range(cfg.seed, cfg.seed + cfg.seeds) for k in ("reward", "ppo")]
+    paths = [out / f"seed-{s}/ckpt_{k}.pt" for s in range(cfg.seed, cfg.seed + cfg.seeds)
+             for k in ("reward", "ppo")]
     for path in [*paths, *([out / "ckpt_judge.pt"] if cfg.judge_data else [])]:
         saved = load_checkpoint(path, "lm" if path.name == "ckpt_ppo.pt" else "reward")[1]
         models[str(path.relative_to(out))] = saved["metrics"]
@@ -149,7 +156,8 @@ def tables(cfg, device):
 
 
 def verdict(difference):
-    """A difference in words: clear only if the interval over prompts and every seed lie on one side of zero."""
+    """A difference in words: clear only if the interval over prompts and every seed lie on one side of
+    zero."""
     one_side = difference["low"] > 0 or difference["high"] < 0
     agree = len({x > 0 for x in difference["seeds"]}) == 1
     return ("higher" if difference["mean"] > 0 else "lower") if one_side and agree else "not shown"
@@ -160,8 +168,9 @@ def markdown(results):
     splits = sorted({k.split(" | ")[1] for k in results["values"]}, key=lambda s: (s != "test", s))
     cell = lambda x: f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"  # noqa: E731
     measures = list(dict.fromkeys(k.split(" | ")[2] for k in results["values"]))
-    lines = [f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across inputs: the "
-             "seeds' range).", "", "| measure | split | SFT | best-of-N | PPO | PPO - SFT | BoN - SFT |", "|" + " --- |" * 7]
+    lines = [f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across "
+             "inputs: the seeds' range).", "",
+             "| measure | split | SFT | best-of-N | PPO | PPO - SFT | BoN - SFT |", "|" + " --- |" * 7]
     for m in measures:
         for s in splits:
             row = [cell(results["values"][f"{p} | {s} | {m}"]) for p in POLICIES]
@@ -172,7 +181,8 @@ def markdown(results):
     lines += ["", "| model | held-out accuracy | the longer wins | pairs |", "| --- | --- | --- | --- |"]
     for name, m in results["models"].items():
         if "accuracy" in m:
-            lines.append(f"| {name} | {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}] | "
+            lines.append(f"| {name} | {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, "
+                         f"{m['accuracy_high']:.3f}] | "
                          f"{m['longer_wins']:.3f} | {m['pairs']} |")
     return "\n".join(lines) + "\n"
 
@@ -180,7 +190,8 @@ def markdown(results):
 def main(cfg):
     require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
     require(cfg.seeds >= (1 if cfg.judge_data else 2),
-            f"--seeds {cfg.seeds}: without --judge-data the judge is another seed's reward model, so 2 are needed")
+            f"--seeds {cfg.seeds}: without --judge-data the judge is another seed's reward model, so 2 are "
+            "needed")
     device, _ = setup(cfg)
     carry_out(plan(cfg))
     results = tables(cfg, device)

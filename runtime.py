@@ -68,11 +68,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(config, doc, argv=None, presets=None):
     """Command line -> config.  Flags are the field names with dashes; booleans take --flag and --no-flag.
-    presets: {name: {field: value}}; --preset NAME puts these in place of the defaults, and flags still win."""
+    presets: {name: {field: value}}; --preset NAME puts these in place of the defaults, and flags still
+    win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts = help_of(config)
     if presets:
-        known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in p.items())}" for name, p in presets.items())
+        known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in preset.items())}"
+                          for name, preset in presets.items())
         parser.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
     for f in dataclasses.fields(config):
         if f.name == "files":

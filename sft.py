@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 import model as M
 from pretrained import load_model
-from runtime import DTYPES, Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint, setup
+from runtime import (DTYPES, Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint,
+                     setup)
 from splits import batches, build_tokenizer, encode_prompts, encode_responses, task_of, tokenizer
 
 
@@ -31,7 +32,8 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch=16, epochs=1, references=1),
 
 @dataclass
 class Config(Common):
-    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face directory
+    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face
+                                # directory
     rows: int = 0               # train rows used; 0: all
     epochs: int = 1             # passes over them
     batch: int = 8              # prompts a step, each with all its references
@@ -97,7 +99,9 @@ def main(cfg):
             f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and "
             f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
     require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
-    model, saved = (None, None) if cfg.model == "scratch" else load_model(cfg.model, "--model", device, cfg.dtype)
+    model, saved = None, None
+    if cfg.model != "scratch":
+        model, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task = task_of(cfg, saved)
     out = out_file(cfg.out, "ckpt_sft.pt")
     train = task.rows("train", cfg.rows or None, cfg.references)

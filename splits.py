@@ -134,7 +134,8 @@ class Task:
     def room(self, context):
         """Tokens a prompt may have beside a response.  Raises Fault if there are none."""
         left = context - self.max_new_tokens
-        require(left > 0, f"a context of {context} leaves no room for a prompt beside {self.max_new_tokens} new "
+        require(left > 0,
+                f"a context of {context} leaves no room for a prompt beside {self.max_new_tokens} new "
                 "tokens; lower --max-new-tokens")
         return min(left, self.max_prompt_tokens or left)
 

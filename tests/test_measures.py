@@ -163,8 +163,8 @@ def test_reward_accuracy_by_hand():
 
 
 def test_nli_diversity_by_hand():
-    """Three outputs, six ordered pairs: a and b contradict each other with certainty .8 both ways, a entails c with
-    .6, all else is neutral: (.8 + .8 - .6) / 6."""
+    """Three outputs, six ordered pairs: a and b contradict each other with certainty .8 both ways, a entails
+    c with .6, all else is neutral: (.8 + .8 - .6) / 6."""
     said = {("a", "b"): .8, ("b", "a"): .8, ("a", "c"): -.6}
     points = lambda pairs: np.array([said.get(p, 0.) for p in pairs])  # noqa: E731
     assert D.nli_diversity(["a", "b", "c"], points) == pytest.approx(1 / 6)
@@ -177,7 +177,8 @@ def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "maybe"]))
     transformers.BertTokenizerFast(vocab_file=str(vocab)).save_pretrained(tmp_path)
-    config = dict(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = dict(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                  intermediate_size=16)
     for labels, wrong in ((["contradiction", "neutral", "entailment"], False), (["a", "b", "c"], True)):
         names = dict(enumerate(labels))
         model = transformers.BertForSequenceClassification(transformers.BertConfig(
@@ -209,5 +210,6 @@ def test_half_spread_estimates_the_spread_of_the_whole():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 20, 400)
     rows = [{"outputs": ["x" * n]} for n in lengths]
-    got = D.half_spread(rows, None, lambda r, v: {"across": {"m": [np.mean([len(x["outputs"][0]) for x in r])]}}, draws=400)
+    got = D.half_spread(rows, None, lambda r,
+                        v: {"across": {"m": [np.mean([len(x["outputs"][0]) for x in r])]}}, draws=400)
     assert got["m"] == pytest.approx(lengths.std() / 20, rel=.15)

@@ -182,7 +182,8 @@ def test_bf16_is_near_fp32_and_keeps_fp32_where_it_matters(model):
     half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
     near = M.log_probs(half, half(packed), packed)
     assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.2
-    assert {p.dtype for b in half.blocks[:2] for p in b.parameters()} == {torch.bfloat16}     # frozen: no masters
+    # frozen: no masters
+    assert {p.dtype for b in half.blocks[:2] for p in b.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
     near.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in half.parameters() if p.requires_grad)
@@ -201,9 +202,9 @@ def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
 
 
 def test_rope_scaling_by_hand():
-    """E = 4, theta 100: planes turn 1 and 0.1 radians a position.  Stretched twice, a linear scaling halves both;
-    Llama 3's, trained on 2 pi x 20 positions, sees the planes turn 20 and 2 times: from 4 turns on a plane is
-    kept, below 1 it is halved, and at 2 turns a third of the way is kept: 0.05 + 0.05 / 3."""
+    """E = 4, theta 100: planes turn 1 and 0.1 radians a position.  Stretched twice, a linear scaling halves
+    both; Llama 3's, trained on 2 pi x 20 positions, sees the planes turn 20 and 2 times: from 4 turns on a
+    plane is kept, below 1 it is halved, and at 2 turns a third of the way is kept: 0.05 + 0.05 / 3."""
     cfg = M.GPTConfig(d_model=8, n_head=2, rope_theta=100.)
     assert M.rope_frequencies(cfg).tolist() == pytest.approx([1, .1])
     cfg.rope_scaling = {"rope_type": "linear", "factor": 2.}

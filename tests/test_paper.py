@@ -1,4 +1,5 @@
-"""The paper's tasks, from local copies of the data sets' schemas and through `datasets`, prompts to the letter."""
+"""The paper's tasks, from local copies of the data sets' schemas and through `datasets`, prompts to the
+letter."""
 import json
 
 import pytest
@@ -20,7 +21,8 @@ def post(i, words=10, subreddit="relationships", **more):
 
 
 def compared(i, choice=0, **info):
-    return {"info": {"post": f"post {i}", "title": "t", "subreddit": "tifu", "article": None} | info, "choice": choice,
+    return {"info": {"post": f"post {i}", "title": "t", "subreddit": "tifu", "article": None} | info,
+            "choice": choice,
             "summaries": [{"text": " first"}, {"text": " second"}]}
 
 
@@ -40,7 +42,8 @@ def local(tmp_path):
     put(tmp_path, "alpaca_farm/alpaca_human_preference/preference",
         [{"instruction": "Add.", "input": "", "output_1": "3", "output_2": "4", "preference": 2}])
     put(tmp_path, "alpaca-farm-id-test/test", [task])
-    put(tmp_path, "alpaca_eval/eval", [{"instruction": "Add.", "output": "3", "generator": "g", "dataset": "d"}])
+    put(tmp_path, "alpaca_eval/eval",
+        [{"instruction": "Add.", "output": "3", "generator": "g", "dataset": "d"}])
     put(tmp_path, "sequential-instructions/train", [task])
     return tmp_path
 
@@ -57,13 +60,15 @@ def test_summarisation_prompts_and_splits(local):
 
 def test_comparisons_become_preferences_and_articles_are_left_out(local):
     task = splits.Task("tldr", str(local))
-    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [("first", "second"), ("second", "first")]
+    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [("first", "second"),
+                                                                          ("second", "first")]
     assert task.preferences()[0]["prompt"] == "SUBREDDIT: r/tifu\nTITLE: t\nPOST: post 0\nTL;DR:"
     assert len(task.preferences(validation=True)) == 1
 
 
 @pytest.mark.parametrize("name, inside, shifted", [("tldr-length", ["p0", "p1", "p3"], ("ood_long", ["p2"])),
-                                                   ("tldr-subreddit", ["p0", "p1", "p2"], ("ood_subreddit", ["p3"]))])
+                                                   ("tldr-subreddit", ["p0", "p1", "p2"],
+                                                    ("ood_subreddit", ["p3"]))])
 def test_graded_splits_part_the_posts(name, inside, shifted, local):
     task = splits.Task(name, str(local))
     assert [r["id"] for r in task.rows("train")] == [r["id"] for r in task.rows("test")] == inside
@@ -75,7 +80,8 @@ def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
     for split in ("train", "test"):
         put(local, f"summarize_from_feedback_tldr_3_filtered/{split}", posts)
     task = splits.Task("tldr-sentiment", str(local))
-    assert [r["id"] for r in task.rows("train")] == ["p0"] and [r["id"] for r in task.rows("ood_sentiment")] == ["p1"]
+    assert [r["id"] for r in task.rows("train")] == ["p0"] and [r["id"]
+                                                                for r in task.rows("ood_sentiment")] == ["p1"]
     put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(Fault, match="pip install transformers"):
@@ -88,11 +94,15 @@ def test_instruction_prompts_and_splits(local):
     task = splits.Task("alpaca", str(local))
     with_input, without = task.rows("train")
     assert with_input["prompt"] == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:")
-    assert without["prompt"] == ("Below is an instruction that describes a task. Write a response that appropriately "
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 "
+        "2\n\n### Response:")
+    assert without["prompt"] == ("Below is an instruction that describes a task. Write a response that "
+                                 "appropriately "
                                  "completes the request.\n\n### Instruction:\nAdd.\n\n### Response:")
-    assert paper.instruction_of(with_input["prompt"]) == "Add.\n\n1 2" and paper.instruction_of(without["prompt"]) == "Add."
+    assert paper.instruction_of(with_input["prompt"]) == "Add.\n\n1 2"
+    assert paper.instruction_of(without["prompt"]) == "Add."
     assert task.evaluation_splits() == ["test", "ood_alpaca_eval", "ood_sequential"]
     assert all(task.rows(s) for s in task.splits())
     pair, = task.preferences()
@@ -132,7 +142,8 @@ def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
     def load_dataset(name, config, split, revision):
         asked.append((name, config, split, revision))
         return datasets.Dataset.from_list([{"instruction": "Add.", "input": "", "output": "3"}])
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["sft", "val", "unlabeled", "preference"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a,
+                        **k: ["sft", "val", "unlabeled", "preference"])
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert splits.Task("alpaca").rows("train")[0]["reference"] == "3"
     assert asked == [("tatsu-lab/alpaca_farm", "alpaca_instructions", "sft", "refs/convert/parquet")]

@@ -32,7 +32,8 @@ STRETCHED = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_
                  original_max_position_embeddings=16)
 CASES = {
     "gpt2": GPT2,
-    "gpt2 untied, wider MLP, gelu": GPT2 | dict(tie_word_embeddings=False, n_inner=40, activation_function="gelu"),
+    "gpt2 untied, wider MLP, gelu": GPT2 | dict(tie_word_embeddings=False, n_inner=40,
+                                                activation_function="gelu"),
     "opt": OPT,
     "opt without biases, untied": OPT | dict(enable_bias=False, tie_word_embeddings=False),
     "llama, grouped queries, untied": LLAMA,
@@ -44,23 +45,28 @@ CASES = {
     "llama with attention biases only": LLAMA | dict(attention_bias=True),
 }
 TOKENS = [(7 * i * i + 3 * i + 1) % 37 for i in range(24)]
-ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café — “quotes” … €100", "日本語のテキスト です",
-       "emoji 👩‍👩‍👧‍👦 and 🏳️‍🌈", "a\u0300 combining", "x\x04y \x13z", "<|end|> is text", "", " ", "1234567 89", "don't WON'T I'LL",
-       "\u00a0nbsp\u2003em\u3000full", "٣٤٥ ⅷ ½ ²", "zero\u200bwidth\ufeff", "\U0010ffff \U00050000!?", "a" * 50, "\x85\x1c\x1f"]
+ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café — “quotes” … €100",
+       "日本語のテキスト です",
+       "emoji 👩‍👩‍👧‍👦 and 🏳️‍🌈", "a\u0300 combining", "x\x04y \x13z", "<|end|> is text", "", " ",
+       "1234567 89", "don't WON'T I'LL",
+       "\u00a0nbsp\u2003em\u3000full", "٣٤٥ ⅷ ½ ²", "zero\u200bwidth\ufeff", "\U0010ffff \U00050000!?",
+       "a" * 50, "\x85\x1c\x1f"]
 
 
 def value(name, shape):
     """Weights anyone can make: a sine along the elements, its phase from the name."""
     phase = sum(map(ord, name)) % 97
     x = 0.25 * torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 1.7 + phase)
-    return (x + (1 if "norm" in name and name.endswith("weight") or ".ln_" in name else 0)).float().view(shape)
+    near_one = "norm" in name and name.endswith("weight") or ".ln_" in name
+    return (x + near_one).float().view(shape)
 
 
 def write(folder, case, ref, bins=False, shards=1):
     """The directory of one case, as a hub would hold it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref["config"]))
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(REFS.read_text())["tokenizers"]["bytes"]["json"]))
+    tokenizer = json.loads(REFS.read_text())["tokenizers"]["bytes"]["json"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
     save = torch.save if bins else (lambda x, path: P.write_safetensors(path, x))
@@ -124,12 +130,14 @@ def test_safetensors_reader_equals_the_library(tmp_path):
                "none": torch.zeros(0, 4), "one": torch.tensor(2.5)}
     P.write_safetensors(tmp_path / "ours.safetensors", tensors)
     library.save_file(tensors, tmp_path / "theirs.safetensors")
-    ours, theirs = P.read_safetensors(tmp_path / "theirs.safetensors"), library.load_file(tmp_path / "ours.safetensors")
+    ours = P.read_safetensors(tmp_path / "theirs.safetensors")
+    theirs = library.load_file(tmp_path / "ours.safetensors")
     for name, x in tensors.items():
         assert torch.equal(ours[name], x) and torch.equal(theirs[name], x) and ours[name].dtype == x.dtype
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "offsets", "shape", "pickle", "missing", "extra", "escape"])
+@pytest.mark.parametrize("damage",
+                         ["cut", "header", "offsets", "shape", "pickle", "missing", "extra", "escape"])
 def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)     # our own reader
     ref = refs["models"]["gpt2"]
@@ -159,7 +167,8 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkey
     elif damage == "extra":
         P.write_safetensors(path, state | {"adapter.weight": torch.zeros(2)})
     elif damage == "escape":
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../passwd"}}))
+        index = {"weight_map": {"a": "../../passwd"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(Fault) as fault:
         M.GPT.from_pretrained(str(folder))
     assert str(folder) in str(fault.value) and "\n" not in str(fault.value)
@@ -168,7 +177,8 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkey
 @pytest.mark.parametrize("change, words", [
     (dict(model_type="mamba"), "mamba"), (OPT | dict(do_layer_norm_before=False), "opt-350m"),
     (LLAMA | dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "yarn"),
-    (LLAMA | dict(hidden_act="gelu"), "hidden_act"), ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),
+    (LLAMA | dict(hidden_act="gelu"), "hidden_act"),
+    ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),
     (GPT2 | dict(n_head=5), "divide"), (GPT2 | dict(scale_attn_by_inverse_layer_idx=True), "scale_attn")])
 def test_variants_that_are_not_implemented_are_named(change, words):
     with pytest.raises(Fault, match=words):
@@ -233,7 +243,8 @@ def test_bpe_by_hand(tmp_path):
     assert (spec["eos"], spec["bos"], enc.n_vocab) == (8, 8, 9)
     assert enc.encode_ordinary("lower") == [6, 5] and enc.encode_ordinary("owl") == [4, 0, 3]
     assert enc.decode([6, 5, 8, 999]) == "lower</s>"            # 999: a vocabulary's padding
-    assert splits.encode_prompts(enc, ["lower" * 5], 4) == [[8, 5, 6, 5]]       # begins with </s>, cut behind it
+    # begins with </s>, cut behind it
+    assert splits.encode_prompts(enc, ["lower" * 5], 4) == [[8, 5, 6, 5]]
     assert splits.decode(enc, [6, 5, 8]) == ("lower", True)
 
 
@@ -278,7 +289,8 @@ def make():
     for case, config in CASES.items():
         theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval().float()
         shapes = {n: list(x.shape) for n, x in theirs.state_dict().items()
-                  if n != "lm_head.weight" or not config.get("tie_word_embeddings", config["model_type"] != "llama")}
+                  if n != "lm_head.weight"
+                  or not config.get("tie_word_embeddings", config["model_type"] != "llama")}
         theirs.load_state_dict({n: value(n, s) for n, s in shapes.items()}, strict=False)
         with torch.no_grad():
             logits = theirs(torch.tensor([TOKENS])).logits[0]
@@ -286,9 +298,11 @@ def make():
                                      eos_token_id=None, pad_token_id=0)[0, 5:]
         models[case] = {"config": config, "shapes": shapes, "greedy": greedy.tolist(),
                         "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
-    corpus = [t for t in ODD for _ in range(3)] + ["the low lower lowest newer new wide", "it's don't we'll"] * 20
+    corpus = [t for t in ODD for _ in range(3)] + ["the low lower lowest newer new wide",
+                                                   "it's don't we'll"] * 20
     level, found = T.pre_tokenizers.ByteLevel, {}
-    digits = T.pre_tokenizers.Sequence([T.pre_tokenizers.Digits(individual_digits=True), level(add_prefix_space=False)])
+    digits = T.pre_tokenizers.Sequence([T.pre_tokenizers.Digits(individual_digits=True),
+                                        level(add_prefix_space=False)])
     llama3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
               r"|\s*[\r\n]+|\s+(?!\S)|\s+")
     split = T.pre_tokenizers.Sequence([T.pre_tokenizers.Split(T.Regex(llama3), "isolated"),
@@ -299,8 +313,10 @@ def make():
         alphabet = sorted(level.alphabet())
         if kind == "missing bytes":     # no control characters, and none of the bytes of high planes
             alphabet = [c for c in alphabet if P._byte_names()[c] not in (4, 19, 241, 242, 244)]
-        tok.train_from_iterator([t for t in corpus if kind != "missing bytes" or t.isascii() and t.isprintable()],
-                                T.trainers.BpeTrainer(vocab_size=340, special_tokens=["<|end|>"], show_progress=False,
+        tok.train_from_iterator([t for t in corpus if kind != "missing bytes" or t.isascii()
+                                 and t.isprintable()],
+                                T.trainers.BpeTrainer(vocab_size=340, special_tokens=["<|end|>"],
+                                                      show_progress=False,
                                                       initial_alphabet=alphabet))
         data = json.loads(tok.to_str())
         if kind == "shuffled ids":      # as OPT's: by frequency, not in the order of merging
@@ -308,7 +324,8 @@ def make():
             n = len(vocab)
             data["model"]["vocab"] = {t: (i * 7 + 1) % n if i else 0 for t, i in vocab.items()}
             free = set(range(n)) - set(data["model"]["vocab"].values())
-            twice = [t for t in vocab if list(data["model"]["vocab"].values()).count(data["model"]["vocab"][t]) > 1]
+            twice = [t for t in vocab
+                     if list(data["model"]["vocab"].values()).count(data["model"]["vocab"][t]) > 1]
             for t, i in zip([t for t in twice if vocab[t]], free):
                 data["model"]["vocab"][t] = i
         data["added_tokens"] = [t for t in data["added_tokens"]]

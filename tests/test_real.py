@@ -118,10 +118,12 @@ def test_a_real_llama_writes_a_story(tmp_path):
         place += math.prod(shape)
         return flat[place - math.prod(shape):place].view(shape)
 
-    def halves(w, n):       # llama2.c interleaves the two rotary halves of a head, Hugging Face keeps them apart
+    # llama2.c interleaves the two rotary halves of a head, Hugging Face keeps them apart
+    def halves(w, n):
         return w.view(n, -1, 2, d).transpose(1, 2).reshape(w.shape)
     e = d // heads
-    order = [("embed", take(vocab, d)), ("input_layernorm", take(layers, d)), ("self_attn.q_proj", take(layers, d, d)),
+    order = [("embed", take(vocab, d)), ("input_layernorm", take(layers, d)),
+             ("self_attn.q_proj", take(layers, d, d)),
              ("self_attn.k_proj", take(layers, kv * e, d)), ("self_attn.v_proj", take(layers, kv * e, d)),
              ("self_attn.o_proj", take(layers, d, d)), ("post_attention_layernorm", take(layers, d)),
              ("mlp.gate_proj", take(layers, ff, d)), ("mlp.down_proj", take(layers, d, ff)),
@@ -131,9 +133,11 @@ def test_a_real_llama_writes_a_story(tmp_path):
         for i, w in enumerate(stacked):
             n = {"self_attn.q_proj": heads, "self_attn.k_proj": kv}.get(name)
             state[f"model.layers.{i}.{name}.weight"] = halves(w, n) if n else w
-    pretrained.write_safetensors(tmp_path / "model.safetensors", {k: v.contiguous() for k, v in state.items()})
+    pretrained.write_safetensors(tmp_path / "model.safetensors",
+                                 {k: v.contiguous() for k, v in state.items()})
     (tmp_path / "config.json").write_text(json.dumps(dict(
-        model_type="llama", hidden_size=d, num_hidden_layers=layers, num_attention_heads=heads, rms_norm_eps=1e-5,
+        model_type="llama", hidden_size=d, num_hidden_layers=layers, num_attention_heads=heads,
+        rms_norm_eps=1e-5,
         num_key_value_heads=kv, intermediate_size=ff, vocab_size=vocab, max_position_embeddings=context,
         tie_word_embeddings=True)))
     model = M.GPT.from_pretrained(str(tmp_path))
@@ -164,15 +168,18 @@ def test_smollm2_scores_a_sentence_and_its_tokenizer_equals_transformers():
     texts = [r["post"] for r in lines("summ/tldr_openai_format.jsonl.gz")[:500]]
     texts += [r["document"] for r in lines("summ/cnn_dailymail_subset.jsonl.gz")[:250]]
     texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz")[:250]]
-    texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz") if not r["chosen"].isascii()]
+    texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz")
+              if not r["chosen"].isascii()]
     for text in texts + ODD:
         assert enc.encode_ordinary(text) == theirs(text)["input_ids"]
 
 
 def test_gpt2_s_published_files_give_tiktoken_s_ids(tmp_path, monkeypatch):
-    """The vocabulary and merges that OpenAI published, read as a Hugging Face directory, against tiktoken's gpt2."""
+    """The vocabulary and merges that OpenAI published, read as a Hugging Face directory, against tiktoken's
+    gpt2."""
     cache = tmp_path / "cache"
-    shutil.copytree(REAL / "tiktoken_cache", cache, copy_function=shutil.copyfile)     # a mismatch would be deleted
+    # a mismatch would be deleted
+    shutil.copytree(REAL / "tiktoken_cache", cache, copy_function=shutil.copyfile)
     cache.chmod(0o755)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     for path in cache.iterdir():

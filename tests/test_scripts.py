@@ -218,7 +218,7 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "sft", "--model", ".", says="without config.json")
     refused(w, "sft", "--preset", "nope", says=["'nope'", "small-llama"])
     refused(w, "sft", "--dtype", "fp8", says=["--dtype fp8", "bf16"])
-    refused(w, "sft", "--task", "tldr", "--data", ".", says=["summarize_from_feedback_tldr_3_filtered", "train.jsonl"])
+    refused(w, "sft", "--task", "tldr", "--data", ".", says=["tldr_3_filtered", "train.jsonl"])
     refused(w, "chat_judge", "samples_sft_test.jsonl", says="OPENAI_API_KEY is not set")
     refused(w, "replicate", "--size", "huge", says=["--size huge", "gpu"])
     refused(w, "replicate", "--seeds", "1", says="2 are needed")
