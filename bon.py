@@ -25,7 +25,7 @@ from tqdm import tqdm
 import model as M
 from pretrained import load_model
 from reward import score
-from runtime import Common, load_checkpoint, require, run, setup, write_jsonl
+from runtime import Common, Resume, load_checkpoint, require, run, setup, write_jsonl
 from splits import decode, encode_prompts, task_of, tokenizer
 
 
@@ -125,7 +125,15 @@ def main(cfg):
 
     best_name = "bon" if policy == "sft" else f"{policy}-bon"
     rng = np.random.default_rng(cfg.seed)
-    for split, rows in tqdm(every.items(), desc=f"sample {policy}", disable=cfg.quiet or None):
+    inputs = [saved["digest"], judged["digest"] if reward else None, [[r["id"] for r in rows] for rows in every.values()]]
+    resume = Resume(sample_file(cfg.out, policy, "+".join(names)), cfg, inputs, generator)
+    resume.every = 0            # a state after each split: it is small
+    done, carried = resume.load()
+    if done:
+        rng.bit_generator.state = carried["rng"]
+    for number, (split, rows) in enumerate(tqdm(every.items(), desc=f"sample {policy}", disable=cfg.quiet or None)):
+        if number < done:
+            continue
         prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, f"{split} prompts")
         sampled = M.generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
                              top_k=cfg.top_k, top_p=cfg.top_p, eos=enc.eot_token, generator=generator,
@@ -144,6 +152,8 @@ def main(cfg):
         ended = np.mean([ids[-1] == enc.eot_token for group in sampled for ids in group])
         print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature "
               f"{cfg.temperature:g}, {1 - ended:.1%} unfinished", flush=True)
+        resume.step_done(number + 1, rng=rng.bit_generator.state)
+    resume.finish()
     print(f"wrote {sample_file(cfg.out, policy, '*')}", flush=True)
     if reward:
         print(f"wrote {sample_file(cfg.out, best_name, '*')}: KL(best-of-{cfg.n} || {policy}) <= "

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import model as M
 import synthetic
 from pretrained import load_model
-from runtime import (Common, Fault, Metrics, load_checkpoint, out_file, peak_memory, require, run,
+from runtime import (Common, Metrics, Resume, Steady, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
 from splits import decode, encode_prompts, task_of, tokenizer
 
@@ -58,6 +58,7 @@ class Config(Common):
     clip_value: float = 0.2     # value kept within this of its old prediction
     vf_coef: float = 0.1        # weight of the value loss
     clip: float = 1.0           # gradient norm, policy and value network each
+    kl_stop: float = 200.0      # nats a response; beyond it the policy has run away and the run stops; 0: never
     no_eos_score: float = -3.0  # reward of a response that did not end, in standard deviations
     quiet: bool = False         # no progress bar and no log lines
 
@@ -196,8 +197,9 @@ def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temp
     return Rollout(packed, h, h_value, packed.valid(), logp, ref_logp, values, score, finished, responses)
 
 
-def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator):
-    """Several passes of clipped updates over one rollout.  Returns the means of what was seen on the way, as
+def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator, may_step):
+    """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows), whether
+    to take a step.  Returns the means of what was seen on the way, as
     a dict of floats."""
     seen, B = [], len(ro.mask)
     for _ in range(cfg.epochs):
@@ -216,9 +218,8 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
             (pg_loss + cfg.vf_coef * v_loss).backward()
             # clipped apart: the value loss is the larger one, and would otherwise eat the policy's step
             pg_norm, v_norm = (torch.nn.utils.clip_grad_norm_(w, cfg.clip) for w in weights)
-            if not torch.isfinite(pg_norm + v_norm):
-                raise Fault("the gradient is not finite; lower --lr, nothing was written")
-            optimiser.step()
+            if may_step((pg_norm + v_norm).item(), rows.tolist()):
+                optimiser.step()
             change = (logp - grid(ro.logp)).detach()
             moved = masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"), mask)
             seen.append(dict(pg_loss=pg_loss, v_loss=v_loss, pg_clipped=pg_clipped, v_clipped=v_clipped,
@@ -278,13 +279,18 @@ def main(cfg):
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(cfg.steps * cfg.batch, 100_000), references=1)
     prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context))
-    order = []                          # of prompts; shuffled anew each time they run out
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
     optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr, fused=True)
-    beta, log = AdaptiveKL(cfg.kl_coef, cfg.kl_target, cfg.kl_horizon), Metrics(out, cfg.quiet)
+    inputs = [saved["digest"], reward_name, [len(p) for p in prompts]]
+    resume = Resume(out, cfg, inputs, generator, optimiser, policy=policy, value=value)
+    done, carried = resume.load()
+    beta = AdaptiveKL(carried.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
+    order = carried.get("order", [])    # of prompts; shuffled anew each time they run out
+    metrics, endless = carried.get("metrics"), carried.get("endless", 0)
+    log, steady = Metrics(out, cfg.quiet, done), Steady()
 
-    for step in tqdm(range(cfg.steps), desc="ppo", disable=cfg.quiet or None):
+    for step in tqdm(range(done, cfg.steps), desc="ppo", initial=done, total=cfg.steps, disable=cfg.quiet or None):
         start = time.time()
         while len(order) < cfg.batch:
             order += torch.randperm(len(prompts), generator=generator).tolist()
@@ -304,7 +310,7 @@ def main(cfg):
         for group in optimiser.param_groups:
             group["lr"] = cfg.lr * (1 - step / cfg.steps)
         seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg,
-                      generator)
+                      generator, lambda norm, part: steady(norm, step + 1, [picks[i] for i in part]))
 
         k1, k3 = ((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1).mean().item()
                   for kind in ("k1", "k3"))
@@ -317,9 +323,16 @@ def main(cfg):
                 length=ro.packed.lengths.float().mean().item(), lr=optimiser.param_groups[0]["lr"],
                 tokens_per_second=len(ro.packed.target) / (time.time() - start),
                 peak_mb=round(peak_memory(device)))
-    metrics = {"kl": k1, "reward": score.mean().item(), **known}
+        metrics = {"kl": k1, "reward": score.mean().item(), **known}
+        require(not 0 < cfg.kl_stop < k1, f"step {step + 1}: the policy has run away, {k1:.0f} nats a response from "
+                f"its reference (--kl-stop {cfg.kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
+        endless = endless + 1 if ro.finished.float().mean() < 0.02 else 0
+        require(endless < 20, f"step {step + 1}: for 20 steps hardly a response has ended within {task.max_new_tokens} "
+                "tokens: the reward model likes length, or --model never learned to stop. No checkpoint was written")
+        resume.step_done(step + 1, order=order, beta=beta.value, metrics=metrics, endless=endless)
     save_checkpoint(out, policy, saved["tokenizer"], asdict(task),
                     asdict(cfg) | {"trained_against": reward_name}, metrics)
+    resume.finish()
     print(f"wrote {out}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
 
 

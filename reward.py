@@ -22,7 +22,8 @@ from tqdm import tqdm
 import model as M
 import synthetic
 from pretrained import load_model
-from runtime import Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint, setup
+from runtime import (Common, Metrics, Resume, Steady, out_file, peak_memory, require, run, save_checkpoint,
+                     setup)
 from splits import batches, decode, encode_prompts, encode_response, encode_responses, task_of, tokenizer
 
 
@@ -213,11 +214,13 @@ def main(cfg):
     model = sft.with_scalar_head()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    todo = batches([len(g.prompt) + sum(map(len, g.responses)) for g in train], cfg.batch, cfg.epochs,
-                   generator)
-    steps, log = len(todo), Metrics(out, cfg.quiet)
-    for step, rows in enumerate(tqdm(todo, desc="reward", disable=cfg.quiet or None)):
-        mb = [train[i] for i in rows]
+    lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
+    todo = batches(lengths, cfg.batch, cfg.epochs, generator)
+    resume = Resume(out, cfg, [saved["digest"], [g.pairs for g in train], lengths], generator, optimiser, model=model)
+    start, _ = resume.load()
+    steps, log, steady = len(todo), Metrics(out, cfg.quiet, start), Steady()
+    for step in tqdm(range(start, steps), desc="reward", initial=start, total=steps, disable=cfg.quiet or None):
+        mb = [train[i] for i in todo[step]]
         packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
         r = M.rewards(model, model(packed), packed)                                 # (R,), all of the batch
         first = np.cumsum([0] + [len(g.responses) for g in mb])
@@ -229,19 +232,19 @@ def main(cfg):
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
-        if not torch.isfinite(norm):
-            raise Fault(f"step {step}: the gradient is not finite (loss {loss.item()}); lower --lr, nothing "
-                        "was written")
-        optimiser.step()
+        if steady(norm.item(), step + 1, todo[step]):
+            optimiser.step()
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
             log.log(step=step + 1, loss=loss.item(), accuracy=(r[winner] > r[loser]).float().mean().item(),
                     margin=(r[winner] - r[loser]).mean().item(), lr=optimiser.param_groups[0]["lr"],
                     grad_norm=norm.item(), peak_mb=round(peak_memory(device)))
+        resume.step_done(step + 1)
 
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
     save_checkpoint(out, model, saved["tokenizer"], asdict(task), asdict(cfg), metrics)
+    resume.finish()
     print(f"wrote {out}: held-out accuracy {metrics['accuracy']:.3f} [{metrics['accuracy_low']:.3f}, "
           f"{metrics['accuracy_high']:.3f}] on {metrics['pairs']} pairs; `the longer wins` "
           f"{metrics['longer_wins']:.3f}", flush=True)

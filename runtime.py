@@ -15,7 +15,9 @@ import math
 import os
 import random
 import re
+import signal
 import sys
+import threading
 import time
 import zlib
 from dataclasses import dataclass
@@ -34,16 +36,17 @@ class Fault(Exception):
 
 @dataclass
 class Common:
-    task: str = ""              # world (default), world-independent, world-mixed or folder; "" takes the
-                                # checkpoint's
-    data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl); ""
-                                # takes the checkpoint's
+    task: str = ""              # world (default), world-independent, world-mixed, folder, tldr, tldr-length,
+                                # tldr-subreddit, tldr-sentiment or alpaca; "" takes the checkpoint's
+    data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of
+                                # local copies of the paper's data sets; "" takes the checkpoint's
     seed: int = 0               # varies initialisation, data order and sampling; never the data
     out: str = "."              # folder of the files written, or a file name ending in .pt
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
     dtype: str = "fp32"         # of matrix products: fp32, or bf16 (trained weights and their optimiser stay
                                 # fp32)
     threads: int = 0            # CPU threads; 0 leaves torch's choice
+    save_every: float = 60.0    # seconds between the states that a killed run goes on from; 0: after each step
 
 
 def help_of(config):
@@ -102,6 +105,8 @@ def run(main, config, doc, presets=None):
         sys.exit(_say(f"error: {fault}", 2))
     except OSError as fault:        # a full disk, a folder that cannot be written: the path is in the message
         sys.exit(_say(f"error: {fault}", 2))
+    except Interrupted as stop:
+        sys.exit(_say(str(stop), 128 + stop.args[0]))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted", 130))
 
@@ -186,6 +191,100 @@ def save_checkpoint(path, model, tokenizer, task, args, metrics):
     write_whole(path, buffer.getvalue())
 
 
+class Interrupted(Exception):
+    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps done."""
+
+    def __str__(self):
+        _, path, step = self.args
+        return f"interrupted after step {step}: {path} holds the state, the same command goes on from there"
+
+
+class Resume:
+    """The state of a run on disk: killed at any moment, the same command goes on to the same result.
+
+    Saved between steps, every --save-every seconds and on SIGINT or SIGTERM: the weights that are trained, the
+    optimiser, the generators, and what else the loop carries from step to step.  A state counts only for the
+    flags and inputs it was made with; which threads and device computed it does not count, but equal to the
+    last bit is only what ran on equal ones.
+
+    out: the checkpoint's path; inputs: anything JSON that names what is learned from; models: GPTs by name."""
+
+    def __init__(self, out, cfg, inputs, generator, optimiser=None, **models):
+        self.path, self.every = Path(out).with_suffix(".resume"), cfg.save_every
+        self.generator, self.optimiser, self.models = generator, optimiser, models
+        flags = {k: v for k, v in dataclasses.asdict(cfg).items()
+                 if k not in ("out", "quiet", "device", "threads", "save_every")}
+        name = json.dumps([flags, inputs], sort_keys=True, default=str)
+        self.name, self.saved, self.signal = hashlib.sha256(name.encode()).hexdigest(), time.time(), 0
+        self.before = {}            # handlers, to be put back
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number, frame):
+        if self.signal:             # asked twice: at once
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def load(self):
+        """(steps done, what the loop carried) of an earlier run; (0, {}) if there was none.  Raises Fault on a
+        damaged state."""
+        if not self.path.is_file():
+            return 0, {}
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["name"] != self.name:
+                print(f"{self.path} is of other flags or inputs: starting anew", flush=True)
+                return 0, {}
+            for name, model in self.models.items():
+                model.load_state_dict(state["models"][name], strict=False)
+            if self.optimiser:
+                self.optimiser.load_state_dict(state["optimiser"])
+            self.generator.set_state(state["generator"])
+        except Exception as error:      # whatever a damaged file makes torch raise
+            raise Fault(f"{self.path}: a damaged state ({type(error).__name__}); remove it to start anew") from None
+        print(f"{self.path}: going on after step {state['step']}", flush=True)
+        return state["step"], state["carried"]
+
+    def step_done(self, step, **carried):
+        """To be called between steps.  Saves when it is time; raises Interrupted if a signal asked for it."""
+        if not self.signal and time.time() - self.saved < self.every:
+            return
+        buffer = io.BytesIO()
+        torch.save({"name": self.name, "step": step, "carried": carried, "generator": self.generator.get_state(),
+                    "optimiser": self.optimiser and self.optimiser.state_dict(),
+                    "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
+                               for n, m in self.models.items()}}, buffer)
+        write_whole(self.path, buffer.getvalue())
+        self.saved = time.time()
+        if self.signal:
+            raise Interrupted(self.signal, self.path, step)
+
+    def finish(self):
+        """The result is written: the state has served, and signals mean again what they did."""
+        self.path.unlink(missing_ok=True)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Steady:
+    """Says whether a step may be taken: a gradient that is not finite is skipped and told, and after `limit` in
+    a row the run stops."""
+
+    def __init__(self, limit=10):
+        self.limit, self.bad = limit, 0
+
+    def __call__(self, norm, step, rows):
+        """norm: gradient norm; rows: numbers of the batch's rows.  Raises Fault at the limit."""
+        if math.isfinite(norm):
+            self.bad = 0
+            return True
+        self.bad += 1
+        print(f"step {step}: the gradient is not finite, skipped; rows {', '.join(map(str, rows))}", flush=True)
+        require(self.bad < self.limit, f"step {step}: {self.limit} gradients in a row were not finite; lower --lr. "
+                "No checkpoint was written, what stood there before is untouched")
+        return False
+
+
 MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py --model ckpt_sft.pt",
            "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
 
@@ -254,12 +353,28 @@ def write_jsonl(path, rows):
 class Metrics:
     """One flat dict a step: printed, and appended to <checkpoint's name>.jsonl with `metrics` for `ckpt`.
 
-    A run starts its file anew; with quiet=True only the file is written."""
+    A run starts its file anew, one that goes on after step `after` keeps the lines up to there; a torn last
+    line is dropped.  With quiet=True only the file is written."""
 
-    def __init__(self, checkpoint, quiet=False):
+    def __init__(self, checkpoint, quiet=False, after=0):
         path = Path(checkpoint)
         self.path = path.with_name(path.stem.replace("ckpt_", "metrics_", 1) + ".jsonl")
-        self.file, self.quiet, self.start = open(self.path, "w"), quiet, time.time()
+        kept = self._lines(after) if after and self.path.is_file() else []
+        write_whole(self.path, b"".join(line for line, _ in kept))
+        self.file, self.quiet = open(self.path, "a"), quiet
+        self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
+
+    def _lines(self, after):
+        """[(line, parsed)] of the steps up to `after`."""
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+                if row["step"] <= after and line.endswith(b"\n"):
+                    kept.append((line, row))
+            except (ValueError, KeyError, TypeError):
+                print(f"{self.path}: a torn line is dropped", flush=True)
+        return kept
 
     def log(self, show=True, **row):
         row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k,

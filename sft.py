@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import model as M
 from pretrained import load_model
-from runtime import (DTYPES, Common, Fault, Metrics, out_file, peak_memory, require, run, save_checkpoint,
-                     setup)
+from runtime import (DTYPES, Common, Metrics, Resume, Steady, out_file, peak_memory, require, run,
+                     save_checkpoint, setup)
 from splits import batches, build_tokenizer, encode_prompts, encode_responses, task_of, tokenizer
 
 
@@ -125,8 +125,12 @@ def main(cfg):
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
-    steps, log, tokens = len(todo), Metrics(out, cfg.quiet), 0
-    for step, mb in enumerate(tqdm(todo, desc="sft", disable=cfg.quiet or None)):
+    resume = Resume(out, cfg, [saved and saved["digest"], spec, lengths], generator, optimiser, model=model)
+    start, carried = resume.load()
+    steps, tokens = len(todo), carried.get("tokens", 0)
+    log, steady = Metrics(out, cfg.quiet, start), Steady()
+    for step in tqdm(range(start, steps), desc="sft", initial=start, total=steps, disable=cfg.quiet or None):
+        mb = todo[step]
         packed = M.pack([prompts[i] for i in mb], [responses[i] for i in mb], device)
         loss = sft_loss(M.log_probs(model, model(packed), packed))
         for group in optimiser.param_groups:
@@ -134,19 +138,19 @@ def main(cfg):
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
-        if not torch.isfinite(norm):
-            raise Fault(f"step {step}: the gradient is not finite (loss {loss.item()}); lower --lr, nothing "
-                        "was written")
-        optimiser.step()
+        if steady(norm.item(), step + 1, mb):
+            optimiser.step()
         tokens += len(packed.target)
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
             log.log(step=step + 1, loss=loss.item(), lr=optimiser.param_groups[0]["lr"],
                     grad_norm=norm.item(), response_tokens=tokens,
                     validation_loss=validation_loss(model, v_prompts, v_responses, 50, device),
                     peak_mb=round(peak_memory(device)))
+        resume.step_done(step + 1, tokens=tokens)
     metrics = {"validation_loss": validation_loss(model, v_prompts, v_responses, 50, device), "steps": steps,
                "response_tokens": tokens}
     save_checkpoint(out, model, spec, asdict(task), asdict(cfg), metrics)
+    resume.finish()
     print(f"wrote {out}: {model.n_params():,} parameters, validation loss {metrics['validation_loss']:.4f} "
           "nats/token", flush=True)
 

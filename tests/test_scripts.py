@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -326,3 +327,110 @@ def test_verdicts_follow_the_numbers():
     assert reproduce.verdict(e(-.3, -.1, -.2, -.2), -1) == "HOLDS"
     assert reproduce.verdict(e(-.1, .3, .1, .1), 1) == "NOT SHOWN"
     assert reproduce.verdict(e(.1, .3, .5, -.1), 1) == "NOT SHOWN"      # the seeds disagree
+
+
+STAGES = {  # script: its flags but --model, --reward and --out
+    "sft": (sft, dict(rows=160, context=256)), "reward": (reward, dict(prompts=24, held_out=8, log_every=1)),
+    "ppo": (ppo, dict(steps=4, batch=8, kl_target=2.0)), "bon": (bon, dict(inputs=2, n=2, pool=4)),
+}
+
+
+def stage(name, work, out, **flags):
+    """Runs a stage of the embedded task from the session's checkpoints; save_every=0: a state after each step."""
+    script, fixed = STAGES[name]
+    inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}
+    if name in ("ppo", "bon"):
+        inputs["reward"] = str(work / "ckpt_reward.pt")
+    script.main(script.Config(quiet=True, threads=2, save_every=0., out=str(out), **inputs, **fixed, **flags))
+
+
+def written(folder):
+    """What a stage wrote: names of weights, sample files, metrics without times."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".pt":
+            found[path.name] = torch.load(path, weights_only=True)["digest"]
+        else:
+            drop = ("seconds", "tokens_per_second", "peak_mb")
+            found[path.name] = [{k: v for k, v in json.loads(line).items() if k not in drop}
+                                for line in path.read_text().splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_cut_at_any_step_goes_on_to_the_same_result(name, work, tmp_path, monkeypatch, capfd):
+    stage(name, work, tmp_path / "whole")
+    assert not list((tmp_path / "whole").glob("*.resume"))
+    saved, cut = runtime.Resume.step_done, []
+
+    def cut_short(self, step, **carried):
+        saved(self, step, **carried)
+        if step not in cut:             # at every step once, after the state, before anything else
+            cut.append(step)
+            raise KeyboardInterrupt
+    monkeypatch.setattr(runtime.Resume, "step_done", cut_short)
+    while True:
+        try:
+            stage(name, work, tmp_path / "cut")
+            break
+        except KeyboardInterrupt:       # as a kill would leave it: with a torn line behind the last
+            for path in (tmp_path / "cut").glob("metrics_*.jsonl"):
+                with open(path, "a") as f:
+                    f.write('{"step": 1, "lo')
+    assert len(cut) >= 3 and written(tmp_path / "cut") == written(tmp_path / "whole")
+    assert "going on after step 2" in capfd.readouterr().out
+
+
+def test_a_state_of_other_flags_or_a_damaged_one(work, tmp_path, monkeypatch, capfd):
+    def stop(self, step, **carried):
+        real(self, step, **carried)
+        raise KeyboardInterrupt
+    real = runtime.Resume.step_done
+    for _ in range(2):
+        monkeypatch.setattr(runtime.Resume, "step_done", stop)
+        with pytest.raises(KeyboardInterrupt):
+            stage("ppo", work, tmp_path)
+    monkeypatch.setattr(runtime.Resume, "step_done", real)
+    stage("ppo", work, tmp_path, lr=5e-4)
+    assert "other flags or inputs: starting anew" in capfd.readouterr().out
+    (tmp_path / "ckpt_ppo.resume").write_bytes(b"PK\x03\x04 torn")
+    before = (tmp_path / "ckpt_ppo.pt").read_bytes()
+    with pytest.raises(runtime.Fault, match="damaged state .*remove it to start anew"):
+        stage("ppo", work, tmp_path)
+    assert (tmp_path / "ckpt_ppo.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_the_state_and_say_where(number, work, tmp_path):
+    command = [sys.executable, str(ROOT / "ppo.py"), "--model", str(work / "ckpt_sft.pt"), "--reward",
+               str(work / "ckpt_reward.pt"), "--steps", "200", "--batch", "8", "--out", str(tmp_path), "--quiet"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics_ppo.jsonl").is_file() or not (tmp_path / "metrics_ppo.jsonl").stat().st_size:
+        time.sleep(0.05)
+        assert running.poll() is None
+    running.send_signal(number)
+    assert running.wait(timeout=60) == 128 + number
+    said = running.stderr.read()
+    assert "ckpt_ppo.resume holds the state" in said and "Traceback" not in said
+    assert torch.load(tmp_path / "ckpt_ppo.resume", weights_only=True)["step"] >= 1
+
+
+def test_gradients_that_are_not_finite_are_skipped_then_stop_the_run(work, tmp_path, monkeypatch, capfd):
+    real, calls = torch.nn.utils.clip_grad_norm_, []
+
+    def sick(weights, limit):
+        calls.append(1)
+        return torch.tensor(float("nan")) if len(calls) == 2 else real(weights, limit)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", sick)
+    stage("sft", work, tmp_path / "once")
+    assert "step 2: the gradient is not finite, skipped; rows" in capfd.readouterr().out
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, limit: torch.tensor(float("inf")))
+    with pytest.raises(runtime.Fault, match="10 gradients in a row"):
+        stage("sft", work, tmp_path / "always")
+    assert not (tmp_path / "always/ckpt_sft.pt").exists()
+
+
+def test_a_policy_that_runs_away_stops_and_explains(work, tmp_path):
+    with pytest.raises(runtime.Fault, match="run away.*raise --kl-coef"):
+        stage("ppo", work, tmp_path, lr=0.05, kl_coef=0., kl_stop=5.)
+    assert not (tmp_path / "ckpt_ppo.pt").exists()
