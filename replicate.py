@@ -48,14 +48,18 @@ class Config(Common):
     model: str = "HuggingFaceTB/SmolLM2-135M"   # a hub name or a Hugging Face directory
     judge_data: str = ""        # folder whose preferences train the judge; "": the next seed's reward model
     size: str = "gpu"           # cpu, gpu or paper: flags of every stage, SIZES in this file
-    extra: str = ""             # more flags for sft.py, as one string: "--max-new-tokens 64"
+    sft: str = ""               # more flags for sft.py, as one string: "--max-new-tokens 64"
+    reward: str = ""            # the same for reward.py
+    ppo: str = ""               # for ppo.py: "--steps 10"
+    bon: str = ""               # for bon.py
     encoder: str = ""           # of the embedding measures, as diversity.py's; "": the base model
     seeds: int = 2              # runs from SFT on; they vary data order and sampling (the base model is one)
 
 
 def plan(cfg):
     """[(file that a stage leaves when it has finished, its command)], in order."""
-    sizes, out, stages = SIZES[cfg.size], Path(cfg.out), []
+    out, stages = Path(cfg.out), []
+    sizes = {name: [*flags, *getattr(cfg, name).split()] for name, flags in SIZES[cfg.size].items()}
     common = ["--device", cfg.device, "--threads", str(cfg.threads), "--quiet"]
     where = (["--task", cfg.task] if cfg.task else []) + (["--data", cfg.data] if cfg.data else [])
 
@@ -65,7 +69,7 @@ def plan(cfg):
         here = out / f"seed-{seed}"
         sft, reward, ppo = (here / f"ckpt_{kind}.pt" for kind in ("sft", "reward", "ppo"))
         own = ["--seed", seed, "--out", here]
-        stage(sft, "sft.py", "--model", cfg.model, *sizes["sft"], *cfg.extra.split(), *where, *own)
+        stage(sft, "sft.py", "--model", cfg.model, *sizes["sft"], *where, *own)
         stage(reward, "reward.py", "--model", sft, *sizes["reward"], *own)
         stage(ppo, "ppo.py", "--model", sft, "--reward", reward, *sizes["ppo"], *own)
         stage(here / "sampled_sft", "bon.py", "--model", sft, "--reward", reward, *sizes["bon"], *own)

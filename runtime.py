@@ -138,6 +138,9 @@ def setup(cfg):
     require(cfg.dtype in DTYPES, f"--dtype {cfg.dtype}: choose from {', '.join(DTYPES)}")
     require(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
             "--dtype bf16: this GPU has none; use fp32")
+    # threads add up the gradients of one position in any order; on a CPU the fixed order costs next to nothing
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
     random.seed(cfg.seed)
     np.random.seed(cfg.seed % 2**32)
     torch.manual_seed(cfg.seed)
