@@ -125,15 +125,15 @@ def main(cfg):
 
     best_name = "bon" if policy == "sft" else f"{policy}-bon"
     rng = np.random.default_rng(cfg.seed)
-    inputs = [saved["digest"], judged["digest"] if reward else None, [[r["id"] for r in rows] for rows in every.values()]]
+    ids = [[r["id"] for r in rows] for rows in every.values()]
+    inputs = [saved["digest"], judged["digest"] if reward else None, ids]
     resume = Resume(sample_file(cfg.out, policy, "+".join(names)), cfg, inputs, generator)
     resume.every = 0            # a state after each split: it is small
     done, carried = resume.load()
     if done:
         rng.bit_generator.state = carried["rng"]
-    for number, (split, rows) in enumerate(tqdm(every.items(), desc=f"sample {policy}", disable=cfg.quiet or None)):
-        if number < done:
-            continue
+    bar = tqdm(list(every.items())[done:], desc=f"sample {policy}", disable=cfg.quiet or None)
+    for number, (split, rows) in enumerate(bar, done + 1):
         prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, f"{split} prompts")
         sampled = M.generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
                              top_k=cfg.top_k, top_p=cfg.top_p, eos=enc.eot_token, generator=generator,
@@ -152,7 +152,7 @@ def main(cfg):
         ended = np.mean([ids[-1] == enc.eot_token for group in sampled for ids in group])
         print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature "
               f"{cfg.temperature:g}, {1 - ended:.1%} unfinished", flush=True)
-        resume.step_done(number + 1, rng=rng.bit_generator.state)
+        resume.step_done(number, rng=rng.bit_generator.state)
     resume.finish()
     print(f"wrote {sample_file(cfg.out, policy, '*')}", flush=True)
     if reward:

@@ -22,8 +22,8 @@ import numpy as np
 import synthetic
 from paper import instruction_prompt
 from reward import score
-from runtime import (Common, Fault, bootstrap, load_checkpoint, out_file, read_jsonl, require, run, setup,
-                     write_whole)
+from runtime import (Common, Fault, bootstrap, load_checkpoint, loads, out_file, read_jsonl, require, run,
+                     setup, write_whole)
 from splits import encode_prompts, encode_response, task_of, tokenizer
 
 
@@ -98,7 +98,7 @@ def read_alpaca_eval(path):
     """AlpacaEval's model_outputs, [{"instruction", "output", "generator"}], as sample lines with one output
     and no reference: how published models' outputs are measured."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = loads(Path(path).read_bytes())
     except ValueError as error:
         raise Fault(f"{path}: not JSON ({error})") from None
     needs = ("instruction", "output", "generator")
@@ -122,8 +122,13 @@ def read_samples(path):
                 f"{path}, line {number}: outputs must be a non-empty list of strings")
         row.setdefault("finished", [True] * len(row["outputs"]))
         row.setdefault("id", f"line {number}")
-    k = len(rows[0]["outputs"])
+    k, lines = len(rows[0]["outputs"]), {}
     for number, row in enumerate(rows, 1):
+        first = lines.setdefault(str(row["id"]), number)
+        require(first == number,
+                f"{path}, line {number}: the id {row['id']!r} is that of line {first} already")
+        require(isinstance(row["finished"], list) and len(row["finished"]) == len(row["outputs"]),
+                f"{path}, line {number}: finished must be a list, as long as outputs")
         require(len(row["outputs"]) == k,
                 f"{path}, line {number}: {len(row['outputs'])} outputs, line 1 has {k}")
     return rows

@@ -58,7 +58,8 @@ class Config(Common):
     clip_value: float = 0.2     # value kept within this of its old prediction
     vf_coef: float = 0.1        # weight of the value loss
     clip: float = 1.0           # gradient norm, policy and value network each
-    kl_stop: float = 200.0      # nats a response; beyond it the policy has run away and the run stops; 0: never
+    kl_stop: float = 200.0      # nats a response; beyond it the policy has run away and the run stops; 0:
+                                # never
     no_eos_score: float = -3.0  # reward of a response that did not end, in standard deviations
     quiet: bool = False         # no progress bar and no log lines
 
@@ -198,8 +199,8 @@ def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temp
 
 
 def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator, may_step):
-    """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows), whether
-    to take a step.  Returns the means of what was seen on the way, as
+    """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows),
+    whether to take a step.  Returns the means of what was seen on the way, as
     a dict of floats."""
     seen, B = [], len(ro.mask)
     for _ in range(cfg.epochs):
@@ -290,7 +291,7 @@ def main(cfg):
     metrics, endless = carried.get("metrics"), carried.get("endless", 0)
     log, steady = Metrics(out, cfg.quiet, done), Steady()
 
-    for step in tqdm(range(done, cfg.steps), desc="ppo", initial=done, total=cfg.steps, disable=cfg.quiet or None):
+    for step in tqdm(range(done, cfg.steps), "ppo", initial=done, total=cfg.steps, disable=cfg.quiet or None):
         start = time.time()
         while len(order) < cfg.batch:
             order += torch.randperm(len(prompts), generator=generator).tolist()
@@ -309,8 +310,9 @@ def main(cfg):
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         for group in optimiser.param_groups:
             group["lr"] = cfg.lr * (1 - step / cfg.steps)
+        may_step = lambda norm, part: steady(norm, step + 1, [rows[picks[i]]["id"] for i in part])  # noqa
         seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg,
-                      generator, lambda norm, part: steady(norm, step + 1, [picks[i] for i in part]))
+                      generator, may_step)
 
         k1, k3 = ((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1).mean().item()
                   for kind in ("k1", "k3"))
@@ -324,11 +326,13 @@ def main(cfg):
                 tokens_per_second=len(ro.packed.target) / (time.time() - start),
                 peak_mb=round(peak_memory(device)))
         metrics = {"kl": k1, "reward": score.mean().item(), **known}
-        require(not 0 < cfg.kl_stop < k1, f"step {step + 1}: the policy has run away, {k1:.0f} nats a response from "
-                f"its reference (--kl-stop {cfg.kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
+        require(not 0 < cfg.kl_stop < k1, f"step {step + 1}: the policy has run away, {k1:.0f} nats a "
+                f"response from its reference (--kl-stop {cfg.kl_stop:g}); raise --kl-coef or lower --lr. No "
+                "checkpoint was written")
         endless = endless + 1 if ro.finished.float().mean() < 0.02 else 0
-        require(endless < 20, f"step {step + 1}: for 20 steps hardly a response has ended within {task.max_new_tokens} "
-                "tokens: the reward model likes length, or --model never learned to stop. No checkpoint was written")
+        require(endless < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
+                f"{task.max_new_tokens} tokens: the reward model likes length, or --model never learned to "
+                "stop. No checkpoint was written")
         resume.step_done(step + 1, order=order, beta=beta.value, metrics=metrics, endless=endless)
     save_checkpoint(out, policy, saved["tokenizer"], asdict(task),
                     asdict(cfg) | {"trained_against": reward_name}, metrics)

@@ -23,7 +23,7 @@ import tiktoken
 import torch
 
 import model as M
-from runtime import DTYPES, Common, Fault, load_checkpoint, require, run, setup
+from runtime import DTYPES, Common, Fault, load_checkpoint, loads, require, run, setup
 
 # how GPT-2 cuts text before merging; HF's ByteLevel(use_regex) is the same
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -219,10 +219,17 @@ def _read_file(path):
     return load_file(path)
 
 
+def _text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise Fault(f"{path}: cannot be read as text ({error})") from None
+
+
 def _json(path):
     try:
-        out = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        out = loads(_text(path))
+    except ValueError as error:
         raise Fault(f"{path}: cannot be read as JSON ({error})") from None
     require(isinstance(out, dict), f"{path}: a JSON object is needed")
     return out
@@ -391,7 +398,7 @@ def tokenizer_of(folder):
     of tokenizer.json, "eos": id, "bos": id that begins every prompt, or None}.  Raises Fault on kinds that
     tiktoken cannot run."""
     if (folder / "tokenizer.json").is_file():
-        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        text = _text(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         text = json.dumps(_from_merges(folder))     # OPT's form
     else:
@@ -418,7 +425,7 @@ def tokenizer_of(folder):
 
 def _from_merges(folder):
     """vocab.json and merges.txt in the form of tokenizer.json."""
-    merges = [line for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [line for line in _text(folder / "merges.txt").splitlines()
               if line and not line.startswith("#version")]
     return {"model": {"type": "BPE", "vocab": _json(folder / "vocab.json"), "merges": merges},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
@@ -429,7 +436,7 @@ def _parse(spec, where="tokenizer.json"):
     be turned into a tiktoken Encoding."""
     works = "byte-level BPE tokenizers work (GPT-2, OPT, SmolLM2, Llama 3)"
     try:
-        data = json.loads(spec["json"])
+        data = loads(spec["json"])
         kind, model = data["model"].get("type", "BPE"), data["model"]
         require(kind == "BPE" and not model.get("byte_fallback"),
                 f"{where}: a {'SentencePiece-like BPE' if kind == 'BPE' else kind} tokenizer cannot be "

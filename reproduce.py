@@ -519,8 +519,8 @@ def fingerprint(cfg):
     """Of settings and code: a changed study starts anew, an unchanged one goes on."""
     keep = {k: v for k, v in asdict(cfg).items() if k not in ("out", "jobs", "seeds", "seed", "threads")}
     code = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in
-                    ("model", "synthetic", "pretrained", "paper", "splits", "runtime", "sft", "reward", "ppo", "bon",
-                     "generalisation", "diversity", "reproduce"))
+                    ("model", "synthetic", "pretrained", "paper", "splits", "runtime", "sft", "reward", "ppo",
+                     "bon", "generalisation", "diversity", "reproduce"))
     return hashlib.sha256(json.dumps(keep, sort_keys=True).encode() + code).hexdigest()[:10]
 
 

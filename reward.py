@@ -216,10 +216,11 @@ def main(cfg):
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
-    resume = Resume(out, cfg, [saved["digest"], [g.pairs for g in train], lengths], generator, optimiser, model=model)
+    inputs = [saved["digest"], [g.pairs for g in train], lengths]
+    resume = Resume(out, cfg, inputs, generator, optimiser, model=model)
     start, _ = resume.load()
     steps, log, steady = len(todo), Metrics(out, cfg.quiet, start), Steady()
-    for step in tqdm(range(start, steps), desc="reward", initial=start, total=steps, disable=cfg.quiet or None):
+    for step in tqdm(range(start, steps), "reward", initial=start, total=steps, disable=cfg.quiet or None):
         mb = [train[i] for i in todo[step]]
         packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
         r = M.rewards(model, model(packed), packed)                                 # (R,), all of the batch

@@ -6,6 +6,7 @@ line and exit status 2.
 """
 import argparse
 import dataclasses
+import glob
 import gzip
 import hashlib
 import inspect
@@ -46,7 +47,8 @@ class Common:
     dtype: str = "fp32"         # of matrix products: fp32, or bf16 (trained weights and their optimiser stay
                                 # fp32)
     threads: int = 0            # CPU threads; 0 leaves torch's choice
-    save_every: float = 60.0    # seconds between the states that a killed run goes on from; 0: after each step
+    save_every: float = 60.0    # seconds between the states that a killed run goes on from; 0: after each
+                                # step
 
 
 def help_of(config):
@@ -138,7 +140,7 @@ def setup(cfg):
     require(cfg.dtype in DTYPES, f"--dtype {cfg.dtype}: choose from {', '.join(DTYPES)}")
     require(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
             "--dtype bf16: this GPU has none; use fp32")
-    # threads add up the gradients of one position in any order; on a CPU the fixed order costs next to nothing
+    # threads add up the gradients of one position in any order; on a CPU a fixed one costs next to nothing
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False
     random.seed(cfg.seed)
@@ -164,6 +166,8 @@ def write_whole(path, payload):
     """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):    # by a run killed while writing
+        left.unlink(missing_ok=True)
     try:
         with open(temporary, "wb") as f:
             f.write(payload)
@@ -176,26 +180,32 @@ def write_whole(path, payload):
                     "untouched") from None
 
 
+def name_of(state):
+    """A name for weights, {name: tensor}: a hash of their bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        if state[name].numel():
+            digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def save_checkpoint(path, model, tokenizer, task, args, metrics):
     """One file, enough to continue from: kind, config, tokenizer, task, arguments, weights.
 
     The name of the weights (a hash) goes along: samples remember which reward model their policy was trained
     against."""
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].contiguous().view(torch.uint8).numpy().tobytes() if state[name].numel()
-                      else b"")
     buffer = io.BytesIO()
     torch.save(dict(kind="reward" if model.scalar else "lm", config=dataclasses.asdict(model.config),
                     tokenizer=tokenizer, task=task,
-                    args=args, metrics=metrics, digest=digest.hexdigest()[:16], state=state), buffer)
+                    args=args, metrics=metrics, digest=name_of(state), state=state), buffer)
     write_whole(path, buffer.getvalue())
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps done."""
+    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps
+    done."""
 
     def __str__(self):
         _, path, step = self.args
@@ -205,12 +215,13 @@ class Interrupted(Exception):
 class Resume:
     """The state of a run on disk: killed at any moment, the same command goes on to the same result.
 
-    Saved between steps, every --save-every seconds and on SIGINT or SIGTERM: the weights that are trained, the
-    optimiser, the generators, and what else the loop carries from step to step.  A state counts only for the
-    flags and inputs it was made with; which threads and device computed it does not count, but equal to the
-    last bit is only what ran on equal ones.
+    Saved between steps, every --save-every seconds and on SIGINT or SIGTERM: the weights that are trained,
+    the optimiser, the generators, and what else the loop carries from step to step.  A state counts only for
+    the flags and inputs it was made with; which threads and device computed it does not count, but equal to
+    the last bit is only what ran on equal ones.
 
-    out: the checkpoint's path; inputs: anything JSON that names what is learned from; models: GPTs by name."""
+    out: the checkpoint's path; inputs: anything JSON that names what is learned from; models: GPTs by
+    name."""
 
     def __init__(self, out, cfg, inputs, generator, optimiser=None, **models):
         self.path, self.every = Path(out).with_suffix(".resume"), cfg.save_every
@@ -229,8 +240,8 @@ class Resume:
         self.signal = number
 
     def load(self):
-        """(steps done, what the loop carried) of an earlier run; (0, {}) if there was none.  Raises Fault on a
-        damaged state."""
+        """(steps done, what the loop carried) of an earlier run; (0, {}) if there was none.  Raises Fault on
+        a damaged state."""
         if not self.path.is_file():
             return 0, {}
         try:
@@ -244,7 +255,8 @@ class Resume:
                 self.optimiser.load_state_dict(state["optimiser"])
             self.generator.set_state(state["generator"])
         except Exception as error:      # whatever a damaged file makes torch raise
-            raise Fault(f"{self.path}: a damaged state ({type(error).__name__}); remove it to start anew") from None
+            raise Fault(f"{self.path}: a damaged state ({type(error).__name__}); remove it to start "
+                        "anew") from None
         print(f"{self.path}: going on after step {state['step']}", flush=True)
         return state["step"], state["carried"]
 
@@ -253,7 +265,8 @@ class Resume:
         if not self.signal and time.time() - self.saved < self.every:
             return
         buffer = io.BytesIO()
-        torch.save({"name": self.name, "step": step, "carried": carried, "generator": self.generator.get_state(),
+        torch.save({"name": self.name, "step": step, "carried": carried,
+                    "generator": self.generator.get_state(),
                     "optimiser": self.optimiser and self.optimiser.state_dict(),
                     "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
                                for n, m in self.models.items()}}, buffer)
@@ -270,8 +283,8 @@ class Resume:
 
 
 class Steady:
-    """Says whether a step may be taken: a gradient that is not finite is skipped and told, and after `limit` in
-    a row the run stops."""
+    """Says whether a step may be taken: a gradient that is not finite is skipped and told, and after `limit`
+    in a row the run stops."""
 
     def __init__(self, limit=10):
         self.limit, self.bad = limit, 0
@@ -282,9 +295,10 @@ class Steady:
             self.bad = 0
             return True
         self.bad += 1
-        print(f"step {step}: the gradient is not finite, skipped; rows {', '.join(map(str, rows))}", flush=True)
-        require(self.bad < self.limit, f"step {step}: {self.limit} gradients in a row were not finite; lower --lr. "
-                "No checkpoint was written, what stood there before is untouched")
+        print(f"step {step}: the gradient is not finite, skipped; rows {', '.join(map(str, rows))}",
+              flush=True)
+        require(self.bad < self.limit, f"step {step}: {self.limit} gradients in a row were not finite; lower "
+                "--lr. No checkpoint was written, what stood there before is untouched")
         return False
 
 
@@ -308,8 +322,11 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
         require(found == kind,
                 f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
         model = GPT(config, scalar=kind == "reward")
-        model.load_state_dict(saved.pop("state"))
-        for key in ("tokenizer", "task", "args", "digest"):
+        state = saved.pop("state")
+        require(name_of(state) == saved["digest"],
+                f"{flag} {path}: damaged: its weights are not those that were saved")
+        model.load_state_dict(state)
+        for key in ("tokenizer", "task", "args", "metrics"):
             saved[key]
     except Fault:
         raise
@@ -320,6 +337,26 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
+LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the memory
+
+
+def loads(text):
+    """json.loads with one kind of error, ValueError, and of strings that can be written again."""
+    try:
+        return _mend(json.loads(text))
+    except RecursionError:
+        raise ValueError("brackets nested too deep") from None
+
+
+def _mend(x):
+    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark."""
+    if isinstance(x, str):
+        return x.encode("utf-8", "replace").decode() if not x.isascii() else x
+    if isinstance(x, list):
+        return [_mend(v) for v in x]
+    return {_mend(k): _mend(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
 def read_jsonl(path, needs):
     """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises Fault naming file and
     line."""
@@ -327,12 +364,13 @@ def read_jsonl(path, needs):
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     try:
         with opened as f:
-            for number, line in enumerate(f, 1):
+            for number, line in enumerate(iter(lambda: f.readline(LONGEST_LINE), b""), 1):
+                require(len(line) < LONGEST_LINE, f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                    row = loads(line)
+                except ValueError as error:     # bad UTF-8 is one too
                     raise Fault(f"{path}, line {number}: not JSON ({error})") from None
                 require(isinstance(row, dict),
                         f"{path}, line {number}: a JSON object is needed, this is a {type(row).__name__}")
@@ -383,7 +421,10 @@ class Metrics:
         row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k,
                v in row.items()}
         row["seconds"] = round(time.time() - self.start, 2)
-        print(json.dumps(row), file=self.file, flush=True)
+        try:
+            print(json.dumps(row), file=self.file, flush=True)
+        except OSError as error:
+            raise Fault(f"{self.path}: cannot be written ({error.strerror})") from None
         if show and not self.quiet:
             print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
                   flush=True)

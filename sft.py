@@ -129,7 +129,7 @@ def main(cfg):
     start, carried = resume.load()
     steps, tokens = len(todo), carried.get("tokens", 0)
     log, steady = Metrics(out, cfg.quiet, start), Steady()
-    for step in tqdm(range(start, steps), desc="sft", initial=start, total=steps, disable=cfg.quiet or None):
+    for step in tqdm(range(start, steps), "sft", initial=start, total=steps, disable=cfg.quiet or None):
         mb = todo[step]
         packed = M.pack([prompts[i] for i in mb], [responses[i] for i in mb], device)
         loss = sft_loss(M.log_probs(model, model(packed), packed))
@@ -138,7 +138,7 @@ def main(cfg):
         optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
-        if steady(norm.item(), step + 1, mb):
+        if steady(norm.item(), step + 1, [train[i]["id"] for i in mb]):
             optimiser.step()
         tokens += len(packed.target)
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:

@@ -172,9 +172,16 @@ class Task:
             path = self._file(split)
             rows = read_jsonl(path, {"prompt": str, "reference": str})
         rows = _non_empty(path, rows, ("prompt", "reference"))
+        seen, twice = Counter(), 0
         for i, row in enumerate(rows):
-            row.setdefault("id", f"{split}-{i}")
+            name = str(row.get("id", f"{split}-{i}"))
+            seen[name] += 1
+            twice += seen[name] > 1     # policies are compared by id: it must name one row
+            row["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
             row["references"] = [row["reference"]]
+        if twice:
+            print(f"{path}: {twice} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
+                  flush=True)
         return rows[:limit]
 
     def preferences(self, validation=False):

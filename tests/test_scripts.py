@@ -336,7 +336,8 @@ STAGES = {  # script: its flags but --model, --reward and --out
 
 
 def stage(name, work, out, **flags):
-    """Runs a stage of the embedded task from the session's checkpoints; save_every=0: a state after each step."""
+    """Runs a stage of the embedded task from the session's checkpoints; save_every=0: a state after each
+    step."""
     script, fixed = STAGES[name]
     inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}
     if name in ("ppo", "bon"):
@@ -403,9 +404,11 @@ def test_a_state_of_other_flags_or_a_damaged_one(work, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_the_state_and_say_where(number, work, tmp_path):
     command = [sys.executable, str(ROOT / "ppo.py"), "--model", str(work / "ckpt_sft.pt"), "--reward",
-               str(work / "ckpt_reward.pt"), "--steps", "200", "--batch", "8", "--out", str(tmp_path), "--quiet"]
+               str(work / "ckpt_reward.pt"), "--steps", "200", "--batch", "8", "--out", str(tmp_path),
+               "--quiet"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "metrics_ppo.jsonl").is_file() or not (tmp_path / "metrics_ppo.jsonl").stat().st_size:
+    log = tmp_path / "metrics_ppo.jsonl"
+    while not log.is_file() or not log.stat().st_size:
         time.sleep(0.05)
         assert running.poll() is None
     running.send_signal(number)
