@@ -312,6 +312,9 @@ def load_model(name, flag="--model", device="cpu", dtype="fp32"):
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
         model, spec = from_pretrained(name), tokenizer_of(find(name))
+        size, used = model.config.vocab_size, encoding(spec).n_vocab
+        require(used <= size,
+                f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at {size - 1}")
     except Fault as fault:
         raise Fault(f"{flag} {fault}") from None
     saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
@@ -381,11 +384,9 @@ def export(model, spec, folder):
     written = ["config.json", "model.safetensors"]
     if enc:
         (folder / "tokenizer.json").write_text(spec["json"], encoding="utf-8")
-        special = {i: t for t, i in enc.special.items()}
-        names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": c.context,
-                 "eos_token": special[enc.eot_token]}
-        if enc.bos is not None:
-            names["bos_token"] = special[enc.bos]
+        names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": c.context}
+        names |= {f"{what}_token": text for text, i in enc.special.items()
+                  for what, id in (("eos", enc.eot_token), ("bos", enc.bos)) if i == id}
         (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1))
         written += ["tokenizer.json", "tokenizer_config.json"]
     return written
@@ -400,7 +401,9 @@ def tokenizer_of(folder):
     if (folder / "tokenizer.json").is_file():
         text = _text(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        text = json.dumps(_from_merges(folder))     # OPT's form
+        merges = _text(folder / "merges.txt").splitlines()      # OPT's form
+        text = json.dumps(tokenizer_json(_json(folder / "vocab.json"),
+                                         [m for m in merges if m and not m.startswith("#version")]))
     else:
         raise Fault(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; byte-level BPE "
                     "tokenizers work (GPT-2, OPT, SmolLM2, Llama 3), SentencePiece's tokenizer.model "
@@ -423,12 +426,17 @@ def tokenizer_of(folder):
     return spec | {"eos": eos, "bos": ids.get(begins)}
 
 
-def _from_merges(folder):
-    """vocab.json and merges.txt in the form of tokenizer.json."""
-    merges = [line for line in _text(folder / "merges.txt").splitlines()
-              if line and not line.startswith("#version")]
-    return {"model": {"type": "BPE", "vocab": _json(folder / "vocab.json"), "merges": merges},
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
+def tokenizer_json(vocab, merges, special=()):
+    """tokenizer.json of GPT-2's kind, whole, as the tokenizers library reads it.  vocab: {token: id}; merges:
+    ["a b"]; special: [(text, id)]."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    added = [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for text, i in special]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+            "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+                      "merges": merges}}
 
 
 def _parse(spec, where="tokenizer.json"):

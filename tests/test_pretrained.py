@@ -65,8 +65,9 @@ def write(folder, case, ref, bins=False, shards=1):
     """The directory of one case, as a hub would hold it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref["config"]))
-    tokenizer = json.loads(REFS.read_text())["tokenizers"]["bytes"]["json"]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11}
+    words = P.tokenizer_json(letters, ["a b"], [("<|end|>", ref["config"]["eos_token_id"])])
+    (folder / "tokenizer.json").write_text(json.dumps(words))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
     save = torch.save if bins else (lambda x, path: P.write_safetensors(path, x))
@@ -113,6 +114,7 @@ def test_sharded_files_and_pickled_weights_give_the_same(bins, shards, refs, tmp
 def test_export_is_read_back_equal(case, refs, tmp_path):
     ref = refs["models"][case]
     model, saved = P.load_model(str(write(tmp_path / "in", case, ref)))
+    assert splits.tokenizer(saved["tokenizer"]).encode_ordinary("abba") == [11, 4, 3]
     P.export(model, saved["tokenizer"], tmp_path / "out")
     again, saved_again = P.load_model(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
@@ -122,6 +124,14 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     with torch.no_grad():
         difference = theirs(torch.tensor([TOKENS])).logits[0] - logits_of(again)
     assert difference.abs().max() < 1e-4
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("abba")["input_ids"] == [11, 4, 3]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
+    folder = write(tmp_path, "gpt2", refs["models"]["gpt2"])
+    (folder / "tokenizer.json").write_text(json.dumps(refs["tokenizers"]["bytes"]["json"]))
+    with pytest.raises(Fault, match="ids up to 339, its embeddings end at 39"):
+        P.load_model(str(folder))
 
 
 def test_safetensors_reader_equals_the_library(tmp_path):
