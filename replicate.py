@@ -61,7 +61,8 @@ def plan(cfg):
     out, stages = Path(cfg.out), []
     sizes = {name: [*flags, *getattr(cfg, name).split()] for name, flags in SIZES[cfg.size].items()}
     common = ["--device", cfg.device, "--threads", str(cfg.threads), "--quiet"]
-    where = (["--task", cfg.task] if cfg.task else []) + (["--data", cfg.data] if cfg.data else [])
+    task = ["--task", cfg.task] if cfg.task else []
+    where = task + (["--data", cfg.data] if cfg.data else [])
 
     def stage(makes, script, *flags):
         stages.append((makes, [sys.executable, str(HERE / script), *map(str, flags), *common]))
@@ -76,7 +77,7 @@ def plan(cfg):
         stage(here / "sampled_ppo", "bon.py", "--model", ppo, *sizes["bon"], *own)
     if cfg.judge_data:
         stage(out / "ckpt_judge.pt", "reward.py", "--model", out / f"seed-{cfg.seed}" / "ckpt_sft.pt",
-              "--data", cfg.judge_data, *sizes["reward"], "--seed", cfg.seed + 1000,
+              *task, "--data", cfg.judge_data, *sizes["reward"], "--seed", cfg.seed + 1000,
               "--out", out / "ckpt_judge.pt")
     return stages
 
