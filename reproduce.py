@@ -407,7 +407,7 @@ def report_world(r, world):
     matched = [f"{r.data[world, 'sft_matched', 'test', 'matched', s]['temperature']:.2f}" for s in r.seeds]
     yield (f"Matched temperature, seed by seed: {', '.join(matched)}.  Ceilings: PPO on the true reward, and "
            "the best of 16 SFT samples by the truth.")
-    columns = [k for k in diversity.COLUMNS if k != "length"]
+    columns = [k for k in diversity.COLUMNS if k not in ("length", "nli")]
     for kind, title in (("per_input", "per input"), ("across", "across inputs")):
         yield f"Diversity {title}, temperature 1, ID test set (self-BLEU: lower is more varied)"
         yield table(["policy", *(diversity.COLUMNS[k] for k in columns), "length"],
