@@ -260,7 +260,7 @@ def full_disk(rng, folder, wanted=10):
         for trial in range(wanted):     # from no room at all to about what the run needs
             (mount / "filler").unlink(missing_ok=True)
             free = shutil.disk_usage(mount).free
-            (mount / "filler").write_bytes(bytes(max(0, free - trial * 900_000)))
+            (mount / "filler").write_bytes(bytes(max(0, free - trial * 400_000)))
             running = start("sft.py --rows 400 --log-every 1", mount)
             said = running.communicate()[1].strip()
             if running.returncode == 0:     # there was room after all: the new one is whole
