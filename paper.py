@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import Fault, read_jsonl, require
+from runtime import Fault, first_line, read_jsonl, require
 
 PARQUET = "refs/convert/parquet"    # a branch that the hub makes of data sets that were loading scripts
 LENGTH_LIMIT = 245                  # words of a post
@@ -51,10 +51,9 @@ class Source:
         except Fault:
             raise
         except Exception as error:      # no network, renamed, gated: datasets and the hub raise many kinds
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise Fault(f"{self.name}: the hub does not give it ({type(error).__name__}: {why}); --data DIR "
-                        f"reads local copies from DIR/{self.short}/{self.split[0]}.jsonl or .parquet"
-                        ) from None
+            raise Fault(f"{self.name}: the hub does not give it ({type(error).__name__}: "
+                        f"{first_line(error)}); --data DIR reads local copies from "
+                        f"DIR/{self.short}/{self.split[0]}.jsonl or .parquet") from None
 
     @property
     def short(self):

@@ -283,7 +283,7 @@ def main(cfg):
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
     optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr, fused=True)
-    inputs = [saved["digest"], reward_name, [len(p) for p in prompts]]
+    inputs = [saved["digest"], reward_name, prompts]
     resume = Resume(out, cfg, inputs, generator, optimiser, policy=policy, value=value)
     done, carried = resume.load()
     beta = AdaptiveKL(carried.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)

@@ -23,7 +23,7 @@ import tiktoken
 import torch
 
 import model as M
-from runtime import DTYPES, Common, Fault, load_checkpoint, loads, require, run, setup
+from runtime import DTYPES, Common, Fault, first_line, load_checkpoint, loads, require, run, setup
 
 # how GPT-2 cuts text before merging; HF's ByteLevel(use_regex) is the same
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -203,8 +203,7 @@ def read_weights(folder):
             try:
                 out |= _read_file(path)
             except Exception as error:  # a damaged file makes the readers raise many kinds
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-                raise Fault(f"{path}: damaged, or not plain weights ({why})") from None
+                raise Fault(f"{path}: damaged, or not plain weights ({first_line(error)})") from None
         return out
     raise Fault(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
 
@@ -256,9 +255,8 @@ def find(name_or_dir):
                 break
         return folder
     except Exception as error:      # no network, no such repository, a gated one, ...
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise Fault(f"{name_or_dir}: no such file or directory, and the hub does not give it "
-                    f"({type(error).__name__}: {why})") from None
+                    f"({type(error).__name__}: {first_line(error)})") from None
 
 
 def from_pretrained(name_or_dir):

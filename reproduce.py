@@ -71,7 +71,8 @@ def stages(cfg, seed, folder):
     """[(name, seconds it takes about, function)] of one seed, in order.  Each function writes files under
     folder / seed<k>."""
     home = Path(folder) / f"seed{seed}"
-    same = dict(seed=seed, threads=1, device=cfg.device, quiet=True)
+    same = dict(seed=seed, threads=1, device=cfg.device, dtype=cfg.dtype, save_every=cfg.save_every,
+                quiet=True)
     base = str(home / "ckpt_base.pt")
     pretrain = partial(sft.main, sft.Config(task="world-mixed", rows=cfg.base_rows, out=base, **same))
     return [("base", 139, pretrain)] + [stage for world in WORLDS
@@ -517,7 +518,8 @@ def draw(r, swept, path):
 
 def fingerprint(cfg):
     """Of settings and code: a changed study starts anew, an unchanged one goes on."""
-    keep = {k: v for k, v in asdict(cfg).items() if k not in ("out", "jobs", "seeds", "seed", "threads")}
+    leave = ("out", "jobs", "seeds", "seed", "threads", "save_every")
+    keep = {k: v for k, v in asdict(cfg).items() if k not in leave}
     code = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in
                     ("model", "synthetic", "pretrained", "paper", "splits", "runtime", "sft", "reward", "ppo",
                      "bon", "generalisation", "diversity", "reproduce"))

@@ -216,7 +216,7 @@ def main(cfg):
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
-    inputs = [saved["digest"], [g.pairs for g in train], lengths]
+    inputs = [saved["digest"], [(g.prompt, g.responses, g.pairs) for g in train]]
     resume = Resume(out, cfg, inputs, generator, optimiser, model=model)
     start, _ = resume.load()
     steps, log, steady = len(todo), Metrics(out, cfg.quiet, start), Steady()

@@ -121,6 +121,11 @@ def _say(line, status):
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def first_line(error):
+    """What an exception says, in one line that fits a message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def require(condition, message):
     if not condition:
         raise Fault(message)
@@ -331,9 +336,8 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     except Fault:
         raise
     except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
-        why = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
         raise Fault(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: "
-                    f"{why})") from None
+                    f"{first_line(error)})") from None
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 

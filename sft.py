@@ -125,7 +125,8 @@ def main(cfg):
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
-    resume = Resume(out, cfg, [saved and saved["digest"], spec, lengths], generator, optimiser, model=model)
+    inputs = [saved and saved["digest"], spec, prompts, responses]
+    resume = Resume(out, cfg, inputs, generator, optimiser, model=model)
     start, carried = resume.load()
     steps, tokens = len(todo), carried.get("tokens", 0)
     log, steady = Metrics(out, cfg.quiet, start), Steady()
