@@ -29,11 +29,10 @@ import numpy as np
 import torch
 
 import model as M
-import synthetic
 from generalisation import read_all
 from pretrained import load_model
 from runtime import Common, Fault, bootstrap, out_file, require, run, setup, write_whole
-from splits import tokenizer
+from splits import known_world, tokenizer
 
 
 @dataclass
@@ -225,6 +224,11 @@ def embed(model, enc, texts, batch=256):
     return np.concatenate(out)
 
 
+def encoder_wanted(name):
+    """Whether --encoder asks for one: "" does not, nor the default where it is missing."""
+    return name and (name != "ckpt_sft.pt" or Path(name).is_file())
+
+
 def encoder_of(name, device, dtype="fp32"):
     """--encoder -> function of texts giving (n, D).  Raises Fault if it cannot be had."""
     if not name.startswith("sbert:"):
@@ -312,7 +316,7 @@ def measures(convention="sound", max_n=5, vocabulary=50257):
     }
 
 
-def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=False,
+def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddings=None, world=None,
                     nli=None):
     """All measures of one sample file.  embeddings: (n, K, D) array or None; nli: as from `nli_of`, or None,
     for the outputs of one input only (across inputs all is neutral).  Returns {"per_input": {measure:
@@ -330,7 +334,7 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
             out[name] |= {"embedding": arrange(embeddings, lambda x: embedding_diversity(np.stack(x))),
                           "vendi": arrange(embeddings, lambda x: vendi_score(np.stack(x)))}
         if size > 1 and world:
-            pairs = arrange([row["outputs"] for row in rows], synthetic.semantic_diversity)
+            pairs = arrange([row["outputs"] for row in rows], world.semantic_diversity)
             out[name] |= {"semantic": pairs[:, 0], "fact_sets": pairs[:, 1]}
     if nli and len(groups[0]) > 1:
         out["per_input"]["nli"] = per_input([row["outputs"] for row in rows], lambda x: nli_diversity(x, nli))
@@ -365,7 +369,7 @@ def main(cfg):
             f"--max-n {cfg.max_n} must be at least 1, --vocabulary {cfg.vocabulary} at least 0")
     runs, encode = read_all(cfg.files), None
     nli = nli_of(cfg.nli, device) if cfg.nli else None
-    if cfg.encoder and (cfg.encoder != "ckpt_sft.pt" or Path(cfg.encoder).is_file()):
+    if encoder_wanted(cfg.encoder):
         encode = encoder_of(cfg.encoder, device, cfg.dtype)
     else:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
@@ -381,7 +385,7 @@ def main(cfg):
           "output: over halves of the inputs)\n")
     results = []
     for key, rows in sorted(runs.items(), key=str):
-        world = all(synthetic.knows(row["prompt"]) for row in rows)
+        world = known_world(rows)
         k, vectors = len(rows[0]["outputs"]), None
         if encode:
             vectors = np.asarray(encode([t for row in rows for t in row["outputs"]]))

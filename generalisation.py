@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-import synthetic
 from paper import instruction_prompt
 from reward import score
 from runtime import (Common, Fault, bootstrap, load_checkpoint, loads, out_file, read_jsonl, require, run,
                      setup, write_whole)
-from splits import encode_prompts, encode_response, task_of, tokenizer
+from splits import encode_prompts, encode_response, known_world, task_of, tokenizer, world_of
 
 
 @dataclass
@@ -156,9 +155,9 @@ def truth_scores(rows):
     """The world's judge: (scores (n, K), scores of the references (n, 1)).  Raises Fault on prompts that are
     not the world's."""
     try:
-        return ([[synthetic.judge(r["prompt"], t, f) for t, f in zip(r["outputs"], r["finished"])]
+        return ([[world_of(r["prompt"]).judge(r["prompt"], t, f) for t, f in zip(r["outputs"], r["finished"])]
                  for r in rows],
-                [[synthetic.judge(r["prompt"], r["reference"])] for r in rows])
+                [[world_of(r["prompt"]).judge(r["prompt"], r["reference"])] for r in rows])
     except ValueError as error:
         raise Fault(f"--judge truth: {error}; use --judge rouge or a reward checkpoint") from None
 
@@ -177,7 +176,7 @@ def reward_scores(rows, model, enc, task):
 def choose_judge(cfg, runs, device):
     """--judge -> (name, function of rows giving scores of outputs and references, or None for ROUGE, and the
     digest of the reward model that judges, or None)."""
-    ours = all(synthetic.knows(row["prompt"]) for rows in runs.values() for row in rows)
+    ours = all(known_world(rows) for rows in runs.values())
     name = cfg.judge or ("truth" if ours else "rouge")
     if name in ("truth", "rouge"):
         return name, truth_scores if name == "truth" else None, None

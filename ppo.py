@@ -21,7 +21,6 @@ import torch
 from tqdm import tqdm
 
 import model as M
-import synthetic
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
@@ -268,8 +267,8 @@ def main(cfg):
     require(cfg.kl_coef >= 0 and cfg.kl_target >= 0, "--kl-coef and --kl-target must be at least 0")
     policy, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_ppo.pt")
-    require(cfg.reward != "truth" or task.noise,
-            "--reward truth: only the embedded task has a judge that knows the truth")
+    require(cfg.reward != "truth" or task.world,
+            "--reward truth: only embedded tasks have a judge that knows the truth")
     require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
@@ -300,8 +299,8 @@ def main(cfg):
                      enc.eot_token, cfg.temperature, generator)
 
         truth = None
-        if task.noise:
-            truth = torch.tensor([synthetic.judge(rows[i]["prompt"], *decode(enc, ids))
+        if task.world:
+            truth = torch.tensor([task.world.judge(rows[i]["prompt"], *decode(enc, ids))
                                   for i, ids in zip(picks, ro.responses)], device=device)
         # the judge prices an open end itself
         score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)

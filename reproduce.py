@@ -3,6 +3,7 @@
     python reproduce.py                  # 2 seeds side by side, a thread each: a quarter of an hour, 2 cores
     python reproduce.py --quick          # every stage at toy size in a minute, into runs/quick: a check only
     python reproduce.py --seeds 5        # more seeds
+    python reproduce.py --full           # 5 seeds, and what the paper's reviewers asked for (reviewers.py): an hour
 
 A run killed at any moment goes on where it stopped: each stage is done once its mark stands in
 runs/study-<hash of settings and code>/.
@@ -24,7 +25,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,7 +56,8 @@ NAMES = {"sft": "SFT", "sft_matched": "SFT, matched temperature", "bon": "BoN-16
 
 @dataclass
 class Config(Common):
-    seeds: int = 2              # runs, with seeds --seed, --seed + 1, ...
+    seeds: int = 2              # runs, with seeds --seed, --seed + 1, ...; 5 with --full
+    full: bool = False          # also the sections of reviewers.py
     jobs: int = 2               # runs side by side, one thread each
     quick: bool = False         # toy sizes, into runs/quick
     inputs: int = 100           # prompts of each test set
@@ -67,88 +69,104 @@ class Config(Common):
 
 # ------------------------------------------------------------------------------------------------- the stages
 
-def stages(cfg, seed, folder):
-    """[(name, seconds it takes about, function)] of one seed, in order.  Each function writes files under
-    folder / seed<k>."""
-    home = Path(folder) / f"seed{seed}"
-    same = dict(seed=seed, threads=1, device=cfg.device, dtype=cfg.dtype, save_every=cfg.save_every,
-                quiet=True)
-    base = str(home / "ckpt_base.pt")
-    pretrain = partial(sft.main, sft.Config(task="world-mixed", rows=cfg.base_rows, out=base, **same))
-    return [("base", 139, pretrain)] + [stage for world in WORLDS
-                                        for stage in world_stages(cfg, world, home / world, base, same)]
+class Steps:
+    """What is done in one world for one seed, on files in the folder `here`; the numbers of the recipe."""
 
+    def __init__(self, cfg, seed, folder, world):
+        self.cfg, self.world, self.here = cfg, world, Path(folder) / f"seed{seed}" / world
+        self.base = str(Path(folder) / f"seed{seed}" / "ckpt_base.pt")
+        self.same = dict(seed=seed, threads=1, device=cfg.device, dtype=cfg.dtype, save_every=cfg.save_every,
+                         quiet=True)
+        self.held_out, self.batch, self.pool = (24, 16, 32) if cfg.quick else (500, 64, 64)
 
-def world_stages(cfg, world, here, base, same):
-    """The stages of one world, on files under the folder `here`."""
-    held_out, batch, pool = (24, 16, 32) if cfg.quick else (500, 64, 64)
+    def ckpt(self, name):
+        return str(self.here / f"ckpt_{name}.pt")
 
-    def ckpt(name):
-        return str(here / f"ckpt_{name}.pt")
+    def pretrain(self, task, **more):
+        sft.main(sft.Config(task=task, out=self.base, **{"rows": self.cfg.base_rows, **more}, **self.same))
 
-    def train_sft():
-        sft.main(sft.Config(model=base, task=world, rows=cfg.sft_rows, lr=1.5e-3, out=ckpt("sft"), **same))
+    def train_sft(self):
+        sft.main(sft.Config(model=self.base, task=self.world, rows=self.cfg.sft_rows, lr=1.5e-3,
+                            out=self.ckpt("sft"), **self.same))
 
-    def train_reward():
-        reward.main(reward.Config(model=ckpt("sft"), prompts=cfg.prompts, held_out=held_out,
-                                  out=ckpt("reward"), **same))
+    def train_reward(self):
+        reward.main(reward.Config(model=self.ckpt("sft"), prompts=self.cfg.prompts, held_out=self.held_out,
+                                  out=self.ckpt("reward"), **self.same))
 
-    def train_ppo(name, beta=0.1, against=None):
-        ppo.main(ppo.Config(model=ckpt("sft"), reward=against or ckpt("reward"), kl_coef=beta,
-                            steps=cfg.ppo_steps, batch=batch, out=ckpt(name), **same))
+    def train_ppo(self, name, beta=0.1, against=None, longer=1):
+        ppo.main(ppo.Config(model=self.ckpt("sft"), reward=against or self.ckpt("reward"), kl_coef=beta,
+                            steps=longer * self.cfg.ppo_steps, batch=self.batch, out=self.ckpt(name),
+                            **self.same))
 
-    def sample(name, temperature, scored=False, splits=""):
-        bon.main(bon.Config(model=ckpt(name), reward=ckpt("reward") if scored else "",
-                            pool=pool if scored else 0, splits=splits, inputs=cfg.inputs,
-                            temperature=temperature, out=str(here / f"t{temperature:g}"), **same))
+    def sample(self, name, temperature, splits="", scored=False, folder=None, **more):
+        """Sample files of one policy in `folder`, t<temperature> by default; scored: best-of-16's too."""
+        out = self.here / (folder or f"t{temperature:g}")
+        bon.main(bon.Config(model=self.ckpt(name), reward=self.ckpt("reward") if scored else "",
+                            pool=self.pool if scored else 0, splits=splits, temperature=temperature,
+                            out=str(out), **{"inputs": self.cfg.inputs, **more}, **self.same))
 
-    def sample_all():
+    def sample_all(self):
         for name in ("sft", "ppo", "ppo_truth"):
-            sample(name, 0.7, scored=name == "sft")
-            sample(name, 1.0, scored=name == "sft", splits="test")
+            self.sample(name, 0.7, scored=name == "sft")
+            self.sample(name, 1.0, "test", scored=name == "sft")
 
-    def sweep_beta(name, beta):
-        train_ppo(name, beta)
-        sample(name, 0.7, splits="test")
-        sample(name, 1.0, splits="test")
+    def sweep_beta(self, beta):
+        name = f"ppo_b{beta:g}"
+        self.train_ppo(name, beta)
+        self.sample(name, 0.7, "test")
+        self.sample(name, 1.0, "test")
 
-    todo = [("sft", 47, train_sft), ("reward", 95, train_reward), ("ppo", 35, partial(train_ppo, "ppo")),
-            ("ppo_truth", 30, partial(train_ppo, "ppo_truth", against="truth")), ("sample", 50, sample_all),
-            ("match", 16, partial(match, cfg, here, sample, same))]
-    if world == "world":
-        todo += [(f"ppo_b{beta:g}", 38, partial(sweep_beta, f"ppo_b{beta:g}", beta)) for beta in SWEEP]
-    todo.append(("measure", 20, partial(measure, here)))
-    return [(f"{world}/{name}", seconds, function) for name, seconds, function in todo]
-
-
-def match(cfg, here, sample, same):
-    """SFT over temperatures, and SFT at the temperature that gives it PPO's per-input diversity (the true
-    one, at 0.7, on validation prompts)."""
-    for temperature in GRID:
-        if temperature not in (0.7, 1.0):
-            sample("sft", temperature, splits="test")
-    found = {}
-    for name, grid in (("sft", GRID), ("ppo", (0.7,))):
-        for t in grid:
-            bon.main(bon.Config(model=str(here / f"ckpt_{name}.pt"), splits="validation",
-                                inputs=min(60, cfg.inputs), temperature=t, out=str(here / f"match{t:g}"),
-                                **same))
-            rows = read_samples(here / f"match{t:g}" / f"samples_{name}_validation.jsonl")
-            found[name, t] = float(np.mean([synthetic.semantic_diversity(r["outputs"])[0] for r in rows]))
-    # diversity grows with temperature, from 0 for greedy decoding; maximum.accumulate guards np.interp
-    # against noise between neighbours
-    curve = np.maximum.accumulate([0., *(found["sft", t] for t in GRID)])
-    temperature = round(float(np.interp(found["ppo", 0.7], curve, (0., *GRID))), 3)
-    bon.main(bon.Config(model=str(here / "ckpt_sft.pt"), policy="sft_matched", inputs=cfg.inputs,
-                        temperature=temperature, out=str(here / "matched"), **same))
+    def match(self):
+        """SFT over temperatures, and SFT at the temperature that gives it PPO's per-input diversity (the true
+        one, at 0.7, on validation prompts)."""
+        for temperature in GRID:
+            if temperature not in (0.7, 1.0):
+                self.sample("sft", temperature, "test")
+        found = {}
+        for name, grid in (("sft", GRID), ("ppo", (0.7,))):
+            for t in grid:
+                self.sample(name, t, "validation", folder=f"match{t:g}", inputs=min(60, self.cfg.inputs))
+                rows = read_samples(self.here / f"match{t:g}" / f"samples_{name}_validation.jsonl")
+                found[name, t] = float(np.mean([synthetic.semantic_diversity(r["outputs"])[0] for r in rows]))
+        # diversity grows with temperature, from 0 for greedy decoding; maximum.accumulate guards np.interp
+        # against noise between neighbours
+        curve = np.maximum.accumulate([0., *(found["sft", t] for t in GRID)])
+        temperature = round(float(np.interp(found["ppo", 0.7], curve, (0., *GRID))), 3)
+        self.sample("sft", temperature, folder="matched", policy="sft_matched")
 
 
-def measure(here):
+def chains(cfg, seed, folder):
+    """{chain: [(stage, seconds it takes about, function)]} of one seed.  Stages of a chain run in order, in a
+    process of their own; every chain but `base` starts when `base` is done, or at once if it has its own.
+    Functions write files under folder / seed<k>."""
+    steps = {world: Steps(cfg, seed, folder, world) for world in WORLDS}
+    out = {"base": [("base", 139, partial(steps["world"].pretrain, "world-mixed"))]}
+    for world, s in steps.items():
+        out[world] = [("sft", 30, s.train_sft), ("reward", 65, s.train_reward),
+                      ("ppo", 28, partial(s.train_ppo, "ppo")),
+                      ("ppo_truth", 25, partial(s.train_ppo, "ppo_truth", against="truth")),
+                      ("sample", 40, s.sample_all), ("match", 16, s.match)]
+        if world == "world":
+            out[world] += [(f"ppo_b{beta:g}", 30, partial(s.sweep_beta, beta)) for beta in SWEEP]
+        out[world].append(("measure", 20, partial(measure, s.here)))
+    if cfg.full:
+        import reviewers        # which builds on this file
+        for name, more in reviewers.chains(cfg, seed, folder, steps).items():
+            out[name] = out.get(name, []) + more
+    return out
+
+
+def words_of(world):
+    """V of EAD in a world: kinds of words in the references of its test sets."""
+    return diversity.reference_vocabulary([world.rows(s, 500) for s in world.SPLITS
+                                           if s == "test" or s.startswith("ood_")])
+
+
+def measure(here, world=synthetic):
     """Every sample file under one world's folder -> measures.json: per-prompt win rates, and each diversity
     measure."""
     model, saved = load_checkpoint(here / "ckpt_sft.pt", "lm")
-    enc, out = tokenizer(saved["tokenizer"]), []
-    vocabulary = diversity.reference_vocabulary([synthetic.rows(s, 500) for s in SPLITS])
+    enc, vocabulary, out = tokenizer(saved["tokenizer"]), words_of(world), []
     for path in sorted([*here.glob("t*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl")]):
         rows = read_samples(path)
         policy, split, temperature = rows[0]["policy"], rows[0]["split"], rows[0]["temperature"]
@@ -167,11 +185,11 @@ def measure(here):
         if temperature == 1.0 and policy in ("sft", "bon", "ppo", "ppo_truth"):
             vectors = diversity.embed(model, enc, [t for r in rows for t in r["outputs"]])
             vectors = vectors.reshape(len(rows), len(rows[0]["outputs"]), -1)
-            found = diversity.measure_samples(rows, vocabulary=vocabulary, embeddings=vectors, world=True)
+            found = diversity.measure_samples(rows, vocabulary=vocabulary, embeddings=vectors, world=world)
             line |= {f"per_input_{k}": v.tolist() for k, v in found["per_input"].items()}
             line |= {f"across_{k}": [float(v.mean())] for k, v in found["across"].items()}
         else:
-            line["per_input_semantic"] = [synthetic.semantic_diversity(r["outputs"])[0] for r in rows]
+            line["per_input_semantic"] = [world.semantic_diversity(r["outputs"])[0] for r in rows]
         out.append(line)
     kl = {p.stem.removeprefix("metrics_"): json.loads(p.read_text().splitlines()[-1])
           for p in here.glob("metrics_ppo*.jsonl")}
@@ -190,14 +208,14 @@ def die_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_seed(cfg, seed, folder):
-    """All stages of one seed that are not done yet, in a process of its own."""
+def run_chain(cfg, seed, chain, folder):
+    """The stages of one chain that are not done yet, in a process of its own."""
     die_with_parent()
-    home = Path(folder) / f"seed{seed}"
+    home = Path(folder) / f"seed{seed}" / chain
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "log.txt", "a") as log, contextlib.redirect_stdout(log):
         setup(Config(seed=seed, threads=1))
-        for name, _, function in stages(cfg, seed, folder):
+        for name, _, function in chains(cfg, seed, folder)[chain]:
             done = home / f"{name}.done"
             if done.exists():
                 continue
@@ -208,29 +226,36 @@ def run_seed(cfg, seed, folder):
                 traceback.print_exc(file=log)
                 raise
             write_whole(done, f"{time.time() - start:.1f}\n".encode())
-    return seed
 
 
 def run_all(cfg, folder):
-    """Runs the seeds side by side with a progress bar; the time left follows from the stages' usual
-    shares."""
+    """Runs the chains of all seeds side by side with a progress bar; the time left follows from the stages'
+    usual shares."""
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    plan = {(s, name): weight for s in seeds for name, weight, _ in stages(cfg, s, folder)}
-    finished = lambda: {k for k in plan if (folder / f"seed{k[0]}" / f"{k[1]}.done").exists()}  # noqa: E731
-    already = sum(plan[k] for k in finished())
+    plan = {(s, chain, name): weight for s in seeds for chain, todo in chains(cfg, s, folder).items()
+            for name, weight, _ in todo}
+    finished = lambda: {k for k in plan if (folder / f"seed{k[0]}" / k[1] / f"{k[2]}.done").exists()}  # noqa: E731
+    # all bases first, then the chains that stand on them, the longest first
+    order = list(dict.fromkeys((s, chain) for s, chain, _ in plan))
+    length = {c: sum(w for k, w in plan.items() if k[:2] == c) for c in order}
+    order.sort(key=lambda c: (c[1] != "base", -length[c]))
     look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, {remaining} left{postfix}"
-    with (tqdm(total=sum(plan.values()), initial=already, bar_format=look) as bar,
+    with (tqdm(total=sum(plan.values()), initial=sum(plan[k] for k in finished()), bar_format=look) as bar,
           ProcessPoolExecutor(cfg.jobs, mp_context=get_context("spawn")) as pool):
-        jobs = [pool.submit(run_seed, cfg, s, folder) for s in seeds]
-        while not all(j.done() for j in jobs):
+        jobs = {}
+        while len(jobs) < len(order) or not all(j.done() for j in jobs.values()):
+            for seed, chain in order:
+                stands = chain == "base" or (seed, "base") in jobs and jobs[seed, "base"].done()
+                if (seed, chain) not in jobs and stands:
+                    jobs[seed, chain] = pool.submit(run_chain, cfg, seed, chain, folder)
             time.sleep(0.5)
             done = finished()
             bar.n = sum(plan[k] for k in done)
-            now = {s: next((name for seed, name in plan if seed == s and (s, name) not in done), "done")
-                   for s in seeds}
-            bar.set_postfix_str(", ".join(f"seed {s}: {name}" for s, name in now.items()), refresh=False)
+            now = [next((f"{k[2]} ({k[0]}, {k[1]})" for k in plan if k[:2] == c and k not in done), "")
+                   for c, job in jobs.items() if job.running()]
+            bar.set_postfix_str(", ".join(x for x in now if x), refresh=False)
             bar.refresh()
-            for job in jobs:
+            for job in jobs.values():
                 if job.done() and job.exception():
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise Fault(f"{job.exception()} (see log.txt under {folder})") from job.exception()
@@ -518,11 +543,12 @@ def draw(r, swept, path):
 
 def fingerprint(cfg):
     """Of settings and code: a changed study starts anew, an unchanged one goes on."""
-    leave = ("out", "jobs", "seeds", "seed", "threads", "save_every")
+    leave = ("out", "jobs", "seeds", "seed", "full", "threads", "save_every")
     keep = {k: v for k, v in asdict(cfg).items() if k not in leave}
     code = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in
-                    ("model", "synthetic", "pretrained", "paper", "splits", "runtime", "sft", "reward", "ppo",
-                     "bon", "generalisation", "diversity", "reproduce"))
+                    ("model", "synthetic", "instructions", "pretrained", "paper", "splits", "runtime", "sft",
+                     "reward", "ppo", "bon", "generalisation", "diversity", "proxies", "reproduce",
+                     "reviewers"))
     return hashlib.sha256(json.dumps(keep, sort_keys=True).encode() + code).hexdigest()[:10]
 
 
@@ -534,6 +560,8 @@ def main(cfg):
             and min(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts) >= 8,
             "--seeds, --jobs and --ppo-steps must be at least 1, --inputs, --base-rows, --sft-rows and "
             "--prompts at least 8")
+    if cfg.full:
+        cfg.seeds = max(cfg.seeds, 2 if cfg.quick else 5)
     if cfg.quick:
         cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts, cfg.ppo_steps = 12, 1024, 256, 64, 3
     out = Path(cfg.out) / "runs" / "quick" if cfg.quick else Path(cfg.out)
@@ -544,7 +572,8 @@ def main(cfg):
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     r = Results(folder, seeds)
     stated, swept = claims(r), sweep(r)
-    seconds = sum(float(p.read_text()) for s in seeds for p in (folder / f"seed{s}").rglob("*.done"))
+    seconds = sum(float((folder / f"seed{s}" / chain / f"{name}.done").read_text()) for s in seeds
+                  for chain, todo in chains(replace(cfg, full=False), s, folder).items() for name, *_ in todo)
     everything = {"settings": asdict(cfg) | {"seeds": list(seeds)}, "claims": stated, "kl_sweep": swept,
                   "win_rate": [{"world": w, "policy": p, "split": s, "temperature": t,
                                 **summary(np.array([r.data[w, p, s, t, k]["wins"] for k in seeds]))}
@@ -560,6 +589,9 @@ def main(cfg):
     for c in stated:
         print(f"{c['verdict']:28} {c['claim']} ({c['world']}): {c['numbers']}")
     print(f"wrote {out / 'results.md'}, {out / 'results.json'} and {out / 'figure.png'}")
+    if cfg.full:
+        import answers          # which builds on this file
+        answers.write(cfg, folder, r, out)
 
 
 if __name__ == "__main__":

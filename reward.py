@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as M
-import synthetic
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, out_file, peak_memory, require, run, save_checkpoint,
                      setup)
@@ -66,16 +65,16 @@ class Group:
                                                     # known
 
 
-def sample_groups(model, enc, rows, max_new_tokens, samples, generator):
-    """The embedded task's annotators: rows' references and `samples` responses of the model, every pair
+def sample_groups(model, enc, task, rows, samples, generator):
+    """An embedded task's annotators: rows' references and `samples` responses of the model, every pair
     labelled at random by P(a preferred to b) = sigma(truth(a) - truth(b)), so that labels are noisy as
     people's are (they agree with the truth on 3 of 4)."""
     prompts = [enc.encode_ordinary(r["prompt"]) for r in rows]
-    sampled = M.generate(model, prompts, max_new_tokens, n=samples, eos=enc.eot_token, generator=generator)
+    sampled = M.generate(model, prompts, task.max_new_tokens, n=samples, eos=enc.eot_token, generator=generator)
     groups = []
     for row, prompt, responses in zip(rows, prompts, sampled):
-        responses = responses + [encode_response(enc, row["reference"], max_new_tokens)]
-        truth = [synthetic.judge(row["prompt"], *decode(enc, ids)) for ids in responses]
+        responses = responses + [encode_response(enc, row["reference"], task.max_new_tokens)]
+        truth = [task.world.judge(row["prompt"], *decode(enc, ids)) for ids in responses]
         group = Group(prompt, responses)
         for a, b in combinations(range(len(responses)), 2):
             if responses[a] == responses[b]:
@@ -111,8 +110,8 @@ def read_groups(enc, rows, room, max_new_tokens):
 def comparisons(cfg, sft, enc, task, generator):
     """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
     of its prompts: of its prompts, not of its pairs, for pairs of one prompt would leak."""
-    if task.noise:
-        return tuple(sample_groups(sft, enc, task.rows(split, n), task.max_new_tokens, cfg.samples, generator)
+    if task.world:
+        return tuple(sample_groups(sft, enc, task, task.rows(split, n), cfg.samples, generator)
                      for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
     rows, held_out_rows = task.preferences(), task.preferences(validation=True)
     require(rows, f"{task.data}: no preferences.jsonl; its lines are "

@@ -22,15 +22,18 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 
+import instructions
 import paper
 import synthetic
 from pretrained import PIECES, encoding
-from runtime import Common, Fault, read_jsonl, require, run
+from runtime import Common, Fault, read_jsonl, require, run, setup
 
-# task name: noise of its references
-WORLDS = {"world": "systematic", "world-independent": "independent", "world-mixed": "mixed"}
+# embedded tasks, each a world with a known truth: (its module, noise of its references)
+WORLDS = {"world": (synthetic, "systematic"), "world-independent": (synthetic, "independent"),
+          "world-mixed": (synthetic, "mixed"),
+          "instruct": (instructions, "usual"), "instruct-mixed": (instructions, "mixed")}
 # tokens of a response: 48 is the paper's for summaries
-MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "folder": 48, **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
+MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "instruct": 48, "instruct-mixed": 48, "folder": 48, **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
 MAX_PROMPT_TOKENS = 1024    # of the paper's tasks; longer prompts are cut on the left
 
 
@@ -118,6 +121,23 @@ def decode(enc, ids):
 
 # ------------------------------------------------------------------------------------------------------ tasks
 
+def world_of(prompt):
+    """The embedded world that wrote a prompt: a module with rows, judge, facts and semantic_diversity.
+    Raises ValueError on a prompt of none."""
+    world = instructions if prompt.startswith("INSTRUCTION ") else synthetic
+    world.read_prompt(prompt)
+    return world
+
+
+def known_world(rows):
+    """The world that wrote all rows' prompts, or None."""
+    try:
+        worlds = {world_of(row["prompt"]) for row in rows}
+    except ValueError:
+        return None
+    return worlds.pop() if len(worlds) == 1 else None
+
+
 @dataclass
 class Task:
     """Where rows come from.  Checkpoints carry it as a dict, so `--model ckpt_sft.pt` is enough for the next
@@ -128,8 +148,9 @@ class Task:
     max_prompt_tokens: int = 0  # 0: as many as the context leaves
 
     @property
-    def noise(self):
-        return WORLDS.get(self.name)
+    def world(self):
+        """The module of an embedded task, with the truth in it; None of any other."""
+        return WORLDS.get(self.name, (None,))[0]
 
     def room(self, context):
         """Tokens a prompt may have beside a response.  Raises Fault if there are none."""
@@ -141,8 +162,8 @@ class Task:
 
     def splits(self):
         """Names of the splits: train, validation, test, ood_*."""
-        if self.noise:
-            return list(synthetic.SPLITS)
+        if self.world:
+            return list(self.world.SPLITS)
         if self.name in paper.TASKS:
             return paper.splits(self.name)
         found = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).glob("*.jsonl*")}
@@ -163,9 +184,9 @@ class Task:
         require(split in self.splits(),
                 f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; it "
                 f"has {', '.join(self.splits()) or 'none'}")
-        if self.noise:
-            whole = synthetic.SIZES.get(split, 1000)
-            return synthetic.rows(split, min(whole, limit or whole), self.noise, references)
+        if self.world:
+            whole = self.world.SIZES.get(split, 1000)
+            return self.world.rows(split, min(whole, limit or whole), WORLDS[self.name][1], references)
         if self.name in paper.TASKS:
             path, rows = f"task {self.name}, {split}", paper.rows(self.name, split, self.data)
         else:
@@ -189,7 +210,7 @@ class Task:
         if self.name in paper.TASKS:
             rows = paper.preferences(self.name, validation, self.data)
             return rows and _non_empty(f"task {self.name}, preferences", rows, ("chosen", "rejected"))
-        path = None if self.noise else self._file("preferences_validation" if validation else "preferences")
+        path = None if self.world else self._file("preferences_validation" if validation else "preferences")
         if path is None:
             return None
         needs = ("prompt", "chosen", "rejected")
@@ -218,7 +239,7 @@ def task_of(cfg, saved=None):
             f"--data {data}: no such folder; it should hold train.jsonl, validation.jsonl, test.jsonl, "
             "ood_<name>.jsonl")
     require(name not in WORLDS or not cfg.data,
-            f"--task {name} takes no --data: its posts are made by synthetic.py")
+            f"--task {name} takes no --data: it makes its own prompts")
     new, prompt = (base.max_new_tokens, base.max_prompt_tokens) if same else (
         MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
     return Task(name, str(data), getattr(cfg, "max_new_tokens", 0) or new,
@@ -226,6 +247,7 @@ def task_of(cfg, saved=None):
 
 
 # ------------------------------------------------------------------------------------------------------ shift
+# Distances between two samples of prompts, all 0 (AUC: 0.5) for one distribution, up to chance.
 
 def js_divergence(a, b):
     """Jensen-Shannon divergence of two count vectors (V,), in bits: 0 for equal distributions, 1 for disjoint
@@ -236,78 +258,145 @@ def js_divergence(a, b):
     return float(kl(p) + kl(q)) / 2
 
 
-def classifier_auc(a, b, ridge=1e-2, steps=200):
-    """How well a linear classifier tells two samples apart: held-out area under the ROC curve, 0.5 not at
-    all, 1 always.
+def cosine_distance(a, b):
+    """1 - cosine of the mean embeddings.  a, b: (n, D), (m, D)."""
+    u, v = a.mean(0), b.mean(0)
+    return float(1 - u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
 
-    a, b: (n, V) token counts of each text.  Logistic regression on log counts, trained on the even rows,
-    tested on the odd ones."""
-    x = torch.tensor(np.log1p(np.concatenate((a, b))), dtype=torch.float32)
-    y = torch.cat((torch.zeros(len(a)), torch.ones(len(b))))
-    train = torch.arange(len(x)) % 2 == 0
+
+def sliced_wasserstein(a, b, directions=128):
+    """Sliced 1-Wasserstein distance of two samples of one size, (n, D) each, in the embeddings' units: the
+    mean over random directions of the distance between sorted projections (Rabin et al. 2011)."""
+    w = np.random.default_rng(0).standard_normal((a.shape[1], directions))
+    w /= np.linalg.norm(w, axis=0)
+    return float(np.abs(np.sort(a @ w, axis=0) - np.sort(b @ w, axis=0)).mean())
+
+
+def mmd2(a, b):
+    """Squared maximum mean discrepancy, unbiased, so it can fall below 0 (Gretton et al. 2012, equation 3).
+    a, b: (n, D), (m, D).  Gaussian kernel, its width the median distance of the pooled sample."""
+    x, n, m = np.concatenate((a, b)), len(a), len(b)
+    square = (x * x).sum(1)
+    d = np.maximum(square[:, None] + square - 2 * x @ x.T, 0)
+    k = np.exp(-d / max(np.median(d[np.triu_indices(n + m, 1)]), 1e-12))
+    within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))  # noqa: E731
+    return float(within(k[:n, :n]) + within(k[n:, n:]) - 2 * k[:n, n:].mean())
+
+
+def auc(a, b):
+    """Area under the ROC curve: the chance that a score of b (m,) exceeds one of a (n,), ties halved."""
+    difference = b[:, None] - a
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def classifier_scores(a, b, ridge=1e-2, steps=200):
+    """Held-out scores of a linear classifier of two samples' texts: (n/2,), (m/2,).  Their `auc` says how
+    well it tells the samples apart: 0.5 not at all, 1 always.
+
+    a, b: (n, V), (m, V) token counts of each text.  Logistic regression on log counts, trained on the even
+    rows, tested on the odd ones."""
+    x = torch.tensor(np.log1p(np.concatenate((a[::2], b[::2]))), dtype=torch.float32)
+    y = torch.cat((torch.zeros(len(a[::2])), torch.ones(len(b[::2]))))
     w, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS((w, bias), max_iter=steps, line_search_fn="strong_wolfe")
 
     def loss():
         optimiser.zero_grad()
-        out = F.binary_cross_entropy_with_logits(x[train] @ w + bias, y[train]) + ridge * w.square().sum()
+        out = F.binary_cross_entropy_with_logits(x @ w + bias, y) + ridge * w.square().sum()
         out.backward()
         return out
     optimiser.step(loss)
-    score, label = (x[~train] @ w).detach().numpy(), y[~train].numpy()
-    # Mann-Whitney: P(a positive scores above a negative), ties halved
-    difference = score[label == 1][:, None] - score[label == 0]
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    w = w.detach().numpy()
+    return np.log1p(a[1::2]) @ w, np.log1p(b[1::2]) @ w
 
 
-def shift(texts, others, enc):
-    """How far `others` lie from `texts`, and the floor: the same between two halves of `texts`.
+SHIFTS = {"js": "JS bits", "auc": "AUC", "cosine": "cosine", "wasserstein": "Wasserstein", "mmd2": "MMD2"}
 
-    Returns {"js", "js_floor", "auc", "auc_floor"}: Jensen-Shannon divergence in bits, classifier AUC.  Both
-    samples are cut to one size, a half of `texts`, for either measure grows as samples shrink.  Raises
-    ValueError on fewer than 8 texts on a side."""
-    n = min(len(texts) // 2, len(others))
+
+def half_interval(statistic, a, b, draws, rng):
+    """(value, low, high) of statistic(a, b) with a 95 % interval over the choice of texts.
+
+    Bootstrapped by halves, drawn without replacement: for a mean that has the variance of the usual bootstrap
+    (McCarthy 1969), and a text never meets itself, which all distances between samples would take for
+    structure.  The draws are centred on the value, for a smaller sample looks farther away."""
+    value, n, m = statistic(a, b), len(a), len(b)
+    found = np.array([statistic(a[rng.permutation(n)[:n // 2]], b[rng.permutation(m)[:m // 2]])
+                      for _ in range(draws)])
+    low, high = np.percentile(found - found.mean(), (2.5, 97.5)) + value
+    return value, float(low), float(high)
+
+
+def shift(texts, others, enc, embed=None, draws=200, floors=20):
+    """How far `others` lie from `texts`, each measure with an interval and a floor: the same measure between
+    random halves of `texts`.
+
+    embed: function of texts giving (n, D) embeddings, put on the unit sphere here, or None.  Returns a flat
+    dict of <measure>, <measure>_low, _high, _floor (mean over halves) and _floor_high (their 97.5 %) for js
+    (Jensen-Shannon divergence of token distributions, bits), auc (two-sample classifier) and, with embed,
+    cosine, wasserstein and mmd2.  All samples are of one size, half of `texts` or all `others`, for most
+    measures grow as samples shrink.  AUC's interval is that of the held-out texts, for one classifier.
+    Raises ValueError on fewer than 8 texts on a side."""
+    n, rng = min(len(texts) // 2, len(others)), np.random.default_rng(0)
     if n < 4 or len(others) < 8:
         raise ValueError(f"shift: at least 8 texts a side are needed, got {len(texts)} and {len(others)}")
-    count = lambda sample: np.stack([np.bincount(enc.encode_ordinary(t), minlength=enc.n_vocab)
-                                     for t in sample])  # noqa: E731
-    first, second, third = count(texts[:n]), count(texts[n:2 * n]), count(others[:n])
-    used = (first + second + third).sum(0) > 0
-    first, second, third = first[:, used], second[:, used], third[:, used]
-    return {"js": js_divergence(first.sum(0), third.sum(0)),
-            "js_floor": js_divergence(first.sum(0), second.sum(0)),
-            "auc": classifier_auc(first, third), "auc_floor": classifier_auc(first, second)}
+    texts, others = texts[:2 * n], others[:n]
+    counts = np.stack([np.bincount(enc.encode_ordinary(t), minlength=enc.n_vocab) for t in texts + others])
+    counts = counts[:, counts.sum(0) > 0]
+    together = lambda a, b: js_divergence(a.sum(0), b.sum(0))  # noqa: E731
+    todo = {"js": (together, counts, None), "auc": (auc, counts, classifier_scores)}
+    if embed:
+        x = np.asarray(embed(texts + others), dtype=np.float64)
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        todo |= {name: (f, x, None) for name, f in (("cosine", cosine_distance),
+                                                    ("wasserstein", sliced_wasserstein), ("mmd2", mmd2))}
+    out = {}
+    for name, (statistic, x, prepare) in todo.items():
+        seen = lambda a, b: prepare(a, b) if prepare else (a, b)  # noqa: E731, B023
+        out[name], out[f"{name}_low"], out[f"{name}_high"] = half_interval(
+            statistic, *seen(x[:n], x[2 * n:]), draws, rng)
+        halves = [rng.permutation(2 * n) for _ in range(floors)]
+        floor = [statistic(*seen(x[h[:n]], x[h[n:]])) for h in halves]
+        out[f"{name}_floor"] = float(np.mean(floor))
+        out[f"{name}_floor_high"] = float(np.percentile(floor, 97.5))
+    return out
 
 
 @dataclass
 class Config(Common):
     rows: int = 500             # rows of each split looked at
+    encoder: str = "ckpt_sft.pt"    # checkpoint or published model whose hidden states embed the prompts, or
+                                # sbert:NAME; "" or a missing default: no measures on embeddings
 
 
 def main(cfg):
-    task = task_of(cfg)
+    from diversity import encoder_of, encoder_wanted       # which build on this file
+    task, (device, _) = task_of(cfg), setup(cfg)
     require(cfg.rows >= 16, f"--rows {cfg.rows}: at least 16, for the shift compares halves")
     require(task.splits(),
             f"--data {task.data}: no splits; it should hold train.jsonl, validation.jsonl, test.jsonl, "
             "ood_<name>.jsonl")
+    embed = encoder_of(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     train = task.rows("train", 2 * cfg.rows)
     enc = tokenizer(build_tokenizer([t for r in train for t in (r["prompt"], *r["references"])]))
-    print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {enc.n_vocab}\n\n{'split':18} "
-          f"{'rows':>6} {'prompt tokens':>14} {'reference':>10} {'JS bits':>8} {'floor':>6} {'AUC':>5} "
-          f"{'floor':>6}")
-    for split in task.splits():
-        rows = task.rows(split, cfg.rows)
+    print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {enc.n_vocab}\n\n{'split':19} "
+          f"{'rows':>6} {'prompt tokens':>14} {'reference':>10}")
+    read = {split: task.rows(split, cfg.rows) for split in task.splits()}
+    for split, rows in read.items():
         whole = len(rows) if len(rows) < cfg.rows else len(task.rows(split))
         prompt, reference = (np.median([len(enc.encode_ordinary(r[k])) for r in rows])
                              for k in ("prompt", "reference"))
-        line = f"{split:18} {whole:6} {prompt:14.0f} {reference:10.0f}"
-        if split != "train" and len(rows) >= 8 and len(train) >= 8:
-            far = shift([r["prompt"] for r in train], [r["prompt"] for r in rows], enc)
-            line += f" {far['js']:8.4f} {far['js_floor']:6.4f} {far['auc']:5.2f} {far['auc_floor']:6.2f}"
-        print(line)
-    for split in task.splits():
-        row = task.rows(split, 1)[0]
-        print(f"\n--- {split}\n{row['prompt'][-600:]}\n  reference: {row['reference'][:300]}")
+        print(f"{split:19} {whole:6} {prompt:14.0f} {reference:10.0f}")
+    if len(train) >= 8:
+        print("\nshift of the prompts from train: value [95 % over texts], and behind the stroke the floor, between "
+              "halves of train")
+        for split, rows in read.items():
+            if split == "train" or len(rows) < 8:
+                continue
+            far = shift([r["prompt"] for r in train], [r["prompt"] for r in rows], enc, embed)
+            print(f"{split:19}", *(f" {title} {far[m]:.3f} [{far[m + '_low']:.3f}, {far[m + '_high']:.3f}] / "
+                                   f"{far[m + '_floor']:.3f}" for m, title in SHIFTS.items() if m in far))
+    for split, rows in read.items():
+        print(f"\n--- {split}\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
 
 
 if __name__ == "__main__":

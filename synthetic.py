@@ -69,6 +69,12 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "ood_words100": ((1, 2), 1., "post"),
     "ood_distractors4": ((4,), .0, "post"),
     "ood_distractors7": ((7,), .0, "post"),
+    # steps between these, for advantage against shift; not among the sets that are sampled by default
+    "graded_words25": ((1, 2), .25, "post"),
+    "graded_words75": ((1, 2), .75, "post"),
+    "graded_distractors3": ((3,), .0, "post"),
+    "graded_distractors5": ((5,), .0, "post"),
+    "graded_distractors6": ((6,), .0, "post"),
 }
 SIZES = {"train": 32768}
 # share of the train posts that have held-out values in their key story, half of these as articles: a base
@@ -159,14 +165,6 @@ def read_prompt(prompt):
         raise ValueError("not a prompt of the embedded world (no key "
                          f"{', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
     return key, others
-
-
-def knows(prompt):
-    """Whether a text is a prompt of this world."""
-    try:
-        return bool(read_prompt(prompt))
-    except ValueError:
-        return False
 
 
 def facts(text):
@@ -301,6 +299,23 @@ def semantic_diversity(texts):
     said = [facts(t) for t in texts]
     distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(said, 2)]
     return sum(distances) / len(distances), len(set(said)) / len(said)
+
+
+def phrasings(rng, k):
+    """k different texts that state the same facts: content fixed, form free."""
+    story, out = _story(rng, 0.), {}
+    while len(out) < k:
+        clauses = [rng.choice(CLAUSES[STORY]), rng.choice(MOOD), rng.choice(ASK)]
+        rng.shuffle(clauses)
+        text = rng.choice((" , ", " and ", " . ")).join(_fill(rng, form, story) for form in clauses)
+        out[f" {text} ."] = None
+    return list(out)
+
+
+def stories(rng, k):
+    """k texts in one phrasing that state different facts: form fixed, content free."""
+    text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms) for forms in (CLAUSES[STORY], MOOD, ASK))
+    return [f" {_fill(rng, text, _story(rng, 0.))} ." for _ in range(k)]
 
 
 if __name__ == "__main__":
