@@ -76,8 +76,9 @@ def spearman(x, y, given=None):
 def resampled(statistic, n, draws=500):
     """(value, low, high): statistic of row numbers, on all n rows and over bootstrap draws of them."""
     rng = np.random.default_rng(0)
-    found = [statistic(rng.integers(0, n, n)) for _ in range(draws)]
-    low, high = np.nanpercentile(found, (2.5, 97.5))
+    found = np.array([statistic(rng.integers(0, n, n)) for _ in range(draws)])
+    known = found[~np.isnan(found)]         # a draw of one value only has no ranks
+    low, high = np.percentile(known if len(known) else [np.nan], (2.5, 97.5))
     return statistic(np.arange(n)), float(low), float(high)
 
 
@@ -142,14 +143,14 @@ def truth_test(conditions, measure):
     names = sorted({(c["policy"], c["temperature"]) for c in conditions}, key=str)
     members = [[c for c in conditions if (c["policy"], c["temperature"]) == name] for name in names]
 
-    def mean(c, kind, m):
-        return np.nanmean(c[kind][m])
-
     def between(kind, given):
+        # (conditions of one name, 3) means of the measure, the truth and length
+        means = [np.array([[np.nanmean(c[kind][m]) for m in (measure, TRUTH, "length")] for c in group])
+                 for group in members]
+
         def statistic(picks):
-            chosen = [c for i in picks for c in members[i]]
-            columns = [[mean(c, kind, m) for c in chosen] for m in (measure, TRUTH, "length")]
-            return spearman(*columns[:2], columns[2] if given else None)
+            x, y, z = np.concatenate([means[i] for i in picks]).T
+            return spearman(x, y, z if given else None)
         return resampled(statistic, len(names))
 
     def within(given):

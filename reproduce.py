@@ -252,7 +252,7 @@ def run_all(cfg, folder):
             done = finished()
             bar.n = sum(plan[k] for k in done)
             now = [next((f"{k[2]} ({k[0]}, {k[1]})" for k in plan if k[:2] == c and k not in done), "")
-                   for c, job in jobs.items() if job.running()]
+                   for c, job in jobs.items() if job.running() and (folder / f"seed{c[0]}" / c[1]).is_dir()]
             bar.set_postfix_str(", ".join(x for x in now if x), refresh=False)
             bar.refresh()
             for job in jobs.values():
@@ -267,10 +267,10 @@ def run_all(cfg, folder):
 class Results:
     """Measures of all seeds, asked by (world, policy, split, temperature)."""
 
-    def __init__(self, folder, seeds):
+    def __init__(self, folder, seeds, worlds=WORLDS):
         self.seeds, self.data, self.ppo, self.reward = list(seeds), {}, {}, {}
         for seed in self.seeds:
-            for world in WORLDS:
+            for world in worlds:
                 found = json.loads((folder / f"seed{seed}" / world / "measures.json").read_text())
                 self.ppo[world, seed], self.reward[world, seed] = found["ppo"], found["reward"]
                 for line in found["samples"]:
@@ -289,15 +289,27 @@ class Results:
         return summary(self.get(world, policy, split, temperature, key))
 
 
+def redrawn(x, draws=1000):
+    """Means of x (seeds, prompts) over bootstrap draws of seeds and of prompts: (draws,).  Arrays of one shape
+    get the same draws, so that what is computed from several stays paired."""
+    rng, known = np.random.default_rng(0), ~np.isnan(x)
+    seeds, prompts = (rng.multinomial(n, [1 / n] * n, draws) for n in x.shape)      # how often each is drawn
+    total, count = (((seeds @ v) * prompts).sum(1) for v in (np.where(known, x, 0), known))
+    return total / count
+
+
 def summary(x):
-    """x: (seeds, prompts) -> {mean, low, high, seed_sd, per_seed}.  The interval covers the choice of
-    prompts, seed_sd that of the seed."""
+    """x: (seeds, prompts) -> {mean, low, high, seed_sd, per_seed, all_low, all_high}.  The interval low, high
+    covers the choice of prompts, seed_sd that of the seed, all_low, all_high both: seeds and prompts are
+    resampled together."""
     per_seed = np.nanmean(x, axis=1)
     sd = float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None
     per_prompt = np.nanmean(x, axis=0)
     mean, low, high = bootstrap(per_prompt[~np.isnan(per_prompt)])
+    both = np.percentile(redrawn(x), (2.5, 97.5))
     return {"mean": float(mean), "low": float(low), "high": float(high), "seed_sd": sd,
-            "per_seed": [round(float(v), 4) for v in per_seed]}
+            "per_seed": [round(float(v), 4) for v in per_seed],
+            "all_low": float(both[0]), "all_high": float(both[1])}
 
 
 def verdict(estimate, expected):
@@ -591,7 +603,7 @@ def main(cfg):
     print(f"wrote {out / 'results.md'}, {out / 'results.json'} and {out / 'figure.png'}")
     if cfg.full:
         import answers          # which builds on this file
-        answers.write(cfg, folder, r, out)
+        answers.write(cfg, folder, r, stated, out)
 
 
 if __name__ == "__main__":
