@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 import model as M
+from parallel import gather, rank, size
 from pretrained import load_model
 from reward import score
 from runtime import Common, Resume, load_checkpoint, require, run, setup, write_jsonl
@@ -135,9 +136,9 @@ def main(cfg):
     bar = tqdm(list(every.items())[done:], desc=f"sample {policy}", disable=cfg.quiet or None)
     for number, (split, rows) in enumerate(bar, done + 1):
         prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, f"{split} prompts")
-        sampled = M.generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
-                             top_k=cfg.top_k, top_p=cfg.top_p, eos=enc.eot_token, generator=generator,
-                             batch_size=cfg.batch)
+        sampled = gather(M.generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
+                                    top_k=cfg.top_k, top_p=cfg.top_p, eos=enc.eot_token, generator=generator,
+                                    batch_size=cfg.batch, share=(rank(), size())))
         rewards = score(reward, prompts, sampled) if reward else [None] * len(rows)
         own = {"policy": policy, "split": split, "temperature": cfg.temperature, "seed": cfg.seed,
                "trained_against": against}

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -170,7 +171,7 @@ class GPT(nn.Module):
     def __init__(self, config, scalar=False):
         super().__init__()
         cfg = self.config = config
-        self.scalar, self.compute = scalar, torch.float32
+        self.scalar, self.compute, self.recompute = scalar, torch.float32, False
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
@@ -277,7 +278,11 @@ class GPT(nn.Module):
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.mask, is_causal=batch.mask is None)
         for block in blocks:
-            x = block(x, rope, attend)
+            if self.recompute and torch.is_grad_enabled():
+                # activations inside a layer are computed again in the backward pass instead of kept
+                x = checkpoint(block, x, rope, attend, use_reentrant=False)
+            else:
+                x = block(x, rope, attend)
         return x
 
     def with_scalar_head(self):
@@ -527,13 +532,14 @@ def choose(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None,
-             generator=None, batch_size=4096):
+             generator=None, batch_size=4096, share=(0, 1)):
     """Samples n responses to each prompt.
 
     prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at
     most max_new_tokens ids; one that ended carries its `eos` as last id.  generator: torch.Generator on the
     CPU (None: torch's own); the draws belong to (prompt, sample, step), so neither batch_size nor rows that
-    finish early change a result.  batch_size: samples decoded together. Raises ValueError for n < 1,
+    finish early change a result.  batch_size: samples decoded together.  share: (rank, size) of this process;
+    only prompts rank, rank + size, ... are sampled and returned, as they would be in one process.  Raises ValueError for n < 1,
     max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no
     room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
@@ -544,12 +550,14 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
             raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
                              f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
                              f"in a context of {model.config.context}")
-    model, out, group = model.for_sampling(), [], max(1, batch_size // n)
+    rank, size = share
+    model, out, group = model.for_sampling(), [], max(1, batch_size // n) * size
     for i in range(0, len(prompts), group):
-        part = prompts[i:i + group]
-        # prompt-major: the same however prompts are grouped
-        uniform = torch.rand(len(part), n, max_new_tokens, generator=generator)
-        out += _decode(model, part, max_new_tokens, n, uniform, temperature, top_k, top_p, eos)
+        # prompt-major: the same however prompts are grouped and shared
+        uniform = torch.rand(len(prompts[i:i + group]), n, max_new_tokens, generator=generator)
+        part = prompts[i + rank:i + group:size]     # i is a multiple of size
+        if part:
+            out += _decode(model, part, max_new_tokens, n, uniform[rank::size], temperature, top_k, top_p, eos)
     return out
 
 

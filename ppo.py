@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import model as M
+from parallel import add_gradients, everyone, gather, mine, rank, size, total
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
@@ -40,6 +41,8 @@ class Config(Common):
     batch: int = 64             # rollouts a step, each of another prompt
     epochs: int = 2             # passes over a rollout batch; the paper's 4
     minibatches: int = 2        # optimiser steps a pass
+    micro: int = 0              # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
     freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
@@ -107,38 +110,40 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     return advantages, advantages + values
 
 
-def masked_mean(x, mask):
-    """Mean of x (B, T) where mask (B, T) is True.  Selects, so that not even a NaN behind the end can leak
-    in."""
-    return x[mask.bool()].mean()
+def masked_mean(x, mask, tokens=None):
+    """Mean of x (B, T) where mask (B, T) is True; with `tokens` the sum over that many: the share of a part in
+    the mean of a whole.  Selects, so that not even a NaN behind the end can leak in."""
+    inside = x[mask.bool()]
+    return inside.sum() / (tokens or len(inside))
 
 
 def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens, 0 elsewhere.
-    Unbiased variance."""
-    inside = x[mask.bool()]
+    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens (of all ranks),
+    0 elsewhere.  Unbiased variance."""
+    inside = everyone(x[mask.bool()])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
 
 
-def policy_loss(logp, old_logp, advantages, mask, clip=0.2):
+def policy_loss(logp, old_logp, advantages, mask, clip=0.2, tokens=None):
     """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017,
     equation 7).
 
-    All (B, T).  Returns (loss, share of tokens where the clip binds)."""
+    All (B, T); tokens as in `masked_mean`.  Returns (loss, share of tokens where the clip binds)."""
     ratio = (logp - old_logp).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return masked_mean(torch.maximum(plain, clipped), mask), masked_mean((clipped > plain).float(), mask)
+    return (masked_mean(torch.maximum(plain, clipped), mask, tokens),
+            masked_mean((clipped > plain).float(), mask, tokens))
 
 
-def value_loss(values, old_values, returns, mask, clip=0.2):
+def value_loss(values, old_values, returns, mask, clip=0.2, tokens=None):
     """Half the squared error, the worse of the plain and of the prediction held within `clip` of the old one.
 
-    All (B, T).  Returns (loss, share of tokens where the clip binds)."""
+    All (B, T); tokens as in `masked_mean`.  Returns (loss, share of tokens where the clip binds)."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     plain, clipped = (values - returns).square(), (near - returns).square()
-    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), mask)
-    return loss, masked_mean((clipped > plain).float(), mask)
+    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), mask, tokens)
+    return loss, masked_mean((clipped > plain).float(), mask, tokens)
 
 
 class AdaptiveKL:
@@ -175,12 +180,12 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temperature, generator):
-    """Samples one response to each prompt and reads everything that stays fixed while it is learned from.
-    reward: GPT or None."""
+    """Samples one response to each of this rank's prompts and reads everything that stays fixed while it is
+    learned from.  prompts: those of all ranks; reward: GPT or None."""
     sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos,
-                         generator=generator)
+                         generator=generator, share=(rank(), size()))
     responses = [one for one, in sampled]
-    packed = M.pack(prompts, sampled, policy.embed.weight.device)
+    packed = M.pack(mine(prompts), sampled, policy.embed.weight.device)
     h = policy.trunk(packed)
     # a shared trunk runs once
     trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731
@@ -190,51 +195,64 @@ def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temp
     ref_logp = packed.grid(M.log_probs(reference, reference.top(trunk(reference), packed), packed,
                                        temperature))
     values = packed.grid(M.values(value, value.top(h_value, packed), packed))
-    score = torch.zeros(len(prompts), device=h.device)
+    score = torch.zeros(len(responses), device=h.device)
     if reward:
         score = M.rewards(reward, reward.top(trunk(reward), packed), packed)
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
     return Rollout(packed, h, h_value, packed.valid(), logp, ref_logp, values, score, finished, responses)
 
 
+SEEN = ("pg_loss", "v_loss", "pg_clipped", "v_clipped", "entropy", "ratio", "update_kl")
+
+
 def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator, may_step):
     """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows),
-    whether to take a step.  Returns the means of what was seen on the way, as
-    a dict of floats."""
-    seen, B = [], len(ro.mask)
+    whether to take a step.  Returns the means of what was seen on the way, as a dict of floats."""
+    seen, norms, first_off = [], [], torch.zeros((), device=ro.mask.device)
+    lengths = torch.tensor(gather(ro.packed.lengths.tolist()))      # of all rollouts: number i is rank i % size's
     for _ in range(cfg.epochs):
         # a partition: no overlap
-        for rows in torch.randperm(B, generator=generator).to(ro.mask.device).chunk(cfg.minibatches):
-            mb = ro.packed.select(rows)
-            T = int(mb.lengths.max())
-            grid = lambda x: x[rows, :T]  # noqa: E731, B023
-            logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[rows], mb), mb, cfg.temperature,
-                                        entropy=True)
-            logp, v = mb.grid(logp), mb.grid(M.values(value, value.top(ro.h_value[rows], mb), mb))
-            mask = mb.valid()
-            pg_loss, pg_clipped = policy_loss(logp, grid(ro.logp), grid(advantages), mask, cfg.clip_ratio)
-            v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value)
+        for mb_rows in torch.randperm(len(lengths), generator=generator).chunk(cfg.minibatches):
+            own = (mb_rows[mb_rows % size() == rank()] // size()).to(ro.mask.device)
+            mb_tokens, mb_seen = int(lengths[mb_rows].sum()), dict.fromkeys(SEEN, 0.)
             optimiser.zero_grad()
-            (pg_loss + cfg.vf_coef * v_loss).backward()
+            for rows in own.split(cfg.micro or len(own)) if len(own) else ():
+                mb = ro.packed.select(rows)
+                T = int(mb.lengths.max())
+                grid = lambda x: x[rows, :T]  # noqa: E731, B023
+                logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[rows], mb), mb, cfg.temperature,
+                                            entropy=True)
+                logp, v = mb.grid(logp), mb.grid(M.values(value, value.top(ro.h_value[rows], mb), mb))
+                mask = mb.valid()
+                pg_loss, pg_clipped = policy_loss(logp, grid(ro.logp), grid(advantages), mask, cfg.clip_ratio,
+                                                  mb_tokens)
+                v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value, mb_tokens)
+                (pg_loss + cfg.vf_coef * v_loss).backward()
+                change = (logp - grid(ro.logp)).detach()
+                moved = kl_estimate(-change, torch.zeros_like(change), "k3")
+                part = (pg_loss, v_loss, pg_clipped, v_clipped, entropy.sum() / mb_tokens,
+                        masked_mean(change.exp(), mask, mb_tokens), masked_mean(moved, mask, mb_tokens))
+                mb_seen = {k: mb_seen[k] + x.item() for k, x in zip(SEEN, part)}
+                if not seen:    # the first minibatch, when nothing is learned yet
+                    first_off = torch.maximum(first_off, (change.exp()[mask] - 1).abs().max())
+            add_gradients([p for group in weights for p in group])
             # clipped apart: the value loss is the larger one, and would otherwise eat the policy's step
             pg_norm, v_norm = (torch.nn.utils.clip_grad_norm_(w, cfg.clip) for w in weights)
-            if may_step((pg_norm + v_norm).item(), rows.tolist()):
+            if may_step((pg_norm + v_norm).item(), mb_rows.tolist()):
                 optimiser.step()
-            change = (logp - grid(ro.logp)).detach()
-            moved = masked_mean(kl_estimate(-change, torch.zeros_like(change), "k3"), mask)
-            seen.append(dict(pg_loss=pg_loss, v_loss=v_loss, pg_clipped=pg_clipped, v_clipped=v_clipped,
-                             entropy=entropy.mean(), ratio=masked_mean(change.exp(), mask),
-                             ratio_first=1 + (change.exp()[mask] - 1).abs().max(), update_kl=moved,
-                             pg_norm=pg_norm, v_norm=v_norm))
-    out = {k: float(torch.stack([s[k].detach() for s in seen]).mean()) for k in seen[0]}
-    # of the first minibatch only, when nothing is learned yet: 1 + the largest |ratio - 1| of its tokens
-    return out | {"ratio_first": float(seen[0]["ratio_first"])}
+            seen.append(list(mb_seen.values()))
+            norms.append((pg_norm.item(), v_norm.item()))
+    means = total(torch.tensor(seen)).mean(0).tolist()
+    pg_norm, v_norm = torch.tensor(norms).mean(0).tolist()
+    # 1 + the largest |ratio - 1| of the first minibatch's tokens
+    return dict(zip(SEEN, means)) | {"ratio_first": 1 + total(first_off, "max").item(), "pg_norm": pg_norm,
+                                     "v_norm": v_norm}
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over response tokens: 1 perfect, 0 no better than the mean,
-    below 0 worse."""
-    y, e = returns[mask], (returns - values)[mask]
+    """1 - Var(returns - values) / Var(returns) over response tokens (of all ranks): 1 perfect, 0 no better than
+    the mean, below 0 worse."""
+    y, e = everyone(returns[mask]), everyone((returns - values)[mask])
     return float(1 - e.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
 
 
@@ -260,7 +278,9 @@ def main(cfg):
     device, generator = setup(cfg)
     require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.lr > 0,
             "--steps, --batch, --epochs and --minibatches must be at least 1, --lr above 0")
-    require(cfg.minibatches <= cfg.batch, f"--minibatches {cfg.minibatches} exceed --batch {cfg.batch}")
+    require(cfg.minibatches <= cfg.batch and size() <= cfg.batch and cfg.micro >= 0,
+            f"--minibatches {cfg.minibatches} and the {size()} processes must not exceed --batch {cfg.batch}, "
+            f"--micro {cfg.micro} must be at least 0")
     require(cfg.temperature > 0,
             f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
     require(cfg.kl_kind in ("k1", "k2", "k3"), f"--kl-kind {cfg.kl_kind}: choose from k1, k2, k3")
@@ -279,6 +299,7 @@ def main(cfg):
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(cfg.steps * cfg.batch, 100_000), references=1)
     prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context))
+    policy.recompute = value.recompute = cfg.recompute
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
     optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr, fused=True)
@@ -301,7 +322,7 @@ def main(cfg):
         truth = None
         if task.world:
             truth = torch.tensor([task.world.judge(rows[i]["prompt"], *decode(enc, ids))
-                                  for i, ids in zip(picks, ro.responses)], device=device)
+                                  for i, ids in zip(mine(picks), ro.responses)], device=device)
         # the judge prices an open end itself
         score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)
@@ -309,26 +330,25 @@ def main(cfg):
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         for group in optimiser.param_groups:
             group["lr"] = cfg.lr * (1 - step / cfg.steps)
-        may_step = lambda norm, part: steady(norm, step + 1, [rows[picks[i]]["id"] for i in part])  # noqa
+        may_step = lambda norm, mb: steady(norm, step + 1, [rows[picks[i]]["id"] for i in mb])  # noqa
         seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg,
                       generator, may_step)
 
-        k1, k3 = ((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1).mean().item()
-                  for kind in ("k1", "k3"))
+        mean = lambda x: everyone(x).float().mean().item()  # noqa: E731  of (B,), over all ranks
+        k1, k3 = (mean((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1)) for kind in ("k1", "k3"))
         if cfg.kl_target:
             beta.update(k1, cfg.batch)
-        known = {} if truth is None else {"truth": truth.mean().item()}
-        log.log(step=step + 1, reward=score.mean().item(), **known, kl=k1, kl_k3=k3, beta=beta.value, **seen,
-                explained_variance=explained_variance(ro.values, returns, ro.mask),
-                eos_rate=ro.finished.float().mean().item(),
-                length=ro.packed.lengths.float().mean().item(), lr=optimiser.param_groups[0]["lr"],
-                tokens_per_second=len(ro.packed.target) / (time.time() - start),
+        metrics = {"reward": mean(score), **({} if truth is None else {"truth": mean(truth)}), "kl": k1}
+        length, eos_rate = mean(ro.packed.lengths), mean(ro.finished)
+        log.log(step=step + 1, **metrics, kl_k3=k3, beta=beta.value, **seen,
+                explained_variance=explained_variance(ro.values, returns, ro.mask), eos_rate=eos_rate,
+                length=length, lr=optimiser.param_groups[0]["lr"],
+                tokens_per_second=length * cfg.batch / (time.time() - start),
                 peak_mb=round(peak_memory(device)))
-        metrics = {"kl": k1, "reward": score.mean().item(), **known}
         require(not 0 < cfg.kl_stop < k1, f"step {step + 1}: the policy has run away, {k1:.0f} nats a "
                 f"response from its reference (--kl-stop {cfg.kl_stop:g}); raise --kl-coef or lower --lr. No "
                 "checkpoint was written")
-        endless = endless + 1 if ro.finished.float().mean() < 0.02 else 0
+        endless = endless + 1 if eos_rate < 0.02 else 0
         require(endless < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
                 f"{task.max_new_tokens} tokens: the reward model likes length, or --model never learned to "
                 "stop. No checkpoint was written")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as M
+from parallel import add_gradients, gather, mine, parts, rank, size, total
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, out_file, peak_memory, require, run, save_checkpoint,
                      setup)
@@ -40,6 +41,8 @@ class Config(Common):
                                 # other and the reference
     epochs: int = 1             # passes over the prompts
     batch: int = 8              # prompts a step, each with all its pairs
+    micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
     freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, cosine to zero; the paper uses 1e-5
@@ -49,10 +52,10 @@ class Config(Common):
     quiet: bool = False         # no progress bar and no log lines
 
 
-def bradley_terry_loss(chosen, rejected):
-    """-log sigma(r_chosen - r_rejected), averaged over pairs.  chosen, rejected: (B,) rewards.  (paper,
-    section 4; Stiennon et al. 2020)"""
-    return -F.logsigmoid(chosen - rejected).mean()
+def bradley_terry_loss(chosen, rejected, pairs=None):
+    """-log sigma(r_chosen - r_rejected), averaged over pairs.  chosen, rejected: (B,) rewards; pairs: of the
+    whole batch, if these are a part of it.  (paper, section 4; Stiennon et al. 2020)"""
+    return -F.logsigmoid(chosen - rejected).sum() / (pairs or len(chosen))
 
 
 @dataclass
@@ -70,7 +73,8 @@ def sample_groups(model, enc, task, rows, samples, generator):
     labelled at random by P(a preferred to b) = sigma(truth(a) - truth(b)), so that labels are noisy as
     people's are (they agree with the truth on 3 of 4)."""
     prompts = [enc.encode_ordinary(r["prompt"]) for r in rows]
-    sampled = M.generate(model, prompts, task.max_new_tokens, n=samples, eos=enc.eot_token, generator=generator)
+    sampled = gather(M.generate(model, prompts, task.max_new_tokens, n=samples, eos=enc.eot_token,
+                                generator=generator, share=(rank(), size())))
     groups = []
     for row, prompt, responses in zip(rows, prompts, sampled):
         responses = responses + [encode_response(enc, row["reference"], task.max_new_tokens)]
@@ -128,10 +132,15 @@ def comparisons(cfg, sft, enc, task, generator):
     return train[:cfg.prompts], held_out[:cfg.held_out]
 
 
-@torch.no_grad()
-def score(model, prompts, responses, batch=32, together=8):
+def score(model, prompts, responses, **sizes):
     """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
-    lists of floats of that shape.
+    lists of floats of that shape.  The prompts are shared among the ranks; sizes as in `score_here`."""
+    return gather(score_here(model, mine(prompts), mine(responses), **sizes))
+
+
+@torch.no_grad()
+def score_here(model, prompts, responses, batch=32, together=8):
+    """`score` in one process.
 
     together: responses packed behind one copy of their prompt; beyond about 8, attention over the longer row
     costs more than the prompt saves. batch: responses in one forward pass, about."""
@@ -202,8 +211,9 @@ def normalise(model, scores):
 
 def main(cfg):
     device, generator = setup(cfg)
-    require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0,
-            "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0")
+    require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0
+            and cfg.micro >= 0, "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0, "
+            "--micro at least 0")
     sft, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
     train, held_out = comparisons(cfg, sft, enc, task, generator)
@@ -211,6 +221,7 @@ def main(cfg):
     if cfg.freeze >= 0:
         sft.freeze(round(cfg.freeze * sft.config.n_layer))
     model = sft.with_scalar_head()
+    model.recompute = cfg.recompute
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
@@ -220,23 +231,27 @@ def main(cfg):
     start, _ = resume.load()
     steps, log, steady = len(todo), Metrics(out, cfg.quiet, start), Steady()
     for step in tqdm(range(start, steps), "reward", initial=start, total=steps, disable=cfg.quiet or None):
-        mb = [train[i] for i in todo[step]]
-        packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
-        r = M.rewards(model, model(packed), packed)                                 # (R,), all of the batch
-        first = np.cumsum([0] + [len(g.responses) for g in mb])
-        winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs],
-                                     device=device).T
-        loss = bradley_terry_loss(r[winner], r[loser])
+        mb_pairs, seen = sum(len(train[i].pairs) for i in todo[step]), torch.zeros(3)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
         optimiser.zero_grad()
-        loss.backward()
+        for part in parts(todo[step], cfg.micro):
+            mb = [train[i] for i in part]
+            packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
+            r = M.rewards(model, model(packed), packed)                             # (R,), all of the part
+            first = np.cumsum([0] + [len(g.responses) for g in mb])
+            winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs],
+                                         device=device).T
+            loss = bradley_terry_loss(r[winner], r[loser], mb_pairs)
+            loss.backward()
+            margin = (r[winner] - r[loser]).detach()
+            seen += torch.stack((loss.detach(), (margin > 0).sum() / mb_pairs, margin.sum() / mb_pairs)).cpu()
+        add_gradients(weights)
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
         if steady(norm.item(), step + 1, todo[step]):
             optimiser.step()
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
-            log.log(step=step + 1, loss=loss.item(), accuracy=(r[winner] > r[loser]).float().mean().item(),
-                    margin=(r[winner] - r[loser]).mean().item(), lr=optimiser.param_groups[0]["lr"],
+            log.log(step=step + 1, **dict(zip(("loss", "accuracy", "margin"), total(seen).tolist())), lr=optimiser.param_groups[0]["lr"],
                     grad_norm=norm.item(), peak_mb=round(peak_memory(device)))
         resume.step_done(step + 1)
 

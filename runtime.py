@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import parallel
 from model import GPT, GPTConfig
 
 
@@ -111,6 +112,8 @@ def run(main, config, doc, presets=None):
         sys.exit(_say(str(stop), 128 + stop.args[0]))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted", 130))
+    finally:
+        parallel.stop()
 
 
 def _say(line, status):
@@ -142,6 +145,9 @@ def setup(cfg):
                               else cfg.device)
     except RuntimeError:
         raise Fault(f"--device {cfg.device}: no such device; use auto, cpu, cuda or cuda:N") from None
+    device = parallel.start(device)
+    if parallel.rank():
+        sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
     require(cfg.dtype in DTYPES, f"--dtype {cfg.dtype}: choose from {', '.join(DTYPES)}")
     require(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
             "--dtype bf16: this GPU has none; use fp32")
@@ -168,7 +174,10 @@ def out_file(out, default):
 
 
 def write_whole(path, payload):
-    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it."""
+    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it.  Of
+    several ranks the first writes."""
+    if parallel.rank():
+        return
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):    # by a run killed while writing
@@ -267,7 +276,10 @@ class Resume:
 
     def step_done(self, step, **carried):
         """To be called between steps.  Saves when it is time; raises Interrupted if a signal asked for it."""
-        if not self.signal and time.time() - self.saved < self.every:
+        # all ranks must agree: rank 0's clock counts, and anyone's signal
+        due = parallel.rank() == 0 and time.time() - self.saved >= self.every
+        due, self.signal = parallel.total(torch.tensor([int(due), self.signal]), "max").tolist()
+        if not self.signal and not due:
             return
         buffer = io.BytesIO()
         torch.save({"name": self.name, "step": step, "carried": carried,
@@ -406,7 +418,7 @@ class Metrics:
         self.path = path.with_name(path.stem.replace("ckpt_", "metrics_", 1) + ".jsonl")
         kept = self._lines(after) if after and self.path.is_file() else []
         write_whole(self.path, b"".join(line for line, _ in kept))
-        self.file, self.quiet = open(self.path, "a"), quiet
+        self.file, self.quiet = open(os.devnull if parallel.rank() else self.path, "a"), quiet
         self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
 
     def _lines(self, after):

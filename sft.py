@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import model as M
+from parallel import add_gradients, mine, parts, total
 from pretrained import load_model
 from runtime import (DTYPES, Common, Metrics, Resume, Steady, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
@@ -37,6 +38,8 @@ class Config(Common):
     rows: int = 0               # train rows used; 0: all
     epochs: int = 1             # passes over them
     batch: int = 8              # prompts a step, each with all its references
+    micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
     references: int = 4         # references a prompt has in the embedded task
     lr: float = 2.5e-3          # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
     warmup: int = 100           # steps of linear warm-up
@@ -54,12 +57,10 @@ class Config(Common):
     quiet: bool = False         # no progress bar and no log lines
 
 
-def sft_loss(logp):
+def sft_loss(logp, tokens=None):
     """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x,
-    y_<t).  logp: (M,).
-
-    (paper, section 4)"""
-    return -logp.mean()
+    y_<t).  logp: (M,); tokens: of the whole batch, if logp is of a part of it.  (paper, section 4)"""
+    return -logp.sum() / (tokens or len(logp))
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -84,19 +85,19 @@ def from_scratch(cfg, train):
 
 @torch.no_grad()
 def validation_loss(model, prompts, responses, batch, device):
-    total, count = 0., 0
-    for i in range(0, len(prompts), batch):
+    loss = torch.zeros(2, dtype=torch.float64)       # sum, tokens
+    for i in mine(range(0, len(prompts), batch)):
         packed = M.pack(prompts[i:i + batch], responses[i:i + batch], device)
         logp = M.log_probs(model, model(packed), packed)
-        total, count = total - logp.sum().item(), count + len(logp)
-    return total / count
+        loss += torch.tensor([-logp.sum().item(), len(logp)])
+    return (loss := total(loss))[0].item() / loss[1].item()
 
 
 def main(cfg):
     device, generator = setup(cfg)
     require(0 <= cfg.freeze <= 1 and cfg.batch >= 1 and cfg.epochs >= 1 and cfg.references >= 1
-            and cfg.lr > 0,
-            f"--freeze {cfg.freeze} must lie in [0, 1], --batch {cfg.batch}, --epochs {cfg.epochs} and "
+            and cfg.lr > 0 and cfg.micro >= 0,
+            f"--freeze {cfg.freeze} must lie in [0, 1], --micro {cfg.micro} be at least 0, --batch {cfg.batch}, --epochs {cfg.epochs} and "
             f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
     require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
     model, saved = None, None
@@ -111,6 +112,7 @@ def main(cfg):
             "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
     model, spec = (model, saved["tokenizer"]) if model else from_scratch(cfg, train)
     model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
+    model.recompute = cfg.recompute
     enc, room = tokenizer(spec), task.room(model.config.context)
 
     def encode(rows, what):
@@ -132,18 +134,22 @@ def main(cfg):
     log, steady = Metrics(out, cfg.quiet, start), Steady()
     for step in tqdm(range(start, steps), "sft", initial=start, total=steps, disable=cfg.quiet or None):
         mb = todo[step]
-        packed = M.pack([prompts[i] for i in mb], [responses[i] for i in mb], device)
-        loss = sft_loss(M.log_probs(model, model(packed), packed))
+        mb_tokens, mb_loss = sum(len(r) for i in mb for r in responses[i]), torch.zeros(1)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
         optimiser.zero_grad()
-        loss.backward()
+        for part in parts(mb, cfg.micro):
+            packed = M.pack([prompts[i] for i in part], [responses[i] for i in part], device)
+            loss = sft_loss(M.log_probs(model, model(packed), packed), mb_tokens)
+            loss.backward()
+            mb_loss += loss.item()
+        add_gradients(weights)
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
         if steady(norm.item(), step + 1, [train[i]["id"] for i in mb]):
             optimiser.step()
-        tokens += len(packed.target)
+        tokens += mb_tokens
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
-            log.log(step=step + 1, loss=loss.item(), lr=optimiser.param_groups[0]["lr"],
+            log.log(step=step + 1, loss=total(mb_loss).item(), lr=optimiser.param_groups[0]["lr"],
                     grad_norm=norm.item(), response_tokens=tokens,
                     validation_loss=validation_loss(model, v_prompts, v_responses, 50, device),
                     peak_mb=round(peak_memory(device)))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import answers
-import diversity
 import instructions as I
 import proxies
 import reproduce

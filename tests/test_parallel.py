@@ -1,0 +1,98 @@
+"""Ranks and micro-batches change nothing but rounding: 2 gloo processes and parts of a batch against one process."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import bon
+import model as M
+import parallel
+import ppo
+import reward
+import sft
+from conftest import ROOT
+
+ODD = {"seconds", "peak_mb", "tokens_per_second"}
+
+
+def lines(path):
+    return [json.loads(x) for x in path.read_text().splitlines()]
+
+
+def same(one, other, most=1e-5):
+    """Metrics of two runs, step by step, to `most` of their size (and five digits is what is written)."""
+    assert len(one) == len(other) > 2
+    for a, b in zip(one, other):
+        for k in a.keys() - ODD:
+            assert a[k] == pytest.approx(b[k], rel=2e-5 + most, abs=most), (k, a["step"])
+
+
+def stages(base):
+    """[(script, config, flags)] of the three training stages, from one small checkpoint."""
+    reward_model = str(base / "ckpt_reward.pt")
+    return [(sft, sft.Config, dict(model=str(base / "ckpt_sft.pt"), rows=96, lr=1e-4, log_every=1)),
+            (reward, reward.Config, dict(model=str(base / "ckpt_sft.pt"), prompts=24, held_out=12, log_every=1)),
+            (ppo, ppo.Config, dict(model=str(base / "ckpt_sft.pt"), reward=reward_model, steps=3, batch=9,
+                                   kl_target=3.))]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small checkpoint of each kind, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("base")
+    sft.main(sft.Config(rows=400, out=str(folder), quiet=True, threads=1))
+    reward.main(reward.Config(model=str(folder / "ckpt_sft.pt"), prompts=40, held_out=12, out=str(folder), quiet=True,
+                              threads=1))
+    for script, config, flags in stages(folder):
+        script.main(config(**flags, out=str(folder / "one"), quiet=True, threads=1))
+    return folder
+
+
+def test_micro_batches_and_recomputed_activations(base, tmp_path):
+    for script, config, flags in stages(base):
+        script.main(config(**flags, micro=2, recompute=True, out=str(tmp_path), quiet=True, threads=1))
+        name = f"metrics_{script.__name__}.jsonl"
+        same(lines(base / "one" / name), lines(tmp_path / name))
+
+
+def test_two_processes(base, tmp_path):
+    """torchrun with 2 ranks; 9 rollouts make their shares unequal."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    bon_flags = dict(model=str(base / "ckpt_sft.pt"), reward=str(base / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
+    for script, config, flags in [*stages(base), (bon, bon.Config, bon_flags)]:
+        given = [x for k, v in flags.items() for x in ("--" + k.replace("_", "-"), str(v))]
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--",
+                               str(ROOT / f"{script.__name__}.py"), *given, "--out", str(tmp_path), "--threads", "1",
+                               "--device", "cpu"], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        name = f"metrics_{script.__name__}.jsonl"
+        if script is not bon:
+            same(lines(base / "one" / name), lines(tmp_path / name))
+    bon.main(bon.Config(**bon_flags, out=str(tmp_path / "one"), quiet=True, threads=1))
+    for name in ("samples_sft_test.jsonl", "samples_bon_test.jsonl"):
+        one, two = lines(tmp_path / "one" / name), lines(tmp_path / name)
+        assert [x["outputs"] for x in one] == [x["outputs"] for x in two]
+        for a, b in zip(one, two):
+            assert a["rewards"] == pytest.approx(b["rewards"], abs=1e-4)
+
+
+def test_a_share_of_the_samples_is_what_one_process_draws():
+    torch.manual_seed(0)
+    model = M.GPT(M.GPTConfig(vocab_size=20, n_layer=1, n_head=2, d_model=8, context=32))
+    prompts = [[1, 2, 3][:1 + i % 3] for i in range(7)]
+    draw = lambda **more: M.generate(model, prompts, 5, n=2, eos=0, generator=torch.Generator().manual_seed(1),  # noqa: E731
+                                     **more)
+    whole = draw()
+    for size in (2, 3, 8):
+        for batch_size in (4, 4096):
+            for r in range(size):
+                assert draw(share=(r, size), batch_size=batch_size) == whole[r::size]
+
+
+def test_parts_cover_the_rows_of_one_process():
+    assert parallel.parts(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert parallel.parts([4, 5], 0) == [[4, 5]] and parallel.parts([], 2) == []
+    assert parallel.gather([1, 2]) == [1, 2] and parallel.mine([1, 2]) == [1, 2]
