@@ -97,16 +97,59 @@ def ead(outputs, n, vocabulary, tokenise=words):
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     unique, total = _unique_and_all(_tokens(outputs, tokenise), n)
-    # exact for V^5 too, where 1 - 1/V rounds to 1
-    expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))
-    return unique / expected if total else math.nan
+    return float(unique / expected_unique(total, vocabulary)) if total else math.nan
+
+
+def expected_unique(total, vocabulary):
+    """V (1 - ((V - 1) / V)^C): how many kinds C = total (a number or an array) uniform draws of V kinds give.
+    Exact for V^5 too, where 1 - 1/V rounds to 1."""
+    return -float(vocabulary) * np.expm1(np.asarray(total) * math.log1p(-1 / vocabulary))
 
 
 def averaged(measure, max_n=5, missing=None):
-    """Mean of measure(n) over n = 1..max_n.  Orders without n-grams are left out, or count as `missing`."""
-    values = [measure(n) for n in range(1, max_n + 1)]
-    values = [missing if math.isnan(v) else v for v in values if missing is not None or not math.isnan(v)]
-    return sum(values) / len(values) if values else math.nan
+    """Mean of measure(n), a number or an array, over n = 1..max_n.  Orders without n-grams (nan) are left out,
+    or count as `missing`."""
+    values = np.array([measure(n) for n in range(1, max_n + 1)], dtype=float)
+    values = values if missing is None else np.where(np.isnan(values), missing, values)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):     # 0 / 0: no order has n-grams
+        mean = np.where(known, values, 0).sum(0) / known.sum(0)
+    return mean if mean.ndim else float(mean)
+
+
+def count_ngrams(groups, max_n=5):
+    """Different and all n-grams of each of G groups of outputs, and last of all groups together: two float
+    arrays (max_n, G + 1), row n - 1 for n.  groups: lists of outputs, each a list of tokens.
+
+    What `distinct_n` and `ead` divide, for a whole file in a handful of sorts: words become numbers, and an
+    n-gram the pair of the (n - 1)-gram that starts where it does and its last word, numbered anew."""
+    outputs = [tokens for group in groups for tokens in group]
+    flat = [w for tokens in outputs for w in tokens]
+    number = {w: i for i, w in enumerate(dict.fromkeys(flat))}
+    words = np.fromiter(map(number.__getitem__, flat), np.int64, len(flat))
+    lengths = np.array([len(tokens) for tokens in outputs], dtype=np.int64)
+    group = np.repeat(np.repeat(np.arange(len(groups)), [len(g) for g in groups]), lengths)     # (words,)
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))     # words from here to the output's end
+    grams, unique, total = words.copy(), [], []     # grams: (words,) number of the n-gram that starts here
+    for n in range(1, max_n + 1):
+        start = np.flatnonzero(left >= n)
+        if n > 1:
+            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1], return_inverse=True)
+        code = np.sort(grams[start] * len(groups) + group[start])
+        code = code[np.diff(code, prepend=-1) > 0]                          # one for each group it is in
+        kinds = np.bincount(code % len(groups), minlength=len(groups))
+        unique.append([*kinds, np.count_nonzero(np.diff(code // len(groups), prepend=-1))])
+        total.append([*np.bincount(group[start], minlength=len(groups)), len(start)])
+    return np.array(unique, dtype=float), np.array(total, dtype=float)
+
+
+def distinct_and_ead(groups, max_n, kinds, missing=None):
+    """{"distinct_n", "ead"} of each of G groups, averaged over n: (G,) arrays equal to the functions above.
+    kinds: function of n, the vocabulary of n-grams."""
+    unique, total = count_ngrams(groups, max_n)
+    total[total == 0] = np.nan
+    return {"distinct_n": averaged(lambda n: (unique / total)[n - 1, :-1], max_n, missing),
+            "ead": averaged(lambda n: unique[n - 1, :-1] / expected_unique(total[n - 1, :-1], kinds(n)), max_n, missing)}
 
 
 def ngram_entropy(outputs, n, tokenise=words):
@@ -303,10 +346,16 @@ def across_input(groups, measure):
     return np.array([measure(column) for column in zip(*groups)])
 
 
+def conventions(convention, vocabulary):
+    """(function of a text giving its tokens, value of a missing order or None, function of n giving V)."""
+    if convention == "paper":
+        return paper_words, 0., lambda n: vocabulary
+    return words, None, lambda n: vocabulary ** n
+
+
 def measures(convention="sound", max_n=5, vocabulary=50257):
     """{name: function of a list of outputs} of the lexical measures."""
-    tokenise, missing = (paper_words, 0.) if convention == "paper" else (words, None)
-    kinds = (lambda n: vocabulary) if convention == "paper" else (lambda n: vocabulary ** n)
+    tokenise, missing, kinds = conventions(convention, vocabulary)
     return {
         "distinct_n": lambda x: averaged(lambda n: distinct_n(x, n, tokenise), max_n, missing),
         "ead": lambda x: averaged(lambda n: ead(x, n, kinds(n), tokenise), max_n, missing),
@@ -323,13 +372,14 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
     (n,)}, "across": {measure: (K,)}}; a measure that needs two outputs is left out where there are not so
     many."""
     lexical = measures(convention, max_n, vocabulary)
-    tokenise = paper_words if convention == "paper" else words
+    tokenise, missing, kinds = conventions(convention, vocabulary)
     groups = [[tokenise(t) for t in row["outputs"]] for row in rows]     # once for all measures
     out = {}
     for name, arrange, size in (("per_input", per_input, len(groups[0])),
                                 ("across", across_input, len(groups))):
-        chosen = lexical if size > 1 else {k: v for k, v in lexical.items() if k != "self_bleu"}
-        out[name] = {k: arrange(groups, m) for k, m in chosen.items()}
+        once = distinct_and_ead(groups if name == "per_input" else list(zip(*groups)), max_n, kinds, missing)
+        out[name] = {k: once[k] if k in once else arrange(groups, m) for k, m in lexical.items()
+                     if size > 1 or k != "self_bleu"}
         if size > 1 and embeddings is not None:
             out[name] |= {"embedding": arrange(embeddings, lambda x: embedding_diversity(np.stack(x))),
                           "vendi": arrange(embeddings, lambda x: vendi_score(np.stack(x)))}

@@ -27,6 +27,22 @@ def test_distinct_and_ead_by_hand():
     assert D.ngram_entropy(["a b", "a c"], 1) == pytest.approx(1.5)     # 1/2, 1/4, 1/4
 
 
+@pytest.mark.parametrize("convention", ["sound", "paper"])
+def test_a_file_counted_at_once_equals_its_sets_one_by_one(convention):
+    """Repeats, outputs without a word, outputs shorter than n, a group without any."""
+    rng, one_by_one = np.random.default_rng(0), D.measures(convention, vocabulary=7)
+    tokenise, missing, kinds = D.conventions(convention, 7)
+    groups = [[" ".join(rng.choice(list("abc. "), rng.integers(0, 12))) for _ in range(4)] for _ in range(30)]
+    groups[3] = ["", " ", "", ""]
+    tokens = [[tokenise(t) for t in g] for g in groups]
+    found = D.distinct_and_ead(tokens, 5, kinds, missing)
+    for name in ("distinct_n", "ead"):
+        assert found[name] == pytest.approx([one_by_one[name](g) for g in groups], nan_ok=True, abs=1e-12)
+    unique, total = D.count_ngrams(tokens, 3)
+    pooled = [t for g in tokens for t in g]
+    assert unique[1, -1] / total[1, -1] == D.distinct_n(pooled, 2) and total[:, 3].tolist() == [0, 0, 0]
+
+
 def test_ead_tends_to_distinct_n_for_large_vocabularies():
     """U / C in the limit; the naive 1 - ((V - 1) / V)^C would be 0 / 0 here."""
     outputs = ["one two three two", "two three four"]
