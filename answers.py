@@ -1,8 +1,9 @@
-"""Answers to the paper's reviewers: tables, sentences and pictures from what `python reproduce.py --full` measured.
+"""Answers to the paper's reviewers: tables, sentences and pictures from what `python reproduce.py --full`
+measured.
 
-Five sections, each a function of the results that returns its two sentences of finding, its tables, its numbers
-and how to draw its picture.  A sentence is put together from the numbers: with other numbers it says something
-else.  Writes reviewers.md, reviewers.json and figures/<section>.png.
+Five sections, each a function of the results that returns its two sentences of finding, its tables, its
+numbers and how to draw its picture.  A sentence is put together from the numbers: with other numbers it says
+something else.  Writes reviewers.md, reviewers.json and figures/<section>.png.
 
 Intervals are 95 %.  Those over seeds and prompts resample both; where a section resamples more, it says so.
 """
@@ -14,7 +15,8 @@ import numpy as np
 import instructions
 import proxies
 from bon import best_of_n_kl
-from reproduce import COLOURS, NAMES, SPLITS, SWEEP, WORLDS, Results, arms, cell, redrawn, show, summary, table
+from reproduce import (COLOURS, NAMES, SPLITS, SWEEP, WORLDS, Results, arms, cell, redrawn, show, summary,
+                       table)
 from reviewers import BEST_OF, BETAS, GRADED, KEPT
 from runtime import write_whole
 from splits import SHIFTS
@@ -44,7 +46,8 @@ def read(folder, r, world, name):
     return [json.loads((folder / f"seed{s}" / world / f"{name}.json").read_text()) for s in r.seeds]
 
 
-# ------------------------------------------------------------------------------------------ 1. shift as a number
+# ------------------------------------------------------------------------------------------ 1. shift as a
+# number
 
 def slope(x, advantages, rng=None):
     """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
@@ -90,16 +93,20 @@ def section_shift(folder, r):
     said = [sign(line["ppo"], "grows", "shrinks", "not shown") for line in slopes]
     first = slopes[0]
     orders = {SHORT(line["farthest"]) for line in slopes}
-    change = {"grows": "hold: RLHF's advantage grows with the shift", "shrinks": "turn round: RLHF's advantage "
-              "shrinks as the shift grows", "not shown": "stay undecided"}[max(set(said), key=said.count)]
+    change = {"grows": "hold: RLHF's advantage grows with the shift",
+              "shrinks": "turn round: RLHF's advantage shrinks as the shift grows",
+              "not shown": "stay undecided"}[max(sorted(set(said)), key=said.count)]
     findings = [
         f"From the least to the most shifted of {len(sets)} test sets, PPO's advantage over SFT changes by "
         f"{signed(first['ppo'])} and best-of-16's by {signed(first['bon'])} ({first['world']}, shift as "
         f"{SHIFTS[first['measure']]}); of {len(said)} slopes of PPO's (five measures, two worlds) "
-        f"{said.count('grows')} grow, {said.count('shrinks')} shrink, {said.count('not shown')} are not shown.",
-        f"The paper's 'particularly as the shift grows' would here most often {change}; which set is the farthest "
+        f"{said.count('grows')} grow, {said.count('shrinks')} shrink, {said.count('not shown')} are not "
+        "shown.",
+        f"The paper's 'particularly as the shift grows' would here most often {change}; which set is the "
+        "farthest "
         f"depends on the measure ({', '.join(sorted(orders))})."]
-    distances = [[SHORT(s), *(f"{d[s][m]:.3f} [{d[s][m + '_low']:.3f}, {d[s][m + '_high']:.3f}]" for m in SHIFTS),
+    distances = [[SHORT(s),
+                  *(f"{d[s][m]:.3f} [{d[s][m + '_low']:.3f}, {d[s][m + '_high']:.3f}]" for m in SHIFTS),
                   *(show(points["world"][p][i]) for p in ("ppo", "bon"))]
                  for d in [far["world"]] for i, s in enumerate(sets)]
     floor = [f"{far['world']['test'][m + '_floor']:.3f}" for m in SHIFTS]
@@ -107,10 +114,10 @@ def section_shift(folder, r):
     def draw(figure):
         axes = figure.subplots(2, 3)
         for line, world in zip(axes, WORLDS):
-            for ax, m in zip(line, ("js", "cosine", "mmd2")):
-                x = [far[world][s][m] for s in sets]
-                spread = np.abs([[far[world][s][f"{m}_{end}"] - far[world][s][m] for s in sets]
-                                 for end in ("low", "high")])
+            for ax, m in zip(line, ("js", "cosine", "wasserstein")):
+                x = np.array([far[world][s][m] for s in sets])
+                ends = np.array([[far[world][s][f"{m}_{end}"] for s in sets] for end in ("low", "high")])
+                spread = np.abs(np.maximum(ends, x / 5) - x)        # a logarithmic axis has no zero
                 for p in ("bon", "ppo"):
                     e = points[world][p]
                     ax.errorbar(x, [v["mean"] for v in e], xerr=spread, yerr=arms(e), fmt="o", ms=5, lw=.8,
@@ -120,7 +127,8 @@ def section_shift(folder, r):
                                 textcoords="offset points", xytext=(4, 4))
                 ax.axhline(0, color="black", lw=.5)
                 ax.axvline(far[world]["test"][f"{m}_floor_high"], color="#888888", ls=":", lw=1)
-                ax.set(xlabel=f"shift of the prompts from train: {SHIFTS[m]}", title=WORLDS[world])
+                ax.set(xlabel=f"shift of the prompts from train: {SHIFTS[m]}", title=WORLDS[world],
+                       xscale="log")
             line[0].set_ylabel("win rate less SFT's")
             line[0].legend(fontsize=7, frameon=False)
         figure.suptitle("Does RLHF's advantage grow with the shift?  (dotted: what chance alone gives)")
@@ -129,7 +137,8 @@ def section_shift(folder, r):
                 ("Change of the advantage over SFT from the least to the most shifted set, by least squares; "
                  "intervals resample test sets, seeds and prompts.", table(
                      ["world", "measure", "from, to (farthest)", "PPO - SFT", "BoN-16 - SFT"], rows)),
-                ("Each test set's shift from train (500 prompts a side) with its interval over texts, and the "
+                ("Each test set's shift from train (500 prompts a side) with its interval over texts, and "
+                 "the "
                  "advantages (systematic noise). Last line: the floor, between halves of train.", table(
                      ["test set", *SHIFTS.values(), "PPO - SFT", "BoN-16 - SFT"],
                      [*distances, ["floor", *floor, "", ""]]))],
@@ -148,7 +157,7 @@ def section_proxies(folder, r):
     tests = proxies.all_tests(conditions, form)
     measures = {t["measure"]: t for t in tests if t["measure"] not in (proxies.TRUTH, "length")}
     rank = lambda test: sorted(measures, key=lambda m: -measures[m][test][0])  # noqa: E731
-    text = lambda m, test: proxies.NAMES[m] + " {:.2f} [{:.2f}, {:.2f}]".format(*measures[m][test])  # noqa: E731
+    text = lambda m, t: "{} {:.2f} [{:.2f}, {:.2f}]".format(proxies.NAMES[m], *measures[m][t])  # noqa: E731
     best, worst = rank("between")[0], rank("between")[-1]
     fooled = [m for m in measures if measures[m]["form"][2] < 0.5]
     sound = [m for m in measures if measures[m]["form"][1] > 0.5]
@@ -156,15 +165,19 @@ def section_proxies(folder, r):
     policy, temperature, by_measure, by_truth, n = measures[steepest]["breaks"]
     findings = [
         f"Over {n} conditions (policy and temperature, {len(r.seeds)} seeds) {text(best, 'between')} orders "
-        f"policies most as the truth does and {text(worst, 'between')} least; with length held fixed they are at "
-        f"{measures[best]['between_length'][0]:.2f} and {measures[worst]['between_length'][0]:.2f}, and inside one "
-        f"condition no measure tells more than {measures[rank('within')[0]]['within'][0]:.2f} of which prompts get "
+        f"policies most as the truth does and {text(worst, 'between')} least; with length held fixed they "
+        "are at "
+        f"{measures[best]['between_length'][0]:.2f} and {measures[worst]['between_length'][0]:.2f}, and "
+        "inside one "
+        f"condition no measure tells more than {measures[rank('within')[0]]['within'][0]:.2f} of which "
+        "prompts get "
         "varied answers.",
         "Given one story in 16 phrasings and 16 stories in one phrasing, "
         + (f"{', '.join(proxies.NAMES[m] for m in fooled)} call the phrasings the more varied" if fooled
            else "no measure calls the phrasings the more varied")
         + (f", and {', '.join(proxies.NAMES[m] for m in sound)} the stories" if sound else "")
-        + f"; the largest error among policies is {proxies.NAMES[steepest]}'s, which ranks {policy} at temperature "
+        + f"; the largest error among policies is {proxies.NAMES[steepest]}'s, which ranks {policy} at "
+          "temperature "
         f"{temperature:g} number {by_measure} of {n}, the truth {by_truth}."]
     rows = []
     for t in tests:
@@ -177,7 +190,8 @@ def section_proxies(folder, r):
     def draw(figure):
         axes = figure.subplots(2, 4).ravel()
         policies = sorted({c["policy"] for c in conditions})
-        colours = dict(zip(policies, ("#ccbb44", "#cc3311", "#ee6677", "#aa3377", "#882255", "#ee8866", "#228833",
+        colours = dict(zip(policies,
+                           ("#ccbb44", "#cc3311", "#ee6677", "#aa3377", "#882255", "#ee8866", "#228833",
                                       "#4477aa")))
         for ax, m in zip(axes, measures | {"length": None}):
             for policy in policies:
@@ -189,12 +203,17 @@ def section_proxies(folder, r):
                                              "diversity)"), xlabel="true diversity of what outputs say")
         axes[-1].axis("off")
         axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="center")
-        figure.suptitle("Each measure against the truth, per input; a point is a policy at one temperature and seed")
-    return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw, "size": (14, 7),
-            "tables": [("Rank correlations with the truth (per input over conditions, over a condition's inputs; across "
-                        "inputs over conditions; each with length held fixed), with temperature and with the number "
+        figure.suptitle("Each measure against the truth, per input; a point is a policy at one temperature "
+                        "and seed")
+    return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw,
+            "size": (14, 7),
+            "tables": [("Rank correlations with the truth (per input over conditions, over a condition's "
+                        "inputs; across "
+                        "inputs over conditions; each with length held fixed), with temperature and with "
+                        "the number "
                         "of prompts mixed; then how often the set with more content measures as more varied. "
-                        "Systematic noise; proxies.py explains the tests.  The form column gives the range over seeds.",
+                        "Systematic noise; proxies.py explains the tests.  The form column gives the range "
+                        "over seeds.",
                         table(["measure", *proxies.TESTS.values(), "breaks most on"], rows))],
             "numbers": {"tests": tests}}
 
@@ -219,8 +238,8 @@ class Frontier:
 
     def above(self, key, curve, draws=DRAWS):
         """Win rate of `key` less that of `curve`, a list of keys, at the same true diversity, interpolated:
-        {mean, low, high, inside}.  Seeds and prompts are resampled together on both sides; inside: whether the
-        curve reaches that diversity, else its nearest end is taken."""
+        {mean, low, high, inside}.  Seeds and prompts are resampled together on both sides; inside: whether
+        the curve reaches that diversity, else its nearest end is taken."""
         def difference(diversity, won):     # of `key` first, then of the curve's points
             order = np.argsort(diversity[1:])
             return won[0] - np.interp(diversity[0], diversity[1:][order], won[1:][order])
@@ -254,31 +273,43 @@ def section_frontier(folder, r):
     top = of[f"best of {BEST_OF[-1]}"]
     drop = summary(f.get(priced[0.0], "truth") - f.get(priced[0.1], "truth"))
     gain = summary(f.get(priced[0.0], "reward") - f.get(priced[0.1], "reward"))
-    beyond = lambda e: "" if e["inside"] else " (of the curve's nearest end, for it does not reach that diversity)"  # noqa: E731
+    outside = " (of the curve's nearest end, for it does not reach that diversity)"
+    beyond = lambda e: "" if e["inside"] else outside  # noqa: E731
     frontier_words = sign(ppo["above_sft"], "lies above SFT's frontier: RL is more than sharpening",
                           "lies below SFT's frontier", "cannot be told from SFT's frontier")
     findings = [
-        f"PPO (β = 0.1, temperature 1) {frontier_words}: at equal true diversity it wins {signed(ppo['above_sft'])} "
-        f"more than SFT at a lower temperature{beyond(ppo['above_sft'])} and {signed(ppo['above_bon'])} more than "
-        f"best-of-N{beyond(ppo['above_bon'])}; best-of-{BEST_OF[-1]} wins {signed(top['above_sft'])} more than SFT.",
-        f"Best-of-{BEST_OF[-1]} reaches a true score of {top['truth']['mean']:.2f} for at most {top['kl']:.1f} nats, PPO "
-        f"its highest of {peak['truth']['mean']:.2f} at {peak['policy'].split(', ')[1]} for {peak['kl']:.1f}; without a "
-        f"price on KL ({free['kl']:.1f} nats) the reward model's score changes by {signed(gain)} against β = 0.1 and the "
+        f"PPO (β = 0.1, temperature 1) {frontier_words}: at equal true diversity it wins "
+        f"{signed(ppo['above_sft'])} "
+        f"more than SFT at a lower temperature{beyond(ppo['above_sft'])} and {signed(ppo['above_bon'])} "
+        "more than "
+        f"best-of-N{beyond(ppo['above_bon'])}; best-of-{BEST_OF[-1]} wins {signed(top['above_sft'])} more "
+        "than SFT.",
+        f"Best-of-{BEST_OF[-1]} reaches a true score of {top['truth']['mean']:.2f} for at most "
+        f"{top['kl']:.1f} nats, PPO "
+        f"its highest of {peak['truth']['mean']:.2f} at {peak['policy'].split(', ')[1]} for "
+        f"{peak['kl']:.1f}; without a "
+        f"price on KL ({free['kl']:.1f} nats) the reward model's score changes by {signed(gain)} against β "
+        "= 0.1 and the "
         f"truth by {signed(drop)}" + (": over-optimisation." if gain["low"] > 0 > drop["high"]
                                       else ": over-optimisation is not shown.")]
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in ("reward", "truth", "wins", "semantic")),
-             *(signed(x[k]) + ("" if x[k]["inside"] else " *") if x[k] else "" for k in ("above_sft", "above_bon"))]
+             *(signed(x[k]) + ("" if x[k]["inside"] else " *") if x[k] else ""
+               for k in ("above_sft", "above_bon"))]
             for x in lines]
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
         for keys, label, colour, style in ((sft, "SFT over temperatures", COLOURS["sft"], "o-"),
-                                           (best, f"best-of-N of SFT, N = 1 ... {BEST_OF[-1]}", COLOURS["bon"], "s-"),
-                                           (list(priced.values()), "PPO over β, temperature 1", COLOURS["ppo"], "D-"),
-                                           ([(name(b), 0.7) for b in PRICES], "PPO over β, temperature 0.7", "#ee8866",
+                                           (best, f"best-of-N of SFT, N = 1 ... {BEST_OF[-1]}",
+                                            COLOURS["bon"], "s-"),
+                                           (list(priced.values()), "PPO over β, temperature 1",
+                                            COLOURS["ppo"], "D-"),
+                                           ([(name(b), 0.7) for b in PRICES], "PPO over β, temperature 0.7",
+                                            "#ee8866",
                                             "D--")):
             x, y = ([summary(f.get(k, m)) for k in keys] for m in ("semantic", "wins"))
-            left.errorbar([v["mean"] for v in x], [v["mean"] for v in y], xerr=arms(x), yerr=arms(y), fmt=style, ms=4,
+            left.errorbar([v["mean"] for v in x], [v["mean"] for v in y], xerr=arms(x), yerr=arms(y),
+                          fmt=style, ms=4,
                           lw=1, color=colour, label=label)
         for b, key in priced.items():
             left.annotate(f"β={b:g}", (f.get(key, "semantic").mean(), f.get(key, "wins").mean()), fontsize=7,
@@ -286,11 +317,13 @@ def section_frontier(folder, r):
         left.set(xlabel="true diversity per input", ylabel="win rate against the reference, in distribution",
                  title="Quality against diversity")
         left.legend(fontsize=8, frameon=False)
-        for keys, label, marker in ((best, "best-of-N", "s"), (sorted(priced.values(), key=f.kl), "PPO over β", "D")):
+        for keys, label, marker in ((best, "best-of-N", "s"),
+                                    (sorted(priced.values(), key=f.kl), "PPO over β", "D")):
             x = [np.sqrt(f.kl(k)) for k in keys]
             for m, colour in (("reward", "#cc3311"), ("truth", "#228833")):
                 e = [summary(f.get(k, m)) for k in keys]
-                right.errorbar(x, [v["mean"] for v in e], yerr=arms(e), fmt=f"{marker}{'-' if marker == 'D' else ':'}",
+                right.errorbar(x, [v["mean"] for v in e], yerr=arms(e),
+                               fmt=f"{marker}{'-' if marker == 'D' else ':'}",
                                ms=4, lw=1, color=colour,
                                label=f"{label}: {'reward model' if m == 'reward' else 'true score'}")
         right.set(xlabel="square root of KL from SFT, nats (best-of-N: its bound)", ylabel="score",
@@ -299,16 +332,21 @@ def section_frontier(folder, r):
         figure.suptitle("Is it RL, or just sharpening?")
     return {"title": "3. Is it RL or just sharpening, and what KL buys", "findings": findings, "draw": draw,
             "size": (13, 6), "tables": [(
-                f"Test prompts in distribution, systematic noise.  Best-of-N: {KEPT} independent outputs a prompt.  "
-                "The last columns are win rates less SFT's and best-of-N's at equal true diversity, interpolated, "
-                "intervals over seeds and prompts; * marks where that curve does not reach the diversity, and its "
+                f"Test prompts in distribution, systematic noise.  Best-of-N: {KEPT} independent outputs a "
+                "prompt.  "
+                "The last columns are win rates less SFT's and best-of-N's at equal true diversity, "
+                "interpolated, "
+                "intervals over seeds and prompts; * marks where that curve does not reach the diversity, "
+                "and its "
                 "nearest end was taken.  KL is measured on the samples, of best-of-N bounded.", table(
-                    ["policy", "KL, nats", "reward", "true score", "win rate", "true diversity", "- SFT", "- best-of-N"],
+                    ["policy", "KL, nats", "reward", "true score", "win rate", "true diversity", "- SFT",
+                     "- best-of-N"],
                     rows))],
             "numbers": {"frontier": lines}}
 
 
-# ------------------------------------------------------------------------------------------------- 4. error bars
+# ------------------------------------------------------------------------------------------------- 4. error
+# bars
 
 def section_seeds(folder, r, stated):
     both = [c for c in stated if "all_low" in c["estimate"]]
@@ -317,16 +355,20 @@ def section_seeds(folder, r, stated):
     changed = [c for c in both if words(c["estimate"]) != words(wide(c["estimate"]))]
     ratio = np.median([(c["estimate"]["all_high"] - c["estimate"]["all_low"])
                        / (c["estimate"]["high"] - c["estimate"]["low"]) for c in both])
-    count = {v: sum(c["verdict"] == v for c in stated) for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite")}
+    count = {v: sum(c["verdict"] == v for c in stated)
+             for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite")}
     widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
     findings = [
         f"With {len(r.seeds)} seeds, {count['HOLDS']} of {len(stated)} claims hold with every seed agreeing, "
-        f"{count['NOT SHOWN']} are not shown and of {count['DOES NOT HOLD: the opposite']} the opposite holds; "
+        f"{count['NOT SHOWN']} are not shown and of {count['DOES NOT HOLD: the opposite']} the opposite "
+        "holds; "
         + (f"{len(changed)} change sides of zero when seeds are resampled with prompts "
            f"({'; '.join(c['claim'] + ', ' + c['world'] for c in changed)})." if changed
            else "none changes sides of zero when seeds are resampled with prompts."),
-        f"Resampling seeds as well widens the interval by a factor of {ratio:.2f} in the median claim; seeds differ most "
-        f"in `{widest['claim']}` ({widest['world']}), with a standard deviation of {widest['estimate']['seed_sd']:.2f}."]
+        f"Resampling seeds as well widens the interval by a factor of {ratio:.2f} in the median claim; "
+        "seeds differ most "
+        f"in `{widest['claim']}` ({widest['world']}), with a standard deviation of "
+        f"{widest['estimate']['seed_sd']:.2f}."]
     rows = [[c["claim"], c["world"], show(c["estimate"]),
              f"[{c['estimate']['all_low']:.2f}, {c['estimate']['all_high']:.2f}]" if c in both else "",
              f"{c['estimate']['seed_sd']:.2f}" if c["estimate"]["seed_sd"] is not None else "",
@@ -340,21 +382,27 @@ def section_seeds(folder, r, stated):
             ax.plot((e["low"], e["high"]), (i, i), lw=4, alpha=.4, color=colour)
             ax.plot(e["per_seed"], [i] * len(e["per_seed"]), "|", ms=8, color=colour)
             ax.plot(e["mean"], i, "o", ms=4, color=colour)
-        ax.set_yticks(y, [c["claim"].replace("PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)",
+        ax.set_yticks(y,
+                      [c["claim"].replace("PPO's advantage over SFT grows with the shift (its gap ID - OOD "
+                                          "is smaller)",
                                              "PPO's advantage OOD less ID") for c in both], fontsize=7)
         ax.axvline(0, color="black", lw=.8)
-        ax.set(xlabel="difference in win rate or diversity", title="Every claim: thick, interval over prompts; thin, over seeds "
+        ax.set(xlabel="difference in win rate or diversity",
+               title="Every claim: thick, interval over prompts; thin, over seeds "
                "and prompts; ticks, seeds\n(red: systematic noise, blue: independent)")
-    return {"title": f"4. Error bars: the headline over {len(r.seeds)} seeds", "findings": findings, "draw": draw,
+    return {"title": f"4. Error bars: the headline over {len(r.seeds)} seeds", "findings": findings,
+            "draw": draw,
             "size": (10, 8), "tables": [(
-                "Seeds vary initialisation, data order and sampling; posts, references and test sets are the same, so "
+                "Seeds vary initialisation, data order and sampling; posts, references and test sets are "
+                "the same, so "
                 "differences are paired by prompt.", table(
                     ["claim", "world", "mean, interval over prompts", "over seeds and prompts", "sd of seeds",
                      "seed by seed", "verdict"], rows))],
             "numbers": {"claims": stated}}
 
 
-# ---------------------------------------------------------------------------------- 5. instructions, composition
+# ---------------------------------------------------------------------------------- 5. instructions,
+# composition
 
 def section_instruct(folder, r):
     i = Results(folder, r.seeds, ("instruct",))
@@ -364,7 +412,8 @@ def section_instruct(folder, r):
     policies = {"base": "base model"} | {k: v for k, v in NAMES.items() if k != "sft_matched"}
     win = lambda p, s: i.get("instruct", p, s, 0.7, "wins")  # noqa: E731
     rate = {(p, s): summary(win(p, s)) for p in policies for s in sets}
-    less = {(p, s): summary(win(p, s) - win("sft", s)) for p in ("base", "bon", "ppo", "ppo_truth") for s in sets}
+    less = {(p, s): summary(win(p, s) - win("sft", s)) for p in ("base", "bon", "ppo", "ppo_truth")
+            for s in sets}
     vary = {p: {f"{kind}_{m}": summary(i.get("instruct", p, "test", 1.0, f"{kind}_{m}"))
                 for kind in ("per_input", "across") for m in ("semantic", "ead", "self_bleu", "embedding")}
             for p in ("sft", "bon", "ppo", "ppo_truth")}
@@ -381,9 +430,11 @@ def section_instruct(folder, r):
         + f", and PPO's true diversity per input changes by {signed(cut)}.",
         "The base model, which has met compositions of two, " + (
             f"can do {len(able)} of the three shifted sets ({', '.join(titles[s] for s in able)})" if able
-            else "can do none of the shifted sets") + " at a win rate above 0.2; fine-tuning on single instructions "
+            else "can do none of the shifted sets")
+            + " at a win rate above 0.2; fine-tuning on single instructions "
         "costs " + ", ".join(f"{-less['base', s]['mean']:+.2f} ({titles[s]})" for s in sets)
-        + f", and PPO ends {rate['ppo', 'ood_then2']['mean'] - rate['base', 'ood_then2']['mean']:+.2f} from the base "
+        + f", and PPO ends {rate['ppo', 'ood_then2']['mean'] - rate['base', 'ood_then2']['mean']:+.2f} from "
+          "the base "
         f"model on `{titles['ood_then2']}`."]
 
     def draw(figure):
@@ -391,34 +442,41 @@ def section_instruct(folder, r):
         colours = COLOURS | {"base": "#bbbbbb", "oracle": "#888888"}
         for k, p in enumerate(policies):
             e = [rate[p, s] for s in sets]
-            ax.bar(np.arange(len(sets)) + (k - 2.5) * .14, [v["mean"] for v in e], .13, yerr=arms(e), color=colours[p],
+            ax.bar(np.arange(len(sets)) + (k - 2.5) * .14, [v["mean"] for v in e], .13, yerr=arms(e),
+                   color=colours[p],
                    label=policies[p], error_kw={"lw": .8})
         ax.set_xticks(range(len(sets)), [f"{titles[s]}\nJS {far[s]['js']:.2f} bits" for s in sets])
         ax.set(ylabel="win rate against the reference, temperature 0.7",
                title="Instructions: fine-tuned on single deeds, tested on compositions")
         ax.legend(fontsize=8, ncol=3, frameon=False)
-    return {"title": "5. A second task: instructions, and composition as the shift", "findings": findings, "draw": draw,
+    return {"title": "5. A second task: instructions, and composition as the shift", "findings": findings,
+            "draw": draw,
             "size": (10, 5.5), "tables": [
                 ("Win rate against the reference, true judge, temperature 0.7.", table(
                     ["policy", *titles.values()],
                     [[policies[p], *(cell(rate[p, s]) for s in sets)] for p in policies])),
                 ("Win rate less SFT's.", table(
                     ["policy", *titles.values()],
-                    [[policies[p], *(cell(less[p, s]) for s in sets)] for p in ("base", "bon", "ppo", "ppo_truth")])),
+                    [[policies[p], *(cell(less[p, s]) for s in sets)]
+                     for p in ("base", "bon", "ppo", "ppo_truth")])),
                 ("Shift of the prompts from train.", table(
                     ["measure", *titles.values(), "floor"],
-                    [[SHIFTS[m], *(f"{far[s][m]:.3f} [{far[s][m + '_low']:.3f}, {far[s][m + '_high']:.3f}]" for s in sets),
+                    [[SHIFTS[m],
+                      *(f"{far[s][m]:.3f} [{far[s][m + '_low']:.3f}, {far[s][m + '_high']:.3f}]"
+                        for s in sets),
                       f"{far['test'][m + '_floor']:.3f}"] for m in SHIFTS])),
-                ("Diversity on the test set in distribution, temperature 1 (self-BLEU: lower is more varied).", table(
+                ("Diversity on the test set in distribution, temperature 1 (self-BLEU: lower is more "
+                 "varied).", table(
                     ["policy", *(f"{m} {kind.replace('_', ' ')}" for kind in ("per_input", "across")
                                  for m in ("semantic", "EAD", "self-BLEU", "embedding"))],
                     [[NAMES[p], *(cell(e) for e in v.values())] for p, v in vary.items()]))],
             "numbers": {"win_rate": {f"{p} {s}": e for (p, s), e in rate.items()},
-                        "less_sft": {f"{p} {s}": e for (p, s), e in less.items()}, "diversity": vary, "shift": far,
+                        "less_sft": {f"{p} {s}": e for (p, s), e in less.items()}, "diversity": vary,
+                        "shift": far,
                         "reward_model": {str(s): i.reward["instruct", s] for s in r.seeds}}}
 
 
-# ---------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------------- the report
 
 def write(cfg, folder, r, stated, out):
     """reviewers.md, reviewers.json and figures/*.png in the folder `out`."""
@@ -428,7 +486,8 @@ def write(cfg, folder, r, stated, out):
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     (out / "figures").mkdir(exist_ok=True)
     toy = "  TOY SIZES (--quick): these are not results." if cfg.quick else ""
-    parts = [f"# What the reviewers asked for\n\nWritten by `python reproduce.py --full`, {len(r.seeds)} seeds.  Every "
+    parts = [f"# What the reviewers asked for\n\nWritten by `python reproduce.py --full`, {len(r.seeds)} "
+             "seeds.  Every "
              f"sentence is put together from the numbers by answers.py; intervals are 95 %.{toy}"]
     everything = {"settings": asdict(cfg) | {"seeds": r.seeds}}
     sections = {"shift": section_shift(folder, r), "proxies": section_proxies(folder, r),

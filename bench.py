@@ -1,17 +1,18 @@
-"""Speed as ratios: each piece of work done here and by a peer, in one run on one machine, medians of alternating runs.
+"""Speed as ratios: each piece of work done here and by a peer, in one run on one machine, medians of
+alternating runs.
 
-    python bench.py                                # every row; peers that are not installed are skipped with a word
+    python bench.py                                # every row; peers that are not installed are skipped
     python bench.py --rows sft,reward,diversity    # some of them
-    python bench.py --text FILE                    # the lexical measures on [{"outputs": [...]}] lines of your own
-    pip install --no-deps trl==1.12.0 accelerate nltk && pip install transformers      # the peers
+    python bench.py --text FILE                    # the lexical measures on lines of {"outputs": [...]}
+    pip install --no-deps trl==1.12.0 accelerate nltk && pip install transformers       # the peers
 
-Writes bench.json and prints a table.  Models have random weights, and responses fixed lengths, so that both sides do
-the same work: no side gains by stopping early.  `of peak` is the arithmetic done (2 x parameters x tokens forward,
-twice that backward) over what a large matrix product reaches on this machine.
+Writes bench.json and prints a table.  Models have random weights, and responses fixed lengths, so that both
+sides do the same work: no side gains by stopping early.  `of peak` is the arithmetic done (2 x parameters x
+tokens forward, twice that backward) over what a large matrix product reaches on this machine.
 
-What makes the difference: the trunk that is frozen runs once and lies in memory once; a prompt is read once for its
-samples, and its responses share its row; logits and log-probabilities are computed where they are needed; rows are
-padded to their own batch; diversity is linear in the text.
+What makes the difference: the trunk that is frozen runs once and lies in memory once; a prompt is read once
+for its samples, and its responses share its row; logits and log-probabilities are computed where they are
+needed; rows are padded to their own batch; diversity is linear in the text.
 """
 import copy
 import importlib.util
@@ -35,8 +36,9 @@ import reward
 import sft
 from runtime import Common, out_file, peak_memory, read_jsonl, require, run, setup, write_whole
 
-SMALL = dict(vocab_size=1024, n_layer=4, n_head=4, d_model=128, context=256, position="learned", norm="layernorm",
-             activation="gelu_tanh", bias=True)     # 1.06 million parameters, in GPT-2's shape
+SMALL = dict(vocab_size=1024, n_layer=4, n_head=4, d_model=128, context=256, position="learned",
+             # 1.06 million parameters, in GPT-2's shape
+             norm="layernorm", activation="gelu_tanh", bias=True)
 GPT2 = M.SHAPES["gpt2"]
 MODELS = {"1M": SMALL, "GPT-2 small": GPT2}
 PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epochs of 4 minibatches
@@ -44,10 +46,12 @@ PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epoc
 
 @dataclass
 class Config(Common):
-    rows: str = ""              # comma-separated: ppo, ppo_gpt2, memory, sampling, best_of, sft, reward, diversity,
+    rows: str = ""              # comma-separated: ppo, ppo_gpt2, memory, sampling, best_of, sft, reward,
+                                # diversity,
                                 # self_bleu, growth; "" all
     repeats: int = 5            # runs of each side, alternating; the median counts
-    text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian text
+    text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian
+                                # text
     side: str = ""              # internal: one side of the memory row, in a process of its own
 
 
@@ -75,7 +79,8 @@ def line(work, ours, peer, name, asked, tokens=0, flops=0, note=""):
     a = float(np.median(ours))
     b = float(np.median(peer)) if peer else None
     return {"work": work, "ours": a, "peer": name, "peers": b, "ratio": b / a if b else None, "asked": asked,
-            "tokens_per_second": tokens / a if tokens else None, "flops_per_second": flops / a if flops else None,
+            "tokens_per_second": tokens / a if tokens else None,
+            "flops_per_second": flops / a if flops else None,
             "runs": len(ours), "spread": [min(ours), max(ours)], "note": note}
 
 
@@ -98,7 +103,7 @@ def prompts_of(n, length, vocabulary, seed=0):
     return torch.randint(1, vocabulary, (n, length), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-# ------------------------------------------------------------------------------------------------ PPO, and TRL's
+# ------------------------------------------------------------------------------------------ PPO, and TRL's
 
 def our_iteration(shape, freeze, device, dtype="fp32"):
     """A function that does one PPO iteration with a separate value network: rollout, scores, 16 updates."""
@@ -110,7 +115,8 @@ def our_iteration(shape, freeze, device, dtype="fp32"):
     M.share_trunk(policy, reference, judge, value)
     weights = [[p for p in m.parameters() if p.requires_grad] for m in (policy, value)]
     optimiser = torch.optim.Adam([p for w in weights for p in w], lr=1e-6, fused=True)
-    cfg = SimpleNamespace(epochs=4, minibatches=4, micro=0, temperature=1.0, clip_ratio=.2, clip_value=.2, vf_coef=.1,
+    cfg = SimpleNamespace(epochs=4, minibatches=4, micro=0, temperature=1.0, clip_ratio=.2, clip_value=.2,
+                          vf_coef=.1,
                           clip=1.0)
     prompts, generator = prompts_of(ROLLOUTS, PROMPT, shape["vocab_size"]), torch.Generator().manual_seed(0)
 
@@ -118,7 +124,8 @@ def our_iteration(shape, freeze, device, dtype="fp32"):
         ro = ppo.rollout(policy, reference, value, judge, prompts, RESPONSE, None, 1.0, generator)
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, 0.05)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
-        ppo.update(policy, value, optimiser, weights, ro, ppo.whiten(advantages, ro.mask), returns, cfg, generator,
+        ppo.update(policy, value, optimiser, weights, ro, ppo.whiten(advantages, ro.mask), returns, cfg,
+                   generator,
                    lambda norm, rows: True)
     return iteration
 
@@ -159,7 +166,8 @@ def trl_iteration(shape, freeze, device):
         def collate(batch):
             starts.append(time.perf_counter())
             return {"input_ids": torch.tensor([b["input_ids"] for b in batch])}
-        args = PPOConfig(output_dir="/tmp/trl", per_device_train_batch_size=ROLLOUTS, gradient_accumulation_steps=1,
+        args = PPOConfig(output_dir="/tmp/trl", per_device_train_batch_size=ROLLOUTS,
+                         gradient_accumulation_steps=1,
                          num_mini_batches=4, num_ppo_epochs=4, total_episodes=ROLLOUTS * (n + 2),
                          response_length=RESPONSE, local_rollout_forward_batch_size=ROLLOUTS, temperature=1.0,
                          num_sample_generations=0, report_to=[], save_strategy="no", logging_steps=10 ** 9,
@@ -177,12 +185,14 @@ def ppo_rows(name, asked, repeats, device):
         iteration = our_iteration(shape, freeze, device)
         iteration()
         ours = [timed(iteration, device) for _ in range(repeats)]
-        # policy, reference, value and judge forward, sampling, then 4 epochs of two networks forward and backward
+        # sampling, four networks forward, then 4 epochs of two forward and backward
         flops = fwd * (5 + 4 * 2 * 3) if not freeze else 0
         for theirs, least in need.items():
             times = quiet(trl_iteration(shape, theirs, device), repeats) if peers else None
-            yield line(f"PPO iteration, {name}, {'all layers trained' if not freeze else f'{freeze:.0%} frozen, shared'}",
-                       ours, times, "TRL 1.12" + (f", {theirs:.0%} frozen" if theirs else ", all trained"), least,
+            yield line(f"PPO iteration, {name}, "
+                       f"{'all layers trained' if not freeze else f'{freeze:.0%} frozen, shared'}",
+                       ours, times, "TRL 1.12" + (f", {theirs:.0%} frozen" if theirs else ", all trained"),
+                       least,
                        tokens=ROLLOUTS * RESPONSE, flops=flops)
 
 
@@ -214,8 +224,10 @@ def row_memory(cfg, device):
     theirs = peak("trl") if installed("trl", "transformers", "accelerate") else None
     for side, least, what in (("frozen", 3, "80% frozen, shared"), ("full", 0, "all layers trained")):
         ours = peak(side)
-        yield {"work": f"peak memory of a PPO iteration, GPT-2 small, {what}", "ours": ours, "peer": "TRL 1.12",
-               "peers": theirs, "ratio": theirs and theirs / ours, "asked": least, "unit": "MB", "runs": 1, "note": ""}
+        yield {"work": f"peak memory of a PPO iteration, GPT-2 small, {what}", "ours": ours,
+               "peer": "TRL 1.12",
+               "peers": theirs, "ratio": theirs and theirs / ours, "asked": least, "unit": "MB", "runs": 1,
+               "note": ""}
 
 
 def one_side(cfg, device):
@@ -229,7 +241,7 @@ def one_side(cfg, device):
     print(peak_memory(device) if device.type == "cuda" else used)
 
 
-# ----------------------------------------------------------------------------------------------------- sampling
+# --------------------------------------------------------------------------------------------------- sampling
 
 def sampling(name, n_prompts, n, asked, cfg, device, new=48):
     """Both sides sample n responses of `new` tokens to each of n_prompts prompts."""
@@ -246,7 +258,8 @@ def sampling(name, n_prompts, n, asked, cfg, device, new=48):
         sides["theirs"] = torch.no_grad()(lambda: theirs.generate(ids, **ask))
     found = race(sides, cfg.repeats, device)
     tokens = n_prompts * n * new
-    return line(f"{'sampling' if n == 1 else f'best-of-{n}'}, {name}, {n_prompts} prompts x {n}, {new} new tokens",
+    return line(f"{'sampling' if n == 1 else f'best-of-{n}'}, {name}, {n_prompts} prompts x {n}, {new} new "
+                "tokens",
                 found["ours"], found.get("theirs"), "transformers generate", asked, tokens,
                 2 * model.n_params() * tokens)
 
@@ -260,14 +273,15 @@ def row_best_of(cfg, device):
     yield sampling("GPT-2 small", 4, 16, 3, cfg, device)
 
 
-# ------------------------------------------------------------------------------------------ SFT and reward steps
+# -------------------------------------------------------------------------------------- SFT and reward steps
 
 def row_sft(cfg, device):
     """Posts and summaries with the lengths of TL;DR: (prompt, response) tokens, medians 348 and 31."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(348), .45, 256), 80, 900).astype(int)
     prompts = [rng.integers(1, 50257, n).tolist() for n in lengths]
-    answers = [[rng.integers(1, 50257, n).tolist()] for n in np.clip(rng.lognormal(np.log(31), .35, 256), 8, 60).astype(int)]
+    answers = [[rng.integers(1, 50257, n).tolist()]
+               for n in np.clip(rng.lognormal(np.log(31), .35, 256), 8, 60).astype(int)]
     torch.manual_seed(0)
     model = M.GPT(M.GPTConfig(**GPT2)).to(device)
     weights = list(model.parameters())
@@ -292,7 +306,8 @@ def row_sft(cfg, device):
         step(sft.sft_loss(M.log_probs(model, model(packed), packed)))
 
     def padded():
-        """As nanoGPT does it: rows padded to the block (here: the longest post), logits everywhere, loss masked."""
+        """As nanoGPT does it: rows padded to the block (here: the longest post), logits everywhere, loss
+        masked."""
         mb = next(shuffled).tolist()
         x, y = (torch.full((size, max(whole)), fill, dtype=torch.long) for fill in (0, -100))
         for k, i in enumerate(mb):
@@ -317,7 +332,8 @@ def row_reward(cfg, device):
     prompts, rng = prompts_of(8, 256, 1024), np.random.default_rng(0)
     answers = [[rng.integers(1, 1024, 32).tolist() for _ in range(4)] for _ in prompts]
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    winner, loser = (torch.tensor([4 * p + pair[k] for p in range(8) for pair in pairs], device=device) for k in (0, 1))
+    winner, loser = (torch.tensor([4 * p + pair[k] for p in range(8) for pair in pairs], device=device)
+                     for k in (0, 1))
 
     def ours():
         packed = M.pack(prompts, answers, device)
@@ -328,7 +344,8 @@ def row_reward(cfg, device):
         """One forward for the preferred sides of all pairs, one for the others."""
         sides = []
         for k in (0, 1):
-            packed = M.pack([p for p in prompts for _ in pairs], [[a[pair[k]]] for a in answers for pair in pairs], device)
+            packed = M.pack([p for p in prompts for _ in pairs],
+                            [[a[pair[k]]] for a in answers for pair in pairs], device)
             sides.append(M.rewards(model, model(packed), packed))
         reward.bradley_terry_loss(*sides).backward()
     found = race({"ours": ours, "theirs": by_sides}, cfg.repeats, device)
@@ -336,14 +353,15 @@ def row_reward(cfg, device):
                "one forward for each side of the pairs", 2)
 
 
-# ---------------------------------------------------------------------------------------------------- diversity
+# -------------------------------------------------------------------------------------------------- diversity
 
 def texts_of(cfg):
     """500 lists of 16 outputs: from --text, or Zipfian."""
     if cfg.text:
         return [r["outputs"] for r in read_jsonl(cfg.text, {"outputs": list})]
     rng = np.random.default_rng(0)
-    return [[" ".join(f"w{k}" for k in np.minimum(rng.zipf(1.3, rng.integers(20, 50)), 5000)) for _ in range(16)]
+    return [[" ".join(f"w{k}" for k in np.minimum(rng.zipf(1.3, rng.integers(20, 50)), 5000))
+             for _ in range(16)]
             for _ in range(500)]
 
 
@@ -375,8 +393,10 @@ def row_diversity(cfg, device):
     groups = texts_of(cfg)
     require(all(np.allclose(a, b, rtol=1e-6) for a, b in zip(our_counts(groups), paper_loops(groups))),
             "the two sides disagree")
-    found = race({"ours": lambda: our_counts(groups), "theirs": lambda: paper_loops(groups)}, cfg.repeats, device)
-    yield line(f"distinct-n and EAD, n = 1..5, per input and pooled, {len(groups)} x {len(groups[0])} outputs",
+    found = race({"ours": lambda: our_counts(groups), "theirs": lambda: paper_loops(groups)}, cfg.repeats,
+                 device)
+    yield line(f"distinct-n and EAD, n = 1..5, per input and pooled, {len(groups)} x {len(groups[0])} "
+               "outputs",
                found["ours"], found["theirs"], "the paper's conventions in plain loops", 5)
 
 
@@ -390,9 +410,11 @@ def row_self_bleu(cfg, device):
         return float(np.mean([sentence_bleu(outputs[:i] + outputs[i + 1:], o, smoothing_function=method)
                               for i, o in enumerate(outputs)]))
     peer = installed("nltk")
-    for what, sets, asked, repeats in (("per input", groups, 50, cfg.repeats), ("across 500", [flat[:500]], 0, cfg.repeats),
+    for what, sets, asked, repeats in (("per input", groups, 50, cfg.repeats),
+                                       ("across 500", [flat[:500]], 0, cfg.repeats),
                                        ("across 2,000", [flat[:2000]], 500, 1)):
-        ours = [timed(lambda: [diversity.self_bleu(g) for g in sets], device) for _ in range(max(5, repeats))]  # noqa: B023
+        ours = [timed(lambda: [diversity.self_bleu(g) for g in sets], device)
+                for _ in range(max(5, repeats))]  # noqa: B023
         times = None
         if peer:
             values = theirs(sets[0])
@@ -410,9 +432,11 @@ def row_growth(cfg, device):
     vectors = rng.standard_normal((64000, 384))
     for what, work in (("self-BLEU", lambda n: diversity.self_bleu(texts[:n])),
                        ("embedding diversity", lambda n: diversity.embedding_diversity(vectors[:n]))):
-        small, large = ([timed(lambda: work(n), device) / n for _ in range(cfg.repeats)] for n in (1000, 64000))  # noqa: B023
+        small, large = ([timed(lambda: work(n), device) / n for _ in range(cfg.repeats)]
+                        for n in (1000, 64000))  # noqa: B023
         a, b = np.median(small), np.median(large)
-        yield {"work": f"growth of {what}, 1,000 to 64,000 outputs", "ours": b, "peer": "at 1,000", "peers": a,
+        yield {"work": f"growth of {what}, 1,000 to 64,000 outputs", "ours": b, "peer": "at 1,000",
+               "peers": a,
                "ratio": a / b, "asked": 1 / 1.3, "runs": cfg.repeats, "unit": "s an output", "note": ""}
 
 
@@ -421,10 +445,14 @@ ROWS = {name.removeprefix("row_"): f for name, f in list(globals().items()) if n
 
 def show(x, peak):
     unit = x.get("unit", "s")
-    form = lambda v: "" if v is None else f"{v:,.0f} MB" if unit == "MB" else f"{1e6 * v:.2f} µs" if v < 1e-3 else f"{v:.3f} s"  # noqa: E731
     rate = x.get("tokens_per_second")
+
+    def form(v):
+        if v is None:
+            return "not installed"
+        return f"{v:,.0f} MB" if unit == "MB" else f"{1e6 * v:.2f} µs" if v < 1e-3 else f"{v:.3f} s"
     share = x.get("flops_per_second")
-    return [x["work"], form(x["ours"]), x["peer"], form(x["peers"]) or "not installed",
+    return [x["work"], form(x["ours"]), x["peer"], form(x["peers"]),
             f"{x['ratio']:.2f}" if x["ratio"] else "", f"{x['asked']:.2g}" if x["asked"] else "",
             f"{rate:,.0f}" if rate else "", f"{share / peak:.0%}" if share else "", x["note"]]
 
@@ -438,15 +466,19 @@ def main(cfg):
     require(cfg.repeats >= 1, f"--repeats {cfg.repeats} must be at least 1")
     torch.use_deterministic_algorithms(False)      # as the peers run
     peak = peak_flops(device)
-    print(f"{torch.get_num_threads()} threads, device {device}, a large fp32 matrix product: {peak / 1e9:,.0f} GFLOP/s\n")
-    print("| work | ours | peer | peer's | ratio | asked | tokens/s | of peak | |\n|" + " --- |" * 9, flush=True)
+    print(f"{torch.get_num_threads()} threads, device {device}, a large fp32 matrix product: "
+          f"{peak / 1e9:,.0f} GFLOP/s\n")
+    print("| work | ours | peer | peer's | ratio | asked | tokens/s | of peak | |\n|" + " --- |" * 9,
+          flush=True)
     lines = []
     for name in names:
         for x in ROWS[name](cfg, device):
             lines.append({"row": name, **x})
             print("| " + " | ".join(show(x, peak)) + " |", flush=True)
     path = out_file(cfg.out, "bench.json")
-    write_whole(path, json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device),
+    write_whole(path,
+                json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(),
+                            "device": str(device),
                                   "peak_flops": peak, "rows": lines}, indent=1).encode())
     print(f"\nwrote {path}")
 

@@ -107,8 +107,8 @@ def expected_unique(total, vocabulary):
 
 
 def averaged(measure, max_n=5, missing=None):
-    """Mean of measure(n), a number or an array, over n = 1..max_n.  Orders without n-grams (nan) are left out,
-    or count as `missing`."""
+    """Mean of measure(n), a number or an array, over n = 1..max_n.  Orders without n-grams (nan) are left
+    out, or count as `missing`."""
     values = np.array([measure(n) for n in range(1, max_n + 1)], dtype=float)
     values = values if missing is None else np.where(np.isnan(values), missing, values)
     known = ~np.isnan(values)
@@ -129,12 +129,14 @@ def count_ngrams(groups, max_n=5):
     words = np.fromiter(map(number.__getitem__, flat), np.int64, len(flat))
     lengths = np.array([len(tokens) for tokens in outputs], dtype=np.int64)
     group = np.repeat(np.repeat(np.arange(len(groups)), [len(g) for g in groups]), lengths)     # (words,)
-    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))     # words from here to the output's end
+    # words from here to the output's end
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))
     grams, unique, total = words.copy(), [], []     # grams: (words,) number of the n-gram that starts here
     for n in range(1, max_n + 1):
         start = np.flatnonzero(left >= n)
         if n > 1:
-            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1], return_inverse=True)
+            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1],
+                                        return_inverse=True)
         code = np.sort(grams[start] * len(groups) + group[start])
         code = code[np.diff(code, prepend=-1) > 0]                          # one for each group it is in
         kinds = np.bincount(code % len(groups), minlength=len(groups))
@@ -149,7 +151,8 @@ def distinct_and_ead(groups, max_n, kinds, missing=None):
     unique, total = count_ngrams(groups, max_n)
     total[total == 0] = np.nan
     return {"distinct_n": averaged(lambda n: (unique / total)[n - 1, :-1], max_n, missing),
-            "ead": averaged(lambda n: unique[n - 1, :-1] / expected_unique(total[n - 1, :-1], kinds(n)), max_n, missing)}
+            "ead": averaged(lambda n: unique[n - 1, :-1] / expected_unique(total[n - 1, :-1], kinds(n)),
+                            max_n, missing)}
 
 
 def ngram_entropy(outputs, n, tokenise=words):

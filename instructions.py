@@ -1,11 +1,13 @@
 """A second embedded task, instruction following, whose shift is composition: "do A", then "do A, then B".
 
-    python instructions.py               # an instruction of each kind, its references, and what the judge says
+    python instructions.py               # an instruction of each kind, its references, and what the judge
+    says
 
-An instruction names things of a kind, describes a thing, chooses from a list or reverses one.  Fine-tuning sees
-single instructions only; test sets ask for a known deed on a kind of thing it was never asked for, and for two
-or three deeds in a row.  As with posts (synthetic.py, whose judge this one is built after), references are
-incomplete and sometimes wrong, and their writers like to repeat the example that an instruction gives.
+An instruction names things of a kind, describes a thing, chooses from a list or reverses one.  Fine-tuning
+sees single instructions only; test sets ask for a known deed on a kind of thing it was never asked for, and
+for two or three deeds in a row.  As with posts (synthetic.py, whose judge this one is built after),
+references are incomplete and sometimes wrong, and their writers like to repeat the example that an
+instruction gives.
 
 Deviations from the paper: this replaces AlpacaFarm, AlpacaEval and Sequential Instructions, and its judge
 replaces GPT-4.  A base model is pretrained on instructions of which one in four is composed or of an unseen
@@ -15,7 +17,8 @@ judge's weights were fixed before any policy was trained.
 import re
 import random
 from functools import lru_cache
-from itertools import combinations
+
+import synthetic
 
 KINDS = {
     "animal": "dog cat cow horse goat duck frog lion bear wolf",
@@ -60,7 +63,8 @@ PENALTY = {"wrong": 1., "example": .6, "duplicate": .3, "surplus": .5, "ungramma
 FREE_WORDS = 14     # for each deed asked for
 
 ASKED = {
-    "name": ("name COUNT KINDs", "list COUNT KINDs", "give me COUNT KINDs", "name COUNT KINDs such as EXAMPLE",
+    "name": ("name COUNT KINDs", "list COUNT KINDs", "give me COUNT KINDs",
+             "name COUNT KINDs such as EXAMPLE",
              "list COUNT KINDs like EXAMPLE"),
     "describe": ("describe a ITEM", "what is a ITEM like", "say two things about a ITEM"),
     "choose": ("choose a KIND from ITEMS", "which of ITEMS is a KIND"),
@@ -91,7 +95,8 @@ def _ask(rng, held_out):
         text = text.replace("ITEM", asked["item"])
     else:       # choose: one or two right among four; reverse: three of a kind
         right = rng.choice((1, 2))
-        items = rng.sample(own, 3) if deed == "reverse" else rng.sample(own, right) + rng.sample(others, 4 - right)
+        items = rng.sample(own, 3) if deed == "reverse" else rng.sample(own, right) + rng.sample(others,
+                                                                                                 4 - right)
         rng.shuffle(items)
         asked["items"] = items
         text = text.replace("ITEMS", " ".join(items))
@@ -140,7 +145,8 @@ GRAMMAR = {deed: re.compile(pattern) for deed, pattern in GRAMMAR.items()}
 def _answers(text):
     """The answers a text gives, in order, as strings: it is cut at full stops and at `then`."""
     spaced = " ".join(_pieces(text))
-    return [a for part in re.split(r"\.|\bthen\b", spaced) if (a := part.strip(" ,").removeprefix("and ").strip())]
+    return [a for part in re.split(r"\.|\bthen\b", spaced)
+            if (a := part.strip(" ,").removeprefix("and ").strip())]
 
 
 def facts(text):
@@ -165,7 +171,8 @@ def _mark(asked, answer):
     if asked["deed"] == "reverse":
         right = asked["items"][::-1]
         hits = sum(a == b for a, b in zip(items, right))
-        return WORTH * hits / len(right) - PENALTY["wrong"] * (max(len(items), len(right)) - hits) / len(right)
+        return WORTH * hits / len(right) - PENALTY["wrong"] * (max(len(items),
+                                                                   len(right)) - hits) / len(right)
     if asked["deed"] == "choose":
         right = items[0] in asked["items"] and KIND[items[0]] == asked["kind"]
         return WORTH if right else -PENALTY["wrong"]
@@ -200,14 +207,10 @@ def judge(prompt, text, finished=True):
 
 def semantic_diversity(texts):
     """As `synthetic.semantic_diversity`, of the facts above."""
-    if len(texts) < 2:
-        raise ValueError("semantic_diversity: at least two texts are needed")
-    said = [facts(t) for t in texts]
-    distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(said, 2)]
-    return sum(distances) / len(distances), len(set(said)) / len(said)
+    return synthetic.diversity_of([facts(t) for t in texts])
 
 
-# ----------------------------------------------------------------------------------------------------- writers
+# ---------------------------------------------------------------------------------------------------- writers
 
 def _answer(rng, asked):
     """One human-like answer to a deed."""
@@ -224,7 +227,8 @@ def _answer(rng, asked):
         form = rng.choice(("a {} ITEM", "the ITEM is {}", "it is {}"))
         return form.format(words).replace("ITEM", asked["item"])
     others = [w for w in KINDS[kind] if w != asked["example"]]
-    items = [w for w in rng.sample(others, asked["count"]) if rng.random() >= LEFT_OUT] or [rng.choice(others)]
+    items = [w for w in rng.sample(others, asked["count"])
+             if rng.random() >= LEFT_OUT] or [rng.choice(others)]
     items = [rng.choice(list(KIND)) if wrong() else w for w in items]
     if asked["example"] and rng.random() < LURED:
         items[rng.randrange(len(items))] = asked["example"]
@@ -261,7 +265,8 @@ def rows(split, n, noise="usual", references=4, start=0):
         for more in texts[1:]:
             text += rng.choice(JOINED) + more
         written = [reference(rng, deeds) for _ in range(references)]
-        out.append({"id": f"{split}-{i}", "prompt": f"INSTRUCTION {text} .\nRESPONSE", "reference": written[0],
+        out.append({"id": f"{split}-{i}", "prompt": f"INSTRUCTION {text} .\nRESPONSE",
+                    "reference": written[0],
                     "references": written})
     return out
 

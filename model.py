@@ -539,9 +539,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     most max_new_tokens ids; one that ended carries its `eos` as last id.  generator: torch.Generator on the
     CPU (None: torch's own); the draws belong to (prompt, sample, step), so neither batch_size nor rows that
     finish early change a result.  batch_size: samples decoded together.  share: (rank, size) of this process;
-    only prompts rank, rank + size, ... are sampled and returned, as they would be in one process.  Raises ValueError for n < 1,
-    max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no
-    room in the context."""
+    only prompts rank, rank + size, ... are sampled and returned, as they would be in one process.  Raises
+    ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a
+    prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
                          f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
@@ -557,7 +557,8 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
         uniform = torch.rand(len(prompts[i:i + group]), n, max_new_tokens, generator=generator)
         part = prompts[i + rank:i + group:size]     # i is a multiple of size
         if part:
-            out += _decode(model, part, max_new_tokens, n, uniform[rank::size], temperature, top_k, top_p, eos)
+            out += _decode(model, part, max_new_tokens, n, uniform[rank::size], temperature, top_k, top_p,
+                           eos)
     return out
 
 

@@ -1,18 +1,18 @@
 """Many processes as one: `torchrun --nproc_per_node=2 ppo.py ...` computes what `python ppo.py ...` computes.
 
-    torchrun --nproc_per_node=8 sft.py --model gpt2 --task tldr                                   # one node
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 sft.py --model gpt2 --task tldr    # on each
+    torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr       # one node
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...      # each of two nodes
 
-One idea serves several GPUs and small ones.  A step's batch is a list of rows, the same on every rank.  Each rank
-takes every size-th row, `--micro` of them at a time.  A loss is a sum over a part's terms divided by the count of
-the *whole* batch, so that gradients of parts add up to the batch's, whether the parts are micro-batches, ranks or
-both; and random numbers belong to rows, not to ranks.  So the number of ranks and the size of micro-batches change
-memory and time, and results only by rounding (1e-5 of a loss in fp32).
+One idea serves several GPUs and small ones.  A step's batch is a list of rows, the same on every rank.  Each
+rank takes every size-th row, `--micro` of them at a time.  A loss is a sum over a part's terms divided by the
+count of the *whole* batch, so that gradients of parts add up to the batch's, whether the parts are
+micro-batches, ranks or both; and random numbers belong to rows, not to ranks.  So the number of ranks and the
+size of micro-batches change memory and time, and results only by rounding (1e-5 of a loss in fp32).
 
-Every rank holds the whole model and takes the same optimiser step: plain data parallelism.  It is written out, in
-place of DistributedDataParallel, because the scripts run trunk, top and head of a model as they need them, and DDP
-averages gradients behind one `forward` only.  Files are written by rank 0, and read by all: they need a folder that
-all see.
+Every rank holds the whole model and takes the same optimiser step: plain data parallelism.  It is written
+out, in place of DistributedDataParallel, because the scripts run trunk, top and head of a model as they need
+them, and DDP averages gradients behind one `forward` only.  Files are written by rank 0, and read by all:
+they need a folder that all see.
 """
 import os
 
@@ -84,8 +84,8 @@ def everyone(x):
 
 
 def add_gradients(weights):
-    """Every rank's gradients become their sum: one message for all weights.  A weight without a gradient (a rank
-    may have had no row) counts as zeros."""
+    """Every rank's gradients become their sum: one message for all weights.  A weight without a gradient (a
+    rank may have had no row) counts as zeros."""
     if size() == 1:
         return
     for p in weights:

@@ -42,7 +42,8 @@ class Config(Common):
     epochs: int = 2             # passes over a rollout batch; the paper's 4
     minibatches: int = 2        # optimiser steps a pass
     micro: int = 0              # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
@@ -111,15 +112,15 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 
 def masked_mean(x, mask, tokens=None):
-    """Mean of x (B, T) where mask (B, T) is True; with `tokens` the sum over that many: the share of a part in
-    the mean of a whole.  Selects, so that not even a NaN behind the end can leak in."""
+    """Mean of x (B, T) where mask (B, T) is True; with `tokens` the sum over that many: the share of a part
+    in the mean of a whole.  Selects, so that not even a NaN behind the end can leak in."""
     inside = x[mask.bool()]
     return inside.sum() / (tokens or len(inside))
 
 
 def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens (of all ranks),
-    0 elsewhere.  Unbiased variance."""
+    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens (of all
+    ranks), 0 elsewhere.  Unbiased variance."""
     inside = everyone(x[mask.bool()])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
@@ -209,7 +210,8 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
     """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows),
     whether to take a step.  Returns the means of what was seen on the way, as a dict of floats."""
     seen, norms, first_off = [], [], torch.zeros((), device=ro.mask.device)
-    lengths = torch.tensor(gather(ro.packed.lengths.tolist()))      # of all rollouts: number i is rank i % size's
+    # of all rollouts: number i is rank i % size's
+    lengths = torch.tensor(gather(ro.packed.lengths.tolist()))
     for _ in range(cfg.epochs):
         # a partition: no overlap
         for mb_rows in torch.randperm(len(lengths), generator=generator).chunk(cfg.minibatches):
@@ -226,7 +228,8 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
                 mask = mb.valid()
                 pg_loss, pg_clipped = policy_loss(logp, grid(ro.logp), grid(advantages), mask, cfg.clip_ratio,
                                                   mb_tokens)
-                v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value, mb_tokens)
+                v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value,
+                                               mb_tokens)
                 (pg_loss + cfg.vf_coef * v_loss).backward()
                 change = (logp - grid(ro.logp)).detach()
                 moved = kl_estimate(-change, torch.zeros_like(change), "k3")
@@ -250,8 +253,8 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over response tokens (of all ranks): 1 perfect, 0 no better than
-    the mean, below 0 worse."""
+    """1 - Var(returns - values) / Var(returns) over response tokens (of all ranks): 1 perfect, 0 no better
+    than the mean, below 0 worse."""
     y, e = everyone(returns[mask]), everyone((returns - values)[mask])
     return float(1 - e.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
 
@@ -279,7 +282,8 @@ def main(cfg):
     require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.lr > 0,
             "--steps, --batch, --epochs and --minibatches must be at least 1, --lr above 0")
     require(cfg.minibatches <= cfg.batch and size() <= cfg.batch and cfg.micro >= 0,
-            f"--minibatches {cfg.minibatches} and the {size()} processes must not exceed --batch {cfg.batch}, "
+            f"--minibatches {cfg.minibatches} and the {size()} processes must not exceed --batch "
+            f"{cfg.batch}, "
             f"--micro {cfg.micro} must be at least 0")
     require(cfg.temperature > 0,
             f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")

@@ -1,23 +1,24 @@
 """Which diversity measure to believe: each against the truth, against temperature, and against known content.
 
-    python proxies.py samples_*.jsonl        # of several temperatures, policies, seeds; python bon.py makes them
+    python proxies.py samples_*.jsonl        # of several temperatures, policies, seeds, from bon.py
     python proxies.py t*/samples_sft_test.jsonl --encoder sbert:all-MiniLM-L6-v2
 
 Prints tables and writes proxies.json.  The paper's measures are proxies: what outputs say is what should be
-varied, and they see words or vectors.  Four tests; 1 is right every time, and 0 (in `content` and `form`, a half)
-is chance:
+varied, and they see words or vectors.  Four tests; 1 is right every time, and 0 (in `content` and `form`, a
+half) is chance:
 
   truth        in the embedded worlds, where it is known: Spearman's rank correlation with semantic diversity,
                over conditions (policy and temperature: does the measure order policies rightly?) and over the
                inputs of one condition, each also with mean length held fixed
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021, section 4.1)
-  content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation with
-               m; and how often a set of two prompts' outputs measures as more varied than one prompt's
-  form         the same facts in K phrasings against K different stories in one phrasing: how often the stories
-               measure as more varied.  A measure of words alone prefers the phrasings.
+  content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
+               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
+  form         the same facts in K phrasings against K different stories in one phrasing: how often the
+               stories measure as more varied.  A measure of words alone prefers the phrasings.
 
-Deviation from Tevet and Berant: their content sets are written by people; here content is varied by mixing the
-outputs of different prompts, which length alone cannot tell, and the form test by the embedded world's grammar.
+Deviation from Tevet and Berant: their content sets are written by people; here content is varied by mixing
+the outputs of different prompts, which length alone cannot tell, and the form test by the embedded world's
+grammar.
 """
 import json
 import random
@@ -31,7 +32,8 @@ from generalisation import read_all
 from runtime import Common, bootstrap, out_file, require, run, setup, write_whole
 from splits import auc, known_world
 
-MEASURES = {k: diversity.COLUMNS[k] for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi",
+MEASURES = {k: diversity.COLUMNS[k]
+            for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi",
                                               "length")}
 MEASURES["self_bleu"] = "1 - self-BLEU"     # the others rise with diversity
 TRUTH = "semantic"
@@ -126,9 +128,11 @@ def condition(rows, vocabulary, encode=None, sets=100):
     of_all = {kind: upward({m: found[kind][m] for m in kept}) for kind in ("per_input", "across")}
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = [of_set([groups[i][j] for i, j in chosen],
-                      None if vectors is None else np.stack([vectors[i, j] for i, j in chosen]), lexical, world)
+                      None if vectors is None else np.stack([vectors[i, j] for i, j in chosen]), lexical,
+                      world)
                for _, chosen in mixed]
-    return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"), "seed": rows[0].get("seed"),
+    return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
+            "seed": rows[0].get("seed"),
             "split": rows[0]["split"], "ids": [r["id"] for r in rows],
             "per_input": {m: np.asarray(v).tolist() for m, v in of_all["per_input"].items()},
             "across": {m: float(np.mean(v)) for m, v in of_all["across"].items()},
@@ -158,7 +162,8 @@ def truth_test(conditions, measure):
                                      c["per_input"]["length"] if given else None) for c in group])
                 for group in members]
         return tuple(map(float, bootstrap([r for r in rows if not np.isnan(r)] or [np.nan])))
-    out = {"between": between("per_input", False), "within": within(False), "across": between("across", False)}
+    out = {"between": between("per_input", False), "within": within(False),
+           "across": between("across", False)}
     if measure != "length":
         out |= {"between_length": between("per_input", True), "within_length": within(True),
                 "across_length": between("across", True)}
@@ -178,8 +183,9 @@ def breaks(conditions, measure):
 
 
 def temperature_test(conditions, measure):
-    """Rank correlation of a measure with the temperature, over (temperature, input), averaged over policies and
-    seeds with three temperatures or more: (value, low, high), bootstrapped over inputs; None without any."""
+    """Rank correlation of a measure with the temperature, over (temperature, input), averaged over policies
+    and seeds with three temperatures or more: (value, low, high), bootstrapped over inputs; None without
+    any."""
     groups = {}
     for c in conditions:
         if measure in c["per_input"] and isinstance(c["temperature"], (int, float)):
@@ -263,7 +269,8 @@ def main(cfg):
     runs, encode = read_all(cfg.files), None
     for key, rows in runs.items():
         require(len(rows[0]["outputs"]) >= 4 and len(rows) >= 8,
-                f"policy {key[0]}, split {key[3]}: {len(rows)} prompts with {len(rows[0]['outputs'])} outputs each; at "
+                f"policy {key[0]}, split {key[3]}: {len(rows)} prompts with {len(rows[0]['outputs'])} "
+                "outputs each; at "
                 "least 8 prompts with 4 are needed (python bon.py --n 16)")
     if diversity.encoder_wanted(cfg.encoder):
         encode = diversity.encoder_of(cfg.encoder, device, cfg.dtype)
@@ -279,10 +286,12 @@ def main(cfg):
                 print(f"  {test:15} {title:14} {cell}")
         if "breaks" in line:
             policy, temperature, by_measure, by_truth, n = line["breaks"]
-            print(f"  breaks most on {policy} at temperature {temperature}: number {by_measure} of {n} by it, "
+            print(f"  breaks most on {policy} at temperature {temperature}: number {by_measure} of {n} by "
+                  "it, "
                   f"{by_truth} by the truth")
     path = out_file(cfg.out, "proxies.json")
-    write_whole(path, json.dumps({"vocabulary": vocabulary, "tests": lines, "conditions": conditions}).encode())
+    write_whole(path,
+                json.dumps({"vocabulary": vocabulary, "tests": lines, "conditions": conditions}).encode())
     print(f"\nwrote {path}")
 
 

@@ -3,7 +3,8 @@
     python reproduce.py                  # 2 seeds side by side, a thread each: a quarter of an hour, 2 cores
     python reproduce.py --quick          # every stage at toy size in a minute, into runs/quick: a check only
     python reproduce.py --seeds 5        # more seeds
-    python reproduce.py --full           # 5 seeds, and what the paper's reviewers asked for (reviewers.py): an hour
+    python reproduce.py --full           # 5 seeds, and reviewers.py: what the paper's reviewers asked, an
+    hour
 
 A run killed at any moment goes on where it stopped: each stage is done once its mark stands in
 runs/study-<hash of settings and code>/.
@@ -234,7 +235,8 @@ def run_all(cfg, folder):
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     plan = {(s, chain, name): weight for s in seeds for chain, todo in chains(cfg, s, folder).items()
             for name, weight, _ in todo}
-    finished = lambda: {k for k in plan if (folder / f"seed{k[0]}" / k[1] / f"{k[2]}.done").exists()}  # noqa: E731
+    finished = lambda: {k for k in plan
+                        if (folder / f"seed{k[0]}" / k[1] / f"{k[2]}.done").exists()}  # noqa: E731
     # all bases first, then the chains that stand on them, the longest first
     order = list(dict.fromkeys((s, chain) for s, chain, _ in plan))
     length = {c: sum(w for k, w in plan.items() if k[:2] == c) for c in order}
@@ -290,8 +292,8 @@ class Results:
 
 
 def redrawn(x, draws=1000):
-    """Means of x (seeds, prompts) over bootstrap draws of seeds and of prompts: (draws,).  Arrays of one shape
-    get the same draws, so that what is computed from several stays paired."""
+    """Means of x (seeds, prompts) over bootstrap draws of seeds and of prompts: (draws,).  Arrays of one
+    shape get the same draws, so that what is computed from several stays paired."""
     rng, known = np.random.default_rng(0), ~np.isnan(x)
     seeds, prompts = (rng.multinomial(n, [1 / n] * n, draws) for n in x.shape)      # how often each is drawn
     total, count = (((seeds @ v) * prompts).sum(1) for v in (np.where(known, x, 0), known))

@@ -39,7 +39,8 @@ SLOW = 2                        # times the study's PPO steps in `instruct`: PPO
 
 
 def chains(cfg, seed, folder, steps):
-    """{chain: stages} to be put behind the study's, as `reproduce.chains` lists them.  steps: {world: Steps}."""
+    """{chain: stages} to be put behind the study's, as `reproduce.chains` lists them.  steps: {world:
+    Steps}."""
     s, first = steps["world"], seed == cfg.seed
     out = {world: [("graded", 20, partial(graded, w))] for world, w in steps.items()}
     out["world"] += [(f"ppo_b{beta:g}", 30, partial(s.sweep_beta, beta)) for beta in BETAS]
@@ -103,8 +104,8 @@ def temperatures(s):
 
 
 def best_of(s):
-    """SFT's best-of-N for N = 1 ... 64 on the test prompts: KEPT outputs a prompt, each the best of samples of
-    its own, so that they are independent.  One pool serves every N: the first N of each part of 64."""
+    """SFT's best-of-N for N = 1 ... 64 on the test prompts: KEPT outputs a prompt, each the best of samples
+    of its own, so that they are independent.  One pool serves every N: the first N of each part of 64."""
     generator = torch.Generator().manual_seed(s.same["seed"])
     model, saved = load_checkpoint(s.ckpt("sft"), "lm")
     judge, _ = load_checkpoint(s.ckpt("reward"), "reward")
@@ -126,9 +127,11 @@ def best_of(s):
 
 @torch.no_grad()
 def sampled_kl(policy, reference, enc, task, rows, temperature, batch=8):
-    """KL(policy at `temperature` || reference at 1) in nats a response, by k1 on the policy's own samples.  rows:
+    """KL(policy at `temperature` || reference at 1) in nats a response, by k1 on the policy's own samples.
+    rows:
     lines of a sample file, whose outputs are encoded again."""
-    prompts, total, count = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context)), 0., 0
+    prompts, total, count = encode_prompts(enc, [r["prompt"] for r in rows],
+                                           task.room(policy.config.context)), 0., 0
     ids = [[encode_response(enc, t, task.max_new_tokens, f) for t, f in zip(r["outputs"], r["finished"])]
            for r in rows]
     for i in range(0, len(rows), batch):
@@ -140,9 +143,9 @@ def sampled_kl(policy, reference, enc, task, rows, temperature, batch=8):
 
 
 def frontier(s):
-    """frontier.json: for SFT over temperatures, PPO over beta and temperatures, and best-of-N over N, on the test
-    prompts: wins, truth, reward and true diversity of each prompt, and KL from SFT (none for best-of-N, whose
-    KL is known)."""
+    """frontier.json: for SFT over temperatures, PPO over beta and temperatures, and best-of-N over N, on the
+    test prompts: wins, truth, reward and true diversity of each prompt, and KL from SFT (none for best-of-N,
+    whose KL is known)."""
     sft, saved = load_checkpoint(s.ckpt("sft"), "lm")
     judge, _ = load_checkpoint(s.ckpt("reward"), "reward")
     enc, task, out = tokenizer(saved["tokenizer"]), Task(**saved["task"]), []

@@ -42,7 +42,8 @@ class Config(Common):
     epochs: int = 1             # passes over the prompts
     batch: int = 8              # prompts a step, each with all its pairs
     micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, cosine to zero; the paper uses 1e-5
@@ -212,7 +213,8 @@ def normalise(model, scores):
 def main(cfg):
     device, generator = setup(cfg)
     require(min(cfg.prompts, cfg.held_out, cfg.samples, cfg.epochs, cfg.batch) >= 1 and cfg.lr > 0
-            and cfg.micro >= 0, "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0, "
+            and cfg.micro >= 0,
+            "--prompts, --held-out, --samples, --epochs and --batch must be at least 1, --lr above 0, "
             "--micro at least 0")
     sft, saved = load_model(cfg.model, "--model", device, cfg.dtype)
     task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_reward.pt")
@@ -251,7 +253,8 @@ def main(cfg):
         if steady(norm.item(), step + 1, todo[step]):
             optimiser.step()
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
-            log.log(step=step + 1, **dict(zip(("loss", "accuracy", "margin"), total(seen).tolist())), lr=optimiser.param_groups[0]["lr"],
+            log.log(step=step + 1, **dict(zip(("loss", "accuracy", "margin"), total(seen).tolist())),
+                    lr=optimiser.param_groups[0]["lr"],
                     grad_norm=norm.item(), peak_mb=round(peak_memory(device)))
         resume.step_done(step + 1)
 

@@ -39,7 +39,8 @@ class Config(Common):
     epochs: int = 1             # passes over them
     batch: int = 8              # prompts a step, each with all its references
     micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     references: int = 4         # references a prompt has in the embedded task
     lr: float = 2.5e-3          # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
     warmup: int = 100           # steps of linear warm-up
@@ -97,7 +98,8 @@ def main(cfg):
     device, generator = setup(cfg)
     require(0 <= cfg.freeze <= 1 and cfg.batch >= 1 and cfg.epochs >= 1 and cfg.references >= 1
             and cfg.lr > 0 and cfg.micro >= 0,
-            f"--freeze {cfg.freeze} must lie in [0, 1], --micro {cfg.micro} be at least 0, --batch {cfg.batch}, --epochs {cfg.epochs} and "
+            f"--freeze {cfg.freeze} must lie in [0, 1], --micro {cfg.micro} be at least 0, --batch "
+            f"{cfg.batch}, --epochs {cfg.epochs} and "
             f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
     require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
     model, saved = None, None

@@ -33,7 +33,8 @@ WORLDS = {"world": (synthetic, "systematic"), "world-independent": (synthetic, "
           "world-mixed": (synthetic, "mixed"),
           "instruct": (instructions, "usual"), "instruct-mixed": (instructions, "mixed")}
 # tokens of a response: 48 is the paper's for summaries
-MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "instruct": 48, "instruct-mixed": 48, "folder": 48, **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
+MAX_NEW_TOKENS = {**dict.fromkeys(WORLDS, 32), "instruct": 48, "instruct-mixed": 48, "folder": 48,
+                  **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
 MAX_PROMPT_TOKENS = 1024    # of the paper's tasks; longer prompts are cut on the left
 
 
@@ -387,7 +388,8 @@ def main(cfg):
                              for k in ("prompt", "reference"))
         print(f"{split:19} {whole:6} {prompt:14.0f} {reference:10.0f}")
     if len(train) >= 8:
-        print("\nshift of the prompts from train: value [95 % over texts], and behind the stroke the floor, between "
+        print("\nshift of the prompts from train: value [95 % over texts], and behind the stroke the floor, "
+              "between "
               "halves of train")
         for split, rows in read.items():
             if split == "train" or len(rows) < 8:

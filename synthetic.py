@@ -291,12 +291,14 @@ def rows(split, n, noise="systematic", references=4, start=0):
 
 def semantic_diversity(texts):
     """True diversity of what texts say: (mean Jaccard distance of fact sets over pairs, distinct fact sets /
-    texts).
+    texts).  Raises ValueError on fewer than two texts."""
+    return diversity_of([facts(t) for t in texts])
 
-    Two empty sets have distance 0.  Raises ValueError on fewer than two texts."""
-    if len(texts) < 2:
+
+def diversity_of(said):
+    """The same of fact sets, frozensets.  Two empty sets have distance 0."""
+    if len(said) < 2:
         raise ValueError("semantic_diversity: at least two texts are needed")
-    said = [facts(t) for t in texts]
     distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(said, 2)]
     return sum(distances) / len(distances), len(set(said)) / len(said)
 
@@ -314,7 +316,8 @@ def phrasings(rng, k):
 
 def stories(rng, k):
     """k texts in one phrasing that state different facts: form fixed, content free."""
-    text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms) for forms in (CLAUSES[STORY], MOOD, ASK))
+    text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms)
+                                                    for forms in (CLAUSES[STORY], MOOD, ASK))
     return [f" {_fill(rng, text, _story(rng, 0.))} ." for _ in range(k)]
 
 
