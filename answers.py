@@ -147,74 +147,82 @@ def section_shift(folder, r):
 
 # ------------------------------------------------------------------------------- 2. which measure to believe
 
+def tracks(t):
+    """What a measure follows, in words, from one line of `proxies.all_tests`."""
+    form = ("phrasing more than content" if t["form"][2] < 0.5 else
+            "content more than phrasing" if t["form"][1] > 0.5 else "phrasing as much as content")
+    strong = [what for what, test in (("the order of policies", "between"), ("temperature", "temperature"),
+                                      ("mixed-in prompts", "content")) if t[test] and t[test][1] > 0.5]
+    return f"{form}; {', '.join(strong) or 'nothing'} with a rank correlation surely above 0.5"
+
+
+def breaks(t):
+    """Where a measure fails, in words."""
+    policy, temperature, by_measure, by_truth, n = t["breaks"]
+    length = t["between_length"][0] - t["between"][0]
+    return (f"ranks {policy} at T = {temperature:g} number {by_measure} of {n}, the truth {by_truth}"
+            + (f"; length moves it (correlation {length:+.2f} with length fixed)" if abs(length) > 0.1 else "")
+            + (f"; blind inside one policy ({t['within'][0]:.2f})" if t["within"][0] < 0.3 else ""))
+
+
 def section_proxies(folder, r):
     found = read(folder, r, "world", "conditions")
     conditions = [c for seed in found for c in seed["conditions"]]
-    form = {}
-    for m in found[0]["form"]:
-        values = [seed["form"][m][0] for seed in found]
-        form[m] = (float(np.mean(values)), min(values), max(values))
+    # (value, low, high), the interval over sets, means over seeds: only the encoder differs between seeds
+    form = {m: tuple(np.mean([seed["form"][m] for seed in found], axis=0).tolist()) for m in found[0]["form"]}
     tests = proxies.all_tests(conditions, form)
     measures = {t["measure"]: t for t in tests if t["measure"] not in (proxies.TRUTH, "length")}
-    rank = lambda test: sorted(measures, key=lambda m: -measures[m][test][0])  # noqa: E731
-    text = lambda m, t: "{} {:.2f} [{:.2f}, {:.2f}]".format(proxies.NAMES[m], *measures[m][t])  # noqa: E731
-    best, worst = rank("between")[0], rank("between")[-1]
-    fooled = [m for m in measures if measures[m]["form"][2] < 0.5]
-    sound = [m for m in measures if measures[m]["form"][1] > 0.5]
+    name = proxies.NAMES
+
+    def ranked(test):
+        """Measures, the best first by one test."""
+        return sorted(measures, key=lambda m: -measures[m][test][0])
+
+    def value(m, test):
+        return "{} {:.2f} [{:.2f}, {:.2f}]".format(name[m], *measures[m][test])
+    best, *_, worst = ranked("between")
+    inside = ranked("within")[0]
+    fooled = [name[m] for m in measures if measures[m]["form"][2] < 0.5]
+    sound = [name[m] for m in measures if measures[m]["form"][1] > 0.5]
     steepest = max(measures, key=lambda m: abs(np.subtract(*measures[m]["breaks"][2:4])))
-    policy, temperature, by_measure, by_truth, n = measures[steepest]["breaks"]
     findings = [
-        f"Over {n} conditions (policy and temperature, {len(r.seeds)} seeds) {text(best, 'between')} orders "
-        f"policies most as the truth does and {text(worst, 'between')} least; with length held fixed they "
-        "are at "
-        f"{measures[best]['between_length'][0]:.2f} and {measures[worst]['between_length'][0]:.2f}, and "
-        "inside one "
-        f"condition no measure tells more than {measures[rank('within')[0]]['within'][0]:.2f} of which "
-        "prompts get "
-        "varied answers.",
-        "Given one story in 16 phrasings and 16 stories in one phrasing, "
-        + (f"{', '.join(proxies.NAMES[m] for m in fooled)} call the phrasings the more varied" if fooled
-           else "no measure calls the phrasings the more varied")
-        + (f", and {', '.join(proxies.NAMES[m] for m in sound)} the stories" if sound else "")
-        + f"; the largest error among policies is {proxies.NAMES[steepest]}'s, which ranks {policy} at "
-          "temperature "
-        f"{temperature:g} number {by_measure} of {n}, the truth {by_truth}."]
-    rows = []
-    for t in tests:
-        said = ""
-        if "breaks" in t:
-            policy, temperature, by_measure, by_truth, n = t["breaks"]
-            said = f"{policy}, T = {temperature:g}: {by_measure} instead of {by_truth} of {n}"
-        rows.append([proxies.NAMES[t["measure"]], *proxies.cells(t), said])
+        f"Over {measures[best]['breaks'][4]} conditions (policy and temperature, {len(r.seeds)} seeds) the "
+        f"true order of policies is given best by {value(best, 'between')} and worst by "
+        f"{value(worst, 'between')}, with length held fixed {measures[best]['between_length'][0]:.2f} and "
+        f"{measures[worst]['between_length'][0]:.2f}; which prompts of one policy get varied answers no "
+        f"measure tells better than {value(inside, 'within')}.",
+        f"Of one story in 16 phrasings and 16 stories in one phrasing, {', '.join(fooled) or 'no measure'} "
+        f"call the phrasings more varied and {', '.join(sound) or 'none'} the stories; the largest error on "
+        f"a policy is {name[steepest]}'s, which {breaks(measures[steepest]).split(';')[0]}."]
 
     def draw(figure):
         axes = figure.subplots(2, 4).ravel()
         policies = sorted({c["policy"] for c in conditions})
-        colours = dict(zip(policies,
-                           ("#ccbb44", "#cc3311", "#ee6677", "#aa3377", "#882255", "#ee8866", "#228833",
-                                      "#4477aa")))
-        for ax, m in zip(axes, measures | {"length": None}):
+        colours = dict(zip(policies, ("#ccbb44", "#cc3311", "#ee6677", "#aa3377", "#882255", "#ee8866",
+                                      "#228833", "#4477aa")))
+        for ax, m in zip(axes, [*measures, "length"]):
             for policy in policies:
                 of = [c for c in conditions if c["policy"] == policy]
                 ax.plot(*([np.nanmean(c["per_input"][k]) for c in of] for k in (proxies.TRUTH, m)), "o", ms=4,
                         color=colours[policy], alpha=.7, label=policy)
-            e = measures[m]["between"] if m in measures else None
-            ax.set(title=proxies.NAMES[m] + (f": rank correlation {e[0]:.2f}" if e else " (no measure of "
-                                             "diversity)"), xlabel="true diversity of what outputs say")
+            title = (f"{name[m]}: rank correlation {measures[m]['between'][0]:.2f}" if m in measures
+                     else "length (no measure of diversity)")
+            ax.set(title=title, xlabel="true diversity of what outputs say")
         axes[-1].axis("off")
         axes[-1].legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="center")
-        figure.suptitle("Each measure against the truth, per input; a point is a policy at one temperature "
+        figure.suptitle("Each measure against the truth, per input: a point is a policy at one temperature "
                         "and seed")
     return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw,
-            "size": (14, 7),
-            "tables": [("Rank correlations with the truth (per input over conditions, over a condition's "
-                        "inputs; across "
-                        "inputs over conditions; each with length held fixed), with temperature and with "
-                        "the number "
-                        "of prompts mixed; then how often the set with more content measures as more varied. "
-                        "Systematic noise; proxies.py explains the tests.  The form column gives the range "
-                        "over seeds.",
-                        table(["measure", *proxies.TESTS.values(), "breaks most on"], rows))],
+            "size": (14, 7), "tables": [
+                ("What each measure tracks and when it breaks (systematic noise), in words from the next table.",
+                 table(["measure", "tracks", "breaks"],
+                       [[name[m], tracks(t), breaks(t)] for m, t in measures.items()])),
+                ("Rank correlations with the truth: per input over conditions, over the inputs of a "
+                 "condition, and across inputs over conditions, each also with length fixed; with "
+                 "temperature; with the number of prompts mixed.  Then how often the set with more content measures as more varied.  proxies.py "
+                 "explains the tests.",
+                 table(["measure", *proxies.TESTS.values()],
+                       [[name[t["measure"]], *proxies.cells(t)] for t in tests]))],
             "numbers": {"tests": tests}}
 
 
