@@ -117,31 +117,42 @@ def averaged(measure, max_n=5, missing=None):
     return mean if mean.ndim else float(mean)
 
 
-def count_ngrams(groups, max_n=5):
-    """Different and all n-grams of each of G groups of outputs, and last of all groups together: two float
-    arrays (max_n, G + 1), row n - 1 for n.  groups: lists of outputs, each a list of tokens.
+def ngram_numbers(outputs, max_n):
+    """For n = 1..max_n the n-grams of all outputs (token lists) in order, as two int arrays: which output each
+    stands in, and its number, equal for equal n-grams.
 
-    What `distinct_n` and `ead` divide, for a whole file in a handful of sorts: words become numbers, and an
-    n-gram the pair of the (n - 1)-gram that starts where it does and its last word, numbered anew."""
-    outputs = [tokens for group in groups for tokens in group]
+    Words become numbers, and an n-gram the pair of the (n - 1)-gram that starts where it does and its last
+    word, numbered anew by a sort: what is counted below is counted for a whole file at once."""
     flat = [w for tokens in outputs for w in tokens]
     number = {w: i for i, w in enumerate(dict.fromkeys(flat))}
     words = np.fromiter(map(number.__getitem__, flat), np.int64, len(flat))
     lengths = np.array([len(tokens) for tokens in outputs], dtype=np.int64)
-    group = np.repeat(np.repeat(np.arange(len(groups)), [len(g) for g in groups]), lengths)     # (words,)
-    # words from here to the output's end
-    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))
-    grams, unique, total = words.copy(), [], []     # grams: (words,) number of the n-gram that starts here
+    owner = np.repeat(np.arange(len(outputs)), lengths)
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))     # words from here to the output's end
+    grams = words.copy()                                                    # the n-gram that starts here
     for n in range(1, max_n + 1):
         start = np.flatnonzero(left >= n)
         if n > 1:
-            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1],
-                                        return_inverse=True)
-        code = np.sort(grams[start] * len(groups) + group[start])
-        code = code[np.diff(code, prepend=-1) > 0]                          # one for each group it is in
-        kinds = np.bincount(code % len(groups), minlength=len(groups))
-        unique.append([*kinds, np.count_nonzero(np.diff(code // len(groups), prepend=-1))])
-        total.append([*np.bincount(group[start], minlength=len(groups)), len(start)])
+            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1], return_inverse=True)
+        yield owner[start], grams[start]
+
+
+def group_numbers(groups):
+    """The group of each output, groups laid end to end: (outputs,)."""
+    return np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+
+
+def count_ngrams(groups, max_n=5):
+    """Different and all n-grams of each of G groups of outputs, and last of all groups together: two float
+    arrays (max_n, G + 1), row n - 1 for n; what `distinct_n` and `ead` divide.  groups: lists of outputs, each
+    a list of tokens."""
+    group, size, unique, total = group_numbers(groups), len(groups), [], []
+    for owner, gram in ngram_numbers([tokens for g in groups for tokens in g], max_n):
+        code = np.sort(gram * size + group[owner])
+        code = code[np.diff(code, prepend=-1) > 0]          # one for each group an n-gram is in
+        unique.append([*np.bincount(code % size, minlength=size),
+                       np.count_nonzero(np.diff(code // size, prepend=-1))])
+        total.append([*np.bincount(group[owner], minlength=size), len(gram)])
     return np.array(unique, dtype=float), np.array(total, dtype=float)
 
 
@@ -168,33 +179,41 @@ def ngram_entropy(outputs, n, tokenise=words):
 def self_bleu(outputs, max_n=4, tokenise=words, each=False):
     """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
     Equal to NLTK's sentence_bleu with smoothing method 1 (an order without a match counts as 0.1), to
-    rounding.  each=True: the list of BLEUs.
-
-    Linear in the tokens: the reference count of an n-gram is its largest count in another output, so the
-    largest count, whose it is, and the second largest answer for every output.  Raises ValueError on fewer
-    than two outputs."""
-    outputs = _tokens(outputs, tokenise)
-    if len(outputs) < 2:
-        raise ValueError("self_bleu: at least two outputs are needed")
-    log_precision, matched = np.zeros(len(outputs)), np.zeros(len(outputs))
-    for n in range(1, max_n + 1):
-        counts = [Counter(ngrams(tokens, n)) for tokens in outputs]
-        top = {}        # n-gram: (largest count, whose, second largest)
-        for i, count in enumerate(counts):
-            for gram, c in count.items():
-                first, owner, second = top.get(gram, (0, -1, 0))
-                top[gram] = (c, i, first) if c > first else (first, owner, max(second, c))
-        for i, count in enumerate(counts):
-            match = 0
-            for gram, c in count.items():
-                first, owner, second = top[gram]
-                match += min(c, second if owner == i else first)
-            log_precision[i] += math.log((match or 0.1) / max(1, count.total())) / max_n
-            if n == 1:
-                matched[i] = match
-    bleu = np.exp(log_precision + _log_brevity([len(t) for t in outputs]))
-    bleu[matched == 0] = 0.         # NLTK: without one common word the score is 0, whatever the smoothing
+    rounding.  each=True: the list of BLEUs.  Raises ValueError on fewer than two outputs."""
+    bleu = self_bleus([_tokens(outputs, tokenise)], max_n)
     return bleu.tolist() if each else float(bleu.mean())
+
+
+def self_bleus(groups, max_n=4):
+    """BLEU of each output against the others of its group: (outputs,), groups laid end to end.  groups: lists
+    of outputs, each a list of tokens.  Raises ValueError on a group of fewer than two.
+
+    Linear in the tokens but for sorting: the reference count of an n-gram is its largest count in another
+    output, so the largest count, whose it is, and the second largest answer for every output."""
+    if min(map(len, groups)) < 2:
+        raise ValueError("self_bleu: at least two outputs are needed")
+    outputs, group = [tokens for g in groups for tokens in g], group_numbers(groups)
+    lengths = np.array([len(tokens) for tokens in outputs])
+    log_precision, any_word = np.zeros(len(outputs)), None
+    for n, (owner, gram) in enumerate(ngram_numbers(outputs, max_n), 1):
+        code = np.sort(gram * len(outputs) + owner)
+        first = np.flatnonzero(np.diff(code, prepend=-1))
+        count = np.diff(first, append=len(code))            # of an n-gram in an output, for each such pair
+        gram, owner = np.divmod(code[first], len(outputs))
+        kind = gram * len(groups) + group[owner]            # the n-gram and the group
+        most = int(count.max(initial=0)) + 1
+        order = np.argsort(kind * most - count)             # pairs of one kind together, the largest count first
+        kind, count, owner = kind[order], count[order], owner[order]
+        top = np.flatnonzero(np.diff(kind, prepend=-1))
+        size = np.diff(top, append=len(kind))               # outputs that hold this n-gram
+        reference = np.repeat(count[top], size)             # for all but the output with the largest count,
+        reference[top] = np.where(size > 1, count[np.minimum(top + 1, len(count) - 1)], 0)  # which has the second
+        match = np.bincount(owner, np.minimum(count, reference), minlength=len(outputs))
+        log_precision += np.log(np.where(match > 0, match, 0.1) / np.maximum(1, lengths - n + 1)) / max_n
+        any_word = match > 0 if n == 1 else any_word
+    brevity = np.concatenate([_log_brevity([len(t) for t in g]) for g in groups])
+    # NLTK: without one common word the score is 0, whatever the smoothing
+    return np.where(any_word, np.exp(log_precision + brevity), 0.)
 
 
 def _log_brevity(lengths):
@@ -225,11 +244,16 @@ def embedding_diversity(embeddings):
     n) / 2, u the unit vectors: linear in n.
 
     Raises ValueError on fewer than two."""
-    u = unit(embeddings)
-    n = len(u)
+    x = np.asarray(embeddings, dtype=np.float64)
+    n = len(x)
     if n < 2:
         raise ValueError("embedding_diversity: at least two embeddings are needed")
-    return float(1 - (np.square(u.sum(0)).sum() - n) / (n * (n - 1)))
+    total, ones, rows = np.zeros(x.shape[1]), 0, 4096
+    for part in (x[i:i + rows] for i in range(0, n, rows)):     # while it lies in the cache: no copy of x
+        norm = np.sqrt(np.einsum("nd,nd->n", part, part))
+        total += (1 / np.maximum(norm, 1e-12)) @ part
+        ones += np.count_nonzero(norm > 1e-12)      # u . u = 1, but of a zero vector 0
+    return float(1 - (total @ total - ones) / (n * (n - 1)))
 
 
 def vendi_score(embeddings, q=1.0):
@@ -380,7 +404,10 @@ def measure_samples(rows, convention="sound", max_n=5, vocabulary=50257, embeddi
     out = {}
     for name, arrange, size in (("per_input", per_input, len(groups[0])),
                                 ("across", across_input, len(groups))):
-        once = distinct_and_ead(groups if name == "per_input" else list(zip(*groups)), max_n, kinds, missing)
+        sets = groups if name == "per_input" else list(zip(*groups))
+        once = distinct_and_ead(sets, max_n, kinds, missing)
+        if size > 1:
+            once["self_bleu"] = self_bleus(sets).reshape(len(sets), size).mean(1)
         out[name] = {k: once[k] if k in once else arrange(groups, m) for k, m in lexical.items()
                      if size > 1 or k != "self_bleu"}
         if size > 1 and embeddings is not None:
