@@ -49,26 +49,34 @@ def read(folder, r, world, name):
 # ------------------------------------------------------------------------------------------ 1. shift as a
 # number
 
-def slope(x, advantages, rng=None):
+def slope(x, advantages, rng=None, redraw_sets=True):
     """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
-    advantages: one (seeds, prompts) array for each set.  With rng of one bootstrap draw, in which sets, seeds
-    and prompts are all resampled."""
-    picks = np.arange(len(x))
-    y = [a.mean() for a in advantages]
+    advantages: one (seeds, prompts) array for each set.  With rng of one bootstrap draw, in which seeds and
+    prompts, and with redraw_sets the sets too, are resampled; nan if that leaves one shift only."""
+    picks, y = np.arange(len(x)), [a.mean() for a in advantages]
     if rng:
-        picks = rng.integers(0, len(x), len(x))
+        picks = rng.integers(0, len(x), len(x)) if redraw_sets else picks
         seeds = rng.integers(0, len(advantages[0]), len(advantages[0]))
         y = [a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in advantages]
     u, v = x[picks], np.array(y)[picks]
-    if np.ptp(u) == 0:
-        return np.nan
-    u = u - u.mean()
-    return float(u @ v / (u @ u) * np.ptp(x))
+    span, u = np.ptp(u), u - u.mean()
+    return float(u @ v / (u @ u) * span) if span > 0 else np.nan
+
+
+KINDS = {   # of shift, by one thing more at a time
+    "new words": ["test", *sorted((s for s in (*SPLITS, *GRADED) if "words" in s),
+                                  key=lambda s: int(s.split("words")[1]))],
+    "more distractors": ["test", *sorted((s for s in (*SPLITS, *GRADED) if "distractors" in s),
+                                         key=lambda s: int(s.split("distractors")[1]))]}
 
 
 def section_shift(folder, r):
     sets, rng = [*SPLITS, *GRADED], np.random.default_rng(0)
-    slopes, rows, points, far = [], [], {}, {}
+    slopes, along, points, far = [], [], {}, {}
+
+    def change(x, advantage, **how):
+        return {p: interval([slope(x, a, rng, **how) for _ in range(DRAWS)], slope(x, a))
+                for p, a in advantage.items()}
     for world in WORLDS:
         far[world] = json.loads((folder / f"seed{r.seeds[0]}" / world / "shift.json").read_text())
         between = read(folder, r, world, "graded")
@@ -77,34 +85,33 @@ def section_shift(folder, r):
             if split in GRADED:
                 return np.array([seed[split][policy] for seed in between])  # noqa: B023
             return r.get(world, policy, split, 0.7, "wins")  # noqa: B023
-        advantage = {p: [won(p, s) - won("sft", s) for s in sets] for p in ("ppo", "bon")}
-        points[world] = {p: [summary(a) for a in advantage[p]] for p in advantage}
-        for m, title in SHIFTS.items():
+        advantage = {p: {s: won(p, s) - won("sft", s) for s in sets} for p in ("ppo", "bon")}
+        points[world] = {p: [summary(advantage[p][s]) for s in sets] for p in advantage}
+        for m in SHIFTS:
             x = np.array([far[world][s][m] for s in sets])
-            line = {"world": WORLDS[world], "measure": m, "low": float(x.min()), "high": float(x.max()),
-                    "farthest": sets[int(x.argmax())]}
-            for p in advantage:
-                line[p] = interval([slope(x, advantage[p], rng) for _ in range(DRAWS)],
-                                   slope(x, advantage[p]))
-            slopes.append(line)
-            rows.append([WORLDS[world], title, f"{x.min():.3f} to {x.max():.3f} ({SHORT(line['farthest'])})",
-                         *(f"{signed(line[p])}: " + sign(line[p], "grows", "shrinks", "not shown")
-                           for p in ("ppo", "bon"))])
-    said = [sign(line["ppo"], "grows", "shrinks", "not shown") for line in slopes]
-    first = slopes[0]
-    orders = {SHORT(line["farthest"]) for line in slopes}
-    change = {"grows": "hold: RLHF's advantage grows with the shift",
-              "shrinks": "turn round: RLHF's advantage shrinks as the shift grows",
-              "not shown": "stay undecided"}[max(sorted(set(said)), key=said.count)]
+            slopes.append({"world": WORLDS[world], "measure": m, "low": float(x.min()),
+                           "high": float(x.max()),
+                           "farthest": sets[int(x.argmax())],
+                           **change(x, {p: list(a.values()) for p, a in advantage.items()})})
+        for kind, chosen in KINDS.items():
+            x = np.array([far[world][s]["js"] for s in chosen])
+            along.append({"world": WORLDS[world], "kind": kind, "sets": chosen, **change(
+                x, {p: [a[s] for s in chosen] for p, a in advantage.items()}, redraw_sets=False)})
+
+    def judged(e):
+        return f"{signed(e)}: " + sign(e, "grows", "shrinks", "not shown")
+    said = [sign(line["ppo"], "grow", "shrink", "are not shown") for line in slopes]
+    here = [sign(line["ppo"], "grows", "shrinks", "is not shown to change") for line in along]
+    first, farthest = slopes[0], sorted({SHORT(line["farthest"]) for line in slopes})
     findings = [
-        f"From the least to the most shifted of {len(sets)} test sets, PPO's advantage over SFT changes by "
+        f"From the least to the most shifted of {len(sets)} test sets PPO's advantage over SFT changes by "
         f"{signed(first['ppo'])} and best-of-16's by {signed(first['bon'])} ({first['world']}, shift as "
-        f"{SHIFTS[first['measure']]}); of {len(said)} slopes of PPO's (five measures, two worlds) "
-        f"{said.count('grows')} grow, {said.count('shrinks')} shrink, {said.count('not shown')} are not "
-        "shown.",
-        f"The paper's 'particularly as the shift grows' would here most often {change}; which set is the "
-        "farthest "
-        f"depends on the measure ({', '.join(sorted(orders))})."]
+        f"{SHIFTS[first['measure']]}); of PPO's {len(said)} slopes (five measures, two worlds) "
+        + ", ".join(f"{said.count(w)} {w}" for w in ("grow", "shrink", "are not shown"))
+        + f", and the measures do not agree on which set is the farthest ({', '.join(farthest)}).",
+        "The paper's 'particularly as the shift grows' becomes, along one kind of shift at a time: "
+        + "; ".join(f"{line['kind']}, {line['world']}, the advantage {w}, {signed(line['ppo'])}"
+                    for line, w in zip(along, here)) + "."]
     distances = [[SHORT(s),
                   *(f"{d[s][m]:.3f} [{d[s][m + '_low']:.3f}, {d[s][m + '_high']:.3f}]" for m in SHIFTS),
                   *(show(points["world"][p][i]) for p in ("ppo", "bon"))]
@@ -112,6 +119,7 @@ def section_shift(folder, r):
     floor = [f"{far['world']['test'][m + '_floor']:.3f}" for m in SHIFTS]
 
     def draw(figure):
+        from matplotlib.ticker import NullFormatter
         axes = figure.subplots(2, 3)
         for line, world in zip(axes, WORLDS):
             for ax, m in zip(line, ("js", "cosine", "wasserstein")):
@@ -129,6 +137,7 @@ def section_shift(folder, r):
                 ax.axvline(far[world]["test"][f"{m}_floor_high"], color="#888888", ls=":", lw=1)
                 ax.set(xlabel=f"shift of the prompts from train: {SHIFTS[m]}", title=WORLDS[world],
                        xscale="log")
+                ax.xaxis.set_minor_formatter(NullFormatter())
             line[0].set_ylabel("win rate less SFT's")
             line[0].legend(fontsize=7, frameon=False)
         figure.suptitle("Does RLHF's advantage grow with the shift?  (dotted: what chance alone gives)")
@@ -136,13 +145,21 @@ def section_shift(folder, r):
             "size": (13, 8), "tables": [
                 ("Change of the advantage over SFT from the least to the most shifted set, by least squares; "
                  "intervals resample test sets, seeds and prompts.", table(
-                     ["world", "measure", "from, to (farthest)", "PPO - SFT", "BoN-16 - SFT"], rows)),
+                     ["world", "measure", "from, to (farthest)", "PPO - SFT", "BoN-16 - SFT"],
+                     [[x["world"], SHIFTS[x["measure"]],
+                       f"{x['low']:.3f} to {x['high']:.3f} ({SHORT(x['farthest'])})", judged(x["ppo"]),
+                       judged(x["bon"])] for x in slopes])),
+                ("The same along one kind of shift at a time, by JS bits; intervals resample seeds and "
+                 "prompts.",
+                 table(["world", "kind", "sets", "PPO - SFT", "BoN-16 - SFT"],
+                       [[x["world"], x["kind"], ", ".join(map(SHORT, x["sets"])), judged(x["ppo"]),
+                         judged(x["bon"])] for x in along])),
                 ("Each test set's shift from train (500 prompts a side) with its interval over texts, and "
                  "the "
                  "advantages (systematic noise). Last line: the floor, between halves of train.", table(
                      ["test set", *SHIFTS.values(), "PPO - SFT", "BoN-16 - SFT"],
                      [*distances, ["floor", *floor, "", ""]]))],
-            "numbers": {"slopes": slopes, "shift": far, "advantages": points, "sets": sets}}
+            "numbers": {"slopes": slopes, "along": along, "shift": far, "advantages": points, "sets": sets}}
 
 
 # ------------------------------------------------------------------------------- 2. which measure to believe
@@ -161,7 +178,8 @@ def breaks(t):
     policy, temperature, by_measure, by_truth, n = t["breaks"]
     length = t["between_length"][0] - t["between"][0]
     return (f"ranks {policy} at T = {temperature:g} number {by_measure} of {n}, the truth {by_truth}"
-            + (f"; length moves it (correlation {length:+.2f} with length fixed)" if abs(length) > 0.1 else "")
+            + (f"; length moves it (correlation {length:+.2f} with length fixed)" if abs(length) > 0.1
+               else "")
             + (f"; blind inside one policy ({t['within'][0]:.2f})" if t["within"][0] < 0.3 else ""))
 
 
@@ -214,12 +232,14 @@ def section_proxies(folder, r):
                         "and seed")
     return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw,
             "size": (14, 7), "tables": [
-                ("What each measure tracks and when it breaks (systematic noise), in words from the next table.",
+                ("What each measure tracks and when it breaks (systematic noise), in words from the next "
+                 "table.",
                  table(["measure", "tracks", "breaks"],
                        [[name[m], tracks(t), breaks(t)] for m, t in measures.items()])),
                 ("Rank correlations with the truth: per input over conditions, over the inputs of a "
                  "condition, and across inputs over conditions, each also with length fixed; with "
-                 "temperature; with the number of prompts mixed.  Then how often the set with more content measures as more varied.  proxies.py "
+                 "temperature; with the number of prompts mixed.  Then how often the set with more content "
+                 "measures as more varied.  proxies.py "
                  "explains the tests.",
                  table(["measure", *proxies.TESTS.values()],
                        [[name[t["measure"]], *proxies.cells(t)] for t in tests]))],
@@ -283,23 +303,22 @@ def section_frontier(folder, r):
     gain = summary(f.get(priced[0.0], "reward") - f.get(priced[0.1], "reward"))
     outside = " (of the curve's nearest end, for it does not reach that diversity)"
     beyond = lambda e: "" if e["inside"] else outside  # noqa: E731
-    frontier_words = sign(ppo["above_sft"], "lies above SFT's frontier: RL is more than sharpening",
-                          "lies below SFT's frontier", "cannot be told from SFT's frontier")
+    above_sft, above_bon = (signed(ppo[k]) + beyond(ppo[k]) for k in ("above_sft", "above_bon"))
+    words = sign(ppo["above_sft"], "lies above SFT's frontier: RL is more than sharpening",
+                 "lies below SFT's frontier", "cannot be told from SFT's frontier")
+    over = gain["low"] > 0 > drop["high"]
     findings = [
-        f"PPO (β = 0.1, temperature 1) {frontier_words}: at equal true diversity it wins "
-        f"{signed(ppo['above_sft'])} "
-        f"more than SFT at a lower temperature{beyond(ppo['above_sft'])} and {signed(ppo['above_bon'])} "
-        "more than "
-        f"best-of-N{beyond(ppo['above_bon'])}; best-of-{BEST_OF[-1]} wins {signed(top['above_sft'])} more "
-        "than SFT.",
+        f"PPO (β = 0.1, temperature 1) {words}; at equal true diversity its win rate is {above_sft} from "
+        "SFT's "
+        f"at a lower temperature and {above_bon} from best-of-N's, and best-of-{BEST_OF[-1]}'s is "
+        f"{signed(top['above_sft'])} from SFT's.",
         f"Best-of-{BEST_OF[-1]} reaches a true score of {top['truth']['mean']:.2f} for at most "
-        f"{top['kl']:.1f} nats, PPO "
-        f"its highest of {peak['truth']['mean']:.2f} at {peak['policy'].split(', ')[1]} for "
-        f"{peak['kl']:.1f}; without a "
-        f"price on KL ({free['kl']:.1f} nats) the reward model's score changes by {signed(gain)} against β "
-        "= 0.1 and the "
-        f"truth by {signed(drop)}" + (": over-optimisation." if gain["low"] > 0 > drop["high"]
-                                      else ": over-optimisation is not shown.")]
+        f"{top['kl']:.1f} "
+        f"nats, PPO its highest of {peak['truth']['mean']:.2f} at {peak['policy'].split(', ')[1]} for "
+        f"{peak['kl']:.1f}; without a price on KL ({free['kl']:.1f} nats), against β = 0.1, the reward "
+        "model's "
+        f"score changes by {signed(gain)} and the truth by {signed(drop)}: over-optimisation"
+        f"{'' if over else ' is not shown'}."]
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in ("reward", "truth", "wins", "semantic")),
              *(signed(x[k]) + ("" if x[k]["inside"] else " *") if x[k] else ""
                for k in ("above_sft", "above_bon"))]
@@ -353,30 +372,28 @@ def section_frontier(folder, r):
             "numbers": {"frontier": lines}}
 
 
-# ------------------------------------------------------------------------------------------------- 4. error
-# bars
+# --------------------------------------------------------------------------------------------- 4. error bars
 
 def section_seeds(folder, r, stated):
     both = [c for c in stated if "all_low" in c["estimate"]]
-    words = lambda e: sign(e, 1, -1, 0)  # noqa: E731
-    wide = lambda e: {"low": e["all_low"], "high": e["all_high"]}  # noqa: E731
-    changed = [c for c in both if words(c["estimate"]) != words(wide(c["estimate"]))]
-    ratio = np.median([(c["estimate"]["all_high"] - c["estimate"]["all_low"])
-                       / (c["estimate"]["high"] - c["estimate"]["low"]) for c in both])
-    count = {v: sum(c["verdict"] == v for c in stated)
-             for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite")}
+    wide = [{"low": c["estimate"]["all_low"], "high": c["estimate"]["all_high"]} for c in both]
+    changed = [f"{c['claim']}, {c['world']}" for c, w in zip(both, wide)
+               if sign(c["estimate"], 1, -1, 0) != sign(w, 1, -1, 0)]
+    ratio = np.median([(w["high"] - w["low"]) / (c["estimate"]["high"] - c["estimate"]["low"])
+                       for c, w in zip(both, wide)])
+    holds, open_, against = (sum(c["verdict"] == v for c in stated)
+                             for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"))
     widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
     findings = [
-        f"With {len(r.seeds)} seeds, {count['HOLDS']} of {len(stated)} claims hold with every seed agreeing, "
-        f"{count['NOT SHOWN']} are not shown and of {count['DOES NOT HOLD: the opposite']} the opposite "
-        "holds; "
-        + (f"{len(changed)} change sides of zero when seeds are resampled with prompts "
-           f"({'; '.join(c['claim'] + ', ' + c['world'] for c in changed)})." if changed
-           else "none changes sides of zero when seeds are resampled with prompts."),
-        f"Resampling seeds as well widens the interval by a factor of {ratio:.2f} in the median claim; "
-        "seeds differ most "
-        f"in `{widest['claim']}` ({widest['world']}), with a standard deviation of "
-        f"{widest['estimate']['seed_sd']:.2f}."]
+        f"With {len(r.seeds)} seeds, {holds} of {len(stated)} claims hold with every seed agreeing, {open_} "
+        "are "
+        f"not shown and of {against} the opposite holds; {len(changed) or 'none'} of the {len(both)} "
+        "differences "
+        "that can be resampled both ways would be judged otherwise if seeds were drawn as well as prompts"
+        + (f" ({'; '.join(changed)})." if changed else "."),
+        f"Drawing seeds too widens the interval {ratio:.1f} times in the median claim; seeds differ most in "
+        f"`{widest['claim']}` ({widest['world']}), with a standard deviation of "
+        f"{widest['estimate']['seed_sd'] or 0:.2f}."]
     rows = [[c["claim"], c["world"], show(c["estimate"]),
              f"[{c['estimate']['all_low']:.2f}, {c['estimate']['all_high']:.2f}]" if c in both else "",
              f"{c['estimate']['seed_sd']:.2f}" if c["estimate"]["seed_sd"] is not None else "",
@@ -409,8 +426,7 @@ def section_seeds(folder, r, stated):
             "numbers": {"claims": stated}}
 
 
-# ---------------------------------------------------------------------------------- 5. instructions,
-# composition
+# ------------------------------------------------------------------------------------------- 5. instructions
 
 def section_instruct(folder, r):
     i = Results(folder, r.seeds, ("instruct",))
@@ -430,20 +446,21 @@ def section_instruct(folder, r):
     far = json.loads((folder / f"seed{r.seeds[0]}" / "instruct" / "shift.json").read_text())
     grows = {s: summary(win("ppo", s).mean(1, keepdims=True) - win("sft", s).mean(1, keepdims=True)
                         - (win("ppo", "test") - win("sft", "test")).mean(1, keepdims=True)) for s in sets[1:]}
-    able = [s for s in sets[1:] if rate["base", s]["mean"] > 0.2]
+    able = [titles[s] for s in sets[1:] if rate["base", s]["mean"] > 0.2]
+    forgot = {s: signed({"mean": -e["mean"], "low": -e["high"], "high": -e["low"]})
+              for s in sets for e in [less["base", s]]}
+    back = summary(win("ppo", "ood_then2") - win("base", "ood_then2"))
+    named = lambda values: ", ".join(f"{v} ({titles[s]})" for s, v in values.items())  # noqa: E731
     findings = [
-        "PPO beats SFT by " + ", ".join(f"{signed(less['ppo', s])} ({titles[s]})" for s in sets)
-        + "; seed by seed the advantage on the shifted sets less that in distribution lies in "
-        + ", ".join(f"[{min(g['per_seed']):+.2f}, {max(g['per_seed']):+.2f}]" for g in grows.values())
-        + f", and PPO's true diversity per input changes by {signed(cut)}.",
-        "The base model, which has met compositions of two, " + (
-            f"can do {len(able)} of the three shifted sets ({', '.join(titles[s] for s in able)})" if able
-            else "can do none of the shifted sets")
-            + " at a win rate above 0.2; fine-tuning on single instructions "
-        "costs " + ", ".join(f"{-less['base', s]['mean']:+.2f} ({titles[s]})" for s in sets)
-        + f", and PPO ends {rate['ppo', 'ood_then2']['mean'] - rate['base', 'ood_then2']['mean']:+.2f} from "
-          "the base "
-        f"model on `{titles['ood_then2']}`."]
+        f"PPO's win rate less SFT's is {named({s: signed(less['ppo', s]) for s in sets})}; seed by seed, its "
+        "advantage on a shifted set less that in distribution lies in "
+        f"{named({s: '[{:+.2f}, {:+.2f}]'.format(min(g['per_seed']), max(g['per_seed'])) for s, g in grows.items()})}"
+        f", and PPO's true diversity per input changes by {signed(cut)}.",
+        f"The base model, which has met compositions of two, wins above 0.2 on {len(able)} of the "
+        f"{len(sets) - 1} shifted sets{' (' + '; '.join(able) + ')' if able else ''}; fine-tuning on single "
+        f"instructions changes its win rate by {named(forgot)}, and PPO ends {signed(back)} from the base "
+        "model "
+        f"on `{titles['ood_then2']}`."]
 
     def draw(figure):
         ax = figure.subplots()

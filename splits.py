@@ -312,6 +312,7 @@ def classifier_scores(a, b, ridge=1e-2, steps=200):
 
 
 SHIFTS = {"js": "JS bits", "auc": "AUC", "cosine": "cosine", "wasserstein": "Wasserstein", "mmd2": "MMD2"}
+BOUNDS = {"js": (0, 1), "auc": (0, 1), "cosine": (0, 2), "wasserstein": (0, 2), "mmd2": (-2, 2)}
 
 
 def half_interval(statistic, a, b, draws, rng):
@@ -353,8 +354,8 @@ def shift(texts, others, enc, embed=None, draws=200, floors=20):
     out = {}
     for name, (statistic, x, prepare) in todo.items():
         seen = lambda a, b: prepare(a, b) if prepare else (a, b)  # noqa: E731, B023
-        out[name], out[f"{name}_low"], out[f"{name}_high"] = half_interval(
-            statistic, *seen(x[:n], x[2 * n:]), draws, rng)
+        out[name], *ends = half_interval(statistic, *seen(x[:n], x[2 * n:]), draws, rng)
+        out[f"{name}_low"], out[f"{name}_high"] = np.clip(ends, *BOUNDS[name]).tolist()
         halves = [rng.permutation(2 * n) for _ in range(floors)]
         floor = [statistic(*seen(x[h[:n]], x[h[n:]])) for h in halves]
         out[f"{name}_floor"] = float(np.mean(floor))
