@@ -168,9 +168,9 @@ def tracks(t):
     """What a measure follows, in words, from one line of `proxies.all_tests`."""
     form = ("phrasing more than content" if t["form"][2] < 0.5 else
             "content more than phrasing" if t["form"][1] > 0.5 else "phrasing as much as content")
-    strong = [what for what, test in (("the order of policies", "between"), ("temperature", "temperature"),
-                                      ("mixed-in prompts", "content")) if t[test] and t[test][1] > 0.5]
-    return f"{form}; {', '.join(strong) or 'nothing'} with a rank correlation surely above 0.5"
+    return f"{form} ({t['form'][0]:.2f}); " + ", ".join(f"{what} {t[test][0]:.2f}" for what, test in (
+        ("the order of policies", "between"), ("prompts of one policy", "within"),
+        ("temperature", "temperature"), ("prompts mixed in", "content")))
 
 
 def breaks(t):
@@ -178,9 +178,9 @@ def breaks(t):
     policy, temperature, by_measure, by_truth, n = t["breaks"]
     length = t["between_length"][0] - t["between"][0]
     return (f"ranks {policy} at T = {temperature:g} number {by_measure} of {n}, the truth {by_truth}"
-            + (f"; length moves it (correlation {length:+.2f} with length fixed)" if abs(length) > 0.1
-               else "")
-            + (f"; blind inside one policy ({t['within'][0]:.2f})" if t["within"][0] < 0.3 else ""))
+            + (f"; length moves it: {length:+.2f} with length fixed" if abs(length) > 0.1 else "")
+            + ("; blind across inputs ({:.2f} [{:.2f}, {:.2f}])".format(*t["across"])
+               if t["across"][1] <= 0 else ""))
 
 
 def section_proxies(folder, r):
@@ -232,8 +232,8 @@ def section_proxies(folder, r):
                         "and seed")
     return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw,
             "size": (14, 7), "tables": [
-                ("What each measure tracks and when it breaks (systematic noise), in words from the next "
-                 "table.",
+                ("What each measure tracks (rank correlations) and when it breaks, systematic noise; all numbers "
+                 "in the next table.",
                  table(["measure", "tracks", "breaks"],
                        [[name[m], tracks(t), breaks(t)] for m, t in measures.items()])),
                 ("Rank correlations with the truth: per input over conditions, over the inputs of a "

@@ -18,11 +18,11 @@ import copy
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,7 +179,7 @@ def trl_iteration(shape, freeze, device):
 
 
 def ppo_rows(name, asked, repeats, device):
-    shape, peers = MODELS[name], installed("trl", "transformers", "accelerate")
+    shape, peers, known = MODELS[name], installed("trl", "transformers", "accelerate"), {}
     fwd = 2 * M.GPT(M.GPTConfig(**shape)).n_params() * ROLLOUTS * (PROMPT + RESPONSE)
     for freeze, need in asked.items():
         iteration = our_iteration(shape, freeze, device)
@@ -188,7 +188,9 @@ def ppo_rows(name, asked, repeats, device):
         # sampling, four networks forward, then 4 epochs of two forward and backward
         flops = fwd * (5 + 4 * 2 * 3) if not freeze else 0
         for theirs, least in need.items():
-            times = quiet(trl_iteration(shape, theirs, device), repeats) if peers else None
+            if peers and theirs not in known:
+                known[theirs] = quiet(trl_iteration(shape, theirs, device), repeats)
+            times = known.get(theirs)
             yield line(f"PPO iteration, {name}, "
                        f"{'all layers trained' if not freeze else f'{freeze:.0%} frozen, shared'}",
                        ours, times, "TRL 1.12" + (f", {theirs:.0%} frozen" if theirs else ", all trained"),
@@ -215,7 +217,7 @@ def row_ppo_gpt2(cfg, device):
 
 
 def row_memory(cfg, device):
-    """Peak memory of a process that does two iterations of GPT-2 small."""
+    """Peak memory of a process that does two iterations of GPT-2 small (Linux, or a GPU)."""
     def peak(side):
         done = subprocess.run([sys.executable, __file__, "--side", side, "--device", str(device), "--threads",
                                str(cfg.threads)], capture_output=True, text=True)
@@ -237,8 +239,11 @@ def one_side(cfg, device):
         iteration = our_iteration(GPT2, 0.8 if cfg.side == "frozen" else 0., device)
         iteration()
         iteration()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10
-    print(peak_memory(device) if device.type == "cuda" else used)
+    if device.type == "cuda":
+        return print(peak_memory(device))
+    # not getrusage: its maximum is handed down from the process that started this one
+    high = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    print(int(high.split()[1]) / 2 ** 10)
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -261,7 +266,9 @@ def sampling(name, n_prompts, n, asked, cfg, device, new=48):
     return line(f"{'sampling' if n == 1 else f'best-of-{n}'}, {name}, {n_prompts} prompts x {n}, {new} new "
                 "tokens",
                 found["ours"], found.get("theirs"), "transformers generate", asked, tokens,
-                2 * model.n_params() * tokens)
+                # the prompts' tokens need no head
+                2 * (model.n_params() * tokens + sum(p.numel() for p in model.blocks.parameters())
+                     * n_prompts * PROMPT))
 
 
 def row_sampling(cfg, device):
@@ -414,11 +421,12 @@ def row_self_bleu(cfg, device):
                                        ("across 500", [flat[:500]], 0, cfg.repeats),
                                        ("across 2,000", [flat[:2000]], 500, 1)):
         ours = [timed(lambda: diversity.self_bleus(sets), device) for _ in range(max(5, repeats))]  # noqa: B023
-        times = None
+        times, values = None, []
         if peer:
-            values = theirs(sets[0])
-            require(abs(values - diversity.self_bleu(sets[0])) < 1e-6, "self-BLEU differs from NLTK's")
-            times = [timed(lambda: [theirs(g) for g in sets], device) for _ in range(repeats)]  # noqa: B023
+            times = [timed(lambda: values.append([theirs(g) for g in sets]), device)  # noqa: B023
+                     for _ in range(repeats)]
+            require(np.allclose(values[0], [diversity.self_bleu(g) for g in sets], atol=1e-6),
+                    "self-BLEU differs from NLTK's")
         yield line(f"self-BLEU-4 {what}, {sum(map(len, sets)):,} outputs", ours, times, "NLTK", asked,
                    note="" if repeats > 1 else "the peer ran once")
 

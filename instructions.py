@@ -12,7 +12,8 @@ instruction gives.
 Deviations from the paper: this replaces AlpacaFarm, AlpacaEval and Sequential Instructions, and its judge
 replaces GPT-4.  A base model is pretrained on instructions of which one in four is composed or of an unseen
 pair (noise `mixed`), for a published model has met "then" too; three deeds in a row are met nowhere.  The
-judge's weights were fixed before any policy was trained.
+judge's weights were fixed before any policy was trained; the base model's share of compositions was raised
+once, after a pilot whose base model could not do them.
 """
 import re
 import random
