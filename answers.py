@@ -1,5 +1,4 @@
-"""Answers to the paper's reviewers: tables, sentences and pictures from what `python reproduce.py --full`
-measured.
+"""Answers to the paper's reviewers: tables, sentences and pictures of what `reproduce.py --full` measured.
 
 Five sections, each a function of the results that returns its two sentences of finding, its tables, its
 numbers and how to draw its picture.  A sentence is put together from the numbers: with other numbers it says
@@ -46,8 +45,7 @@ def read(folder, r, world, name):
     return [json.loads((folder / f"seed{s}" / world / f"{name}.json").read_text()) for s in r.seeds]
 
 
-# ------------------------------------------------------------------------------------------ 1. shift as a
-# number
+# ------------------------------------------------------------------------------------- 1. shift as a number
 
 def slope(x, advantages, rng=None, redraw_sets=True):
     """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
@@ -90,8 +88,7 @@ def section_shift(folder, r):
         for m in SHIFTS:
             x = np.array([far[world][s][m] for s in sets])
             slopes.append({"world": WORLDS[world], "measure": m, "low": float(x.min()),
-                           "high": float(x.max()),
-                           "farthest": sets[int(x.argmax())],
+                           "high": float(x.max()), "farthest": sets[int(x.argmax())],
                            **change(x, {p: list(a.values()) for p, a in advantage.items()})})
         for kind, chosen in KINDS.items():
             x = np.array([far[world][s]["js"] for s in chosen])
@@ -104,11 +101,12 @@ def section_shift(folder, r):
     here = [sign(line["ppo"], "grows", "shrinks", "is not shown to change") for line in along]
     first, farthest = slopes[0], sorted({SHORT(line["farthest"]) for line in slopes})
     findings = [
-        f"From the least to the most shifted of {len(sets)} test sets PPO's advantage over SFT changes by "
-        f"{signed(first['ppo'])} and best-of-16's by {signed(first['bon'])} ({first['world']}, shift as "
-        f"{SHIFTS[first['measure']]}); of PPO's {len(said)} slopes (five measures, two worlds) "
+        f"From the least to the most shifted of {len(sets)} test sets PPO's advantage over SFT changes "
+        f"by {signed(first['ppo'])} and best-of-16's by {signed(first['bon'])} ({first['world']}, shift "
+        f"as {SHIFTS[first['measure']]}); of PPO's {len(said)} slopes (five measures, two worlds) "
         + ", ".join(f"{said.count(w)} {w}" for w in ("grow", "shrink", "are not shown"))
-        + f", and the measures do not agree on which set is the farthest ({', '.join(farthest)}).",
+        + f", and the measures {'do not agree' if farthest[1:] else 'agree'} on which set is the farthest "
+        f"({', '.join(farthest)}).",
         "The paper's 'particularly as the shift grows' becomes, along one kind of shift at a time: "
         + "; ".join(f"{line['kind']}, {line['world']}, the advantage {w}, {signed(line['ppo'])}"
                     for line, w in zip(along, here)) + "."]
@@ -149,14 +147,12 @@ def section_shift(folder, r):
                      [[x["world"], SHIFTS[x["measure"]],
                        f"{x['low']:.3f} to {x['high']:.3f} ({SHORT(x['farthest'])})", judged(x["ppo"]),
                        judged(x["bon"])] for x in slopes])),
-                ("The same along one kind of shift at a time, by JS bits; intervals resample seeds and "
-                 "prompts.",
+                ("The same along one kind of shift, by JS bits; intervals resample seeds and prompts.",
                  table(["world", "kind", "sets", "PPO - SFT", "BoN-16 - SFT"],
                        [[x["world"], x["kind"], ", ".join(map(SHORT, x["sets"])), judged(x["ppo"]),
                          judged(x["bon"])] for x in along])),
-                ("Each test set's shift from train (500 prompts a side) with its interval over texts, and "
-                 "the "
-                 "advantages (systematic noise). Last line: the floor, between halves of train.", table(
+                ("Each test set's shift from train (500 prompts a side), its interval over texts, and the "
+                 "advantages (systematic noise).  Last line: the floor, between halves of train.", table(
                      ["test set", *SHIFTS.values(), "PPO - SFT", "BoN-16 - SFT"],
                      [*distances, ["floor", *floor, "", ""]]))],
             "numbers": {"slopes": slopes, "along": along, "shift": far, "advantages": points, "sets": sets}}
@@ -204,14 +200,15 @@ def section_proxies(folder, r):
     sound = [name[m] for m in measures if measures[m]["form"][1] > 0.5]
     steepest = max(measures, key=lambda m: abs(np.subtract(*measures[m]["breaks"][2:4])))
     findings = [
-        f"Over {measures[best]['breaks'][4]} conditions (policy and temperature, {len(r.seeds)} seeds) the "
-        f"true order of policies is given best by {value(best, 'between')} and worst by "
-        f"{value(worst, 'between')}, with length held fixed {measures[best]['between_length'][0]:.2f} and "
-        f"{measures[worst]['between_length'][0]:.2f}; which prompts of one policy get varied answers no "
-        f"measure tells better than {value(inside, 'within')}.",
-        f"Of one story in 16 phrasings and 16 stories in one phrasing, {', '.join(fooled) or 'no measure'} "
-        f"call the phrasings more varied and {', '.join(sound) or 'none'} the stories; the largest error on "
-        f"a policy is {name[steepest]}'s, which {breaks(measures[steepest]).split(';')[0]}."]
+        f"Over {measures[best]['breaks'][4]} conditions (policy and temperature, {len(r.seeds)} seeds) "
+        f"the true order of policies is given best by {value(best, 'between')} and worst by "
+        f"{value(worst, 'between')}, with length held fixed {measures[best]['between_length'][0]:.2f} "
+        f"and {measures[worst]['between_length'][0]:.2f}; which prompts of one policy get varied answers "
+        f"no measure tells better than {value(inside, 'within')}.",
+        "Of one story in 16 phrasings and 16 stories in one phrasing, "
+        f"{', '.join(fooled) or 'no measure'} call the phrasings more varied and "
+        f"{', '.join(sound) or 'none'} the stories; the largest error on a policy is {name[steepest]}'s, "
+        f"which {breaks(measures[steepest]).split(';')[0]}."]
 
     def draw(figure):
         axes = figure.subplots(2, 4).ravel()
@@ -232,15 +229,14 @@ def section_proxies(folder, r):
                         "and seed")
     return {"title": "2. Which diversity measure to believe", "findings": findings, "draw": draw,
             "size": (14, 7), "tables": [
-                ("What each measure tracks (rank correlations) and when it breaks, systematic noise; all numbers "
+                ("What each measure tracks (rank correlations) and when it breaks, systematic noise; numbers "
                  "in the next table.",
                  table(["measure", "tracks", "breaks"],
                        [[name[m], tracks(t), breaks(t)] for m, t in measures.items()])),
                 ("Rank correlations with the truth: per input over conditions, over the inputs of a "
                  "condition, and across inputs over conditions, each also with length fixed; with "
-                 "temperature; with the number of prompts mixed.  Then how often the set with more content "
-                 "measures as more varied.  proxies.py "
-                 "explains the tests.",
+                 "temperature; with the number of prompts mixed.  Then how often the set with more "
+                 "content measures as more varied.  proxies.py explains the tests.",
                  table(["measure", *proxies.TESTS.values()],
                        [[name[t["measure"]], *proxies.cells(t)] for t in tests]))],
             "numbers": {"tests": tests}}
@@ -309,16 +305,13 @@ def section_frontier(folder, r):
     over = gain["low"] > 0 > drop["high"]
     findings = [
         f"PPO (β = 0.1, temperature 1) {words}; at equal true diversity its win rate is {above_sft} from "
-        "SFT's "
-        f"at a lower temperature and {above_bon} from best-of-N's, and best-of-{BEST_OF[-1]}'s is "
+        f"SFT's at a lower temperature and {above_bon} from best-of-N's, and best-of-{BEST_OF[-1]}'s is "
         f"{signed(top['above_sft'])} from SFT's.",
         f"Best-of-{BEST_OF[-1]} reaches a true score of {top['truth']['mean']:.2f} for at most "
-        f"{top['kl']:.1f} "
-        f"nats, PPO its highest of {peak['truth']['mean']:.2f} at {peak['policy'].split(', ')[1]} for "
-        f"{peak['kl']:.1f}; without a price on KL ({free['kl']:.1f} nats), against β = 0.1, the reward "
-        "model's "
-        f"score changes by {signed(gain)} and the truth by {signed(drop)}: over-optimisation"
-        f"{'' if over else ' is not shown'}."]
+        f"{top['kl']:.1f} nats, PPO its highest of {peak['truth']['mean']:.2f} at "
+        f"{peak['policy'].split(', ')[1]} for {peak['kl']:.1f}; without a price on KL ({free['kl']:.1f} "
+        f"nats), against β = 0.1, the reward model's score changes by {signed(gain)} and the truth by "
+        f"{signed(drop)}: over-optimisation{'' if over else ' is not shown'}."]
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in ("reward", "truth", "wins", "semantic")),
              *(signed(x[k]) + ("" if x[k]["inside"] else " *") if x[k] else ""
                for k in ("above_sft", "above_bon"))]
@@ -326,18 +319,14 @@ def section_frontier(folder, r):
 
     def draw(figure):
         left, right = figure.subplots(1, 2)
-        for keys, label, colour, style in ((sft, "SFT over temperatures", COLOURS["sft"], "o-"),
-                                           (best, f"best-of-N of SFT, N = 1 ... {BEST_OF[-1]}",
-                                            COLOURS["bon"], "s-"),
-                                           (list(priced.values()), "PPO over β, temperature 1",
-                                            COLOURS["ppo"], "D-"),
-                                           ([(name(b), 0.7) for b in PRICES], "PPO over β, temperature 0.7",
-                                            "#ee8866",
-                                            "D--")):
+        curves = ((sft, "SFT over temperatures", COLOURS["sft"], "o-"),
+                  (best, f"best-of-N of SFT, N = 1 ... {BEST_OF[-1]}", COLOURS["bon"], "s-"),
+                  (list(priced.values()), "PPO over β, temperature 1", COLOURS["ppo"], "D-"),
+                  ([(name(b), 0.7) for b in PRICES], "PPO over β, temperature 0.7", "#ee8866", "D--"))
+        for keys, label, colour, style in curves:
             x, y = ([summary(f.get(k, m)) for k in keys] for m in ("semantic", "wins"))
             left.errorbar([v["mean"] for v in x], [v["mean"] for v in y], xerr=arms(x), yerr=arms(y),
-                          fmt=style, ms=4,
-                          lw=1, color=colour, label=label)
+                          fmt=style, ms=4, lw=1, color=colour, label=label)
         for b, key in priced.items():
             left.annotate(f"β={b:g}", (f.get(key, "semantic").mean(), f.get(key, "wins").mean()), fontsize=7,
                           textcoords="offset points", xytext=(5, -8), color=COLOURS["ppo"])
@@ -359,13 +348,11 @@ def section_frontier(folder, r):
         figure.suptitle("Is it RL, or just sharpening?")
     return {"title": "3. Is it RL or just sharpening, and what KL buys", "findings": findings, "draw": draw,
             "size": (13, 6), "tables": [(
-                f"Test prompts in distribution, systematic noise.  Best-of-N: {KEPT} independent outputs a "
-                "prompt.  "
-                "The last columns are win rates less SFT's and best-of-N's at equal true diversity, "
-                "interpolated, "
-                "intervals over seeds and prompts; * marks where that curve does not reach the diversity, "
-                "and its "
-                "nearest end was taken.  KL is measured on the samples, of best-of-N bounded.", table(
+                f"Test prompts in distribution, systematic noise.  Best-of-N: {KEPT} independent outputs "
+                "a prompt.  The last columns are win rates less SFT's and best-of-N's at equal true "
+                "diversity, interpolated, intervals over seeds and prompts; * marks where that curve "
+                "does not reach the diversity, and its nearest end was taken.  KL is measured on the "
+                "samples, of best-of-N bounded.", table(
                     ["policy", "KL, nats", "reward", "true score", "win rate", "true diversity", "- SFT",
                      "- best-of-N"],
                     rows))],
@@ -385,14 +372,13 @@ def section_seeds(folder, r, stated):
                              for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"))
     widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
     findings = [
-        f"With {len(r.seeds)} seeds, {holds} of {len(stated)} claims hold with every seed agreeing, {open_} "
-        "are "
-        f"not shown and of {against} the opposite holds; {len(changed) or 'none'} of the {len(both)} "
-        "differences "
-        "that can be resampled both ways would be judged otherwise if seeds were drawn as well as prompts"
+        f"With {len(r.seeds)} seeds, {holds} of {len(stated)} claims hold with every seed agreeing, "
+        f"{open_} are not shown and of {against} the opposite holds; {len(changed) or 'none'} of the "
+        f"{len(both)} differences that can be resampled both ways would be judged otherwise if seeds "
+        "were drawn as well as prompts"
         + (f" ({'; '.join(changed)})." if changed else "."),
-        f"Drawing seeds too widens the interval {ratio:.1f} times in the median claim; seeds differ most in "
-        f"`{widest['claim']}` ({widest['world']}), with a standard deviation of "
+        f"Drawing seeds too widens the interval {ratio:.1f} times in the median claim; seeds differ most "
+        f"in `{widest['claim']}` ({widest['world']}), with a standard deviation of "
         f"{widest['estimate']['seed_sd'] or 0:.2f}."]
     rows = [[c["claim"], c["world"], show(c["estimate"]),
              f"[{c['estimate']['all_low']:.2f}, {c['estimate']['all_high']:.2f}]" if c in both else "",
@@ -407,10 +393,7 @@ def section_seeds(folder, r, stated):
             ax.plot((e["low"], e["high"]), (i, i), lw=4, alpha=.4, color=colour)
             ax.plot(e["per_seed"], [i] * len(e["per_seed"]), "|", ms=8, color=colour)
             ax.plot(e["mean"], i, "o", ms=4, color=colour)
-        ax.set_yticks(y,
-                      [c["claim"].replace("PPO's advantage over SFT grows with the shift (its gap ID - OOD "
-                                          "is smaller)",
-                                             "PPO's advantage OOD less ID") for c in both], fontsize=7)
+        ax.set_yticks(y, [c["claim"].split(" (its gap")[0] for c in both], fontsize=7)
         ax.axvline(0, color="black", lw=.8)
         ax.set(xlabel="difference in win rate or diversity",
                title="Every claim: thick, interval over prompts; thin, over seeds "
@@ -418,9 +401,8 @@ def section_seeds(folder, r, stated):
     return {"title": f"4. Error bars: the headline over {len(r.seeds)} seeds", "findings": findings,
             "draw": draw,
             "size": (10, 8), "tables": [(
-                "Seeds vary initialisation, data order and sampling; posts, references and test sets are "
-                "the same, so "
-                "differences are paired by prompt.", table(
+                "Seeds vary initialisation, data order and sampling; posts, references and test sets "
+                "are the same, so differences are paired by prompt.", table(
                     ["claim", "world", "mean, interval over prompts", "over seeds and prompts", "sd of seeds",
                      "seed by seed", "verdict"], rows))],
             "numbers": {"claims": stated}}
@@ -450,17 +432,17 @@ def section_instruct(folder, r):
     forgot = {s: signed({"mean": -e["mean"], "low": -e["high"], "high": -e["low"]})
               for s in sets for e in [less["base", s]]}
     back = summary(win("ppo", "ood_then2") - win("base", "ood_then2"))
+    ranges = {s: f"[{min(g['per_seed']):+.2f}, {max(g['per_seed']):+.2f}]" for s, g in grows.items()}
     named = lambda values: ", ".join(f"{v} ({titles[s]})" for s, v in values.items())  # noqa: E731
     findings = [
         f"PPO's win rate less SFT's is {named({s: signed(less['ppo', s]) for s in sets})}; seed by seed, its "
         "advantage on a shifted set less that in distribution lies in "
-        f"{named({s: '[{:+.2f}, {:+.2f}]'.format(min(g['per_seed']), max(g['per_seed'])) for s, g in grows.items()})}"
+        f"{named(ranges)}"
         f", and PPO's true diversity per input changes by {signed(cut)}.",
         f"The base model, which has met compositions of two, wins above 0.2 on {len(able)} of the "
-        f"{len(sets) - 1} shifted sets{' (' + '; '.join(able) + ')' if able else ''}; fine-tuning on single "
-        f"instructions changes its win rate by {named(forgot)}, and PPO ends {signed(back)} from the base "
-        "model "
-        f"on `{titles['ood_then2']}`."]
+        f"{len(sets) - 1} shifted sets{' (' + '; '.join(able) + ')' if able else ''}; fine-tuning on "
+        f"single instructions changes its win rate by {named(forgot)}, and PPO ends {signed(back)} from "
+        f"the base model on `{titles['ood_then2']}`."]
 
     def draw(figure):
         ax = figure.subplots()
@@ -512,8 +494,8 @@ def write(cfg, folder, r, stated, out):
     (out / "figures").mkdir(exist_ok=True)
     toy = "  TOY SIZES (--quick): these are not results." if cfg.quick else ""
     parts = [f"# What the reviewers asked for\n\nWritten by `python reproduce.py --full`, {len(r.seeds)} "
-             "seeds.  Every "
-             f"sentence is put together from the numbers by answers.py; intervals are 95 %.{toy}"]
+             "seeds.  Every sentence is put together from the numbers by answers.py; intervals are 95 "
+             f"%.{toy}"]
     everything = {"settings": asdict(cfg) | {"seeds": r.seeds}}
     sections = {"shift": section_shift(folder, r), "proxies": section_proxies(folder, r),
                 "frontier": section_frontier(folder, r), "seeds": section_seeds(folder, r, stated),

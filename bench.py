@@ -125,8 +125,7 @@ def our_iteration(shape, freeze, device, dtype="fp32"):
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, 0.05)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
         ppo.update(policy, value, optimiser, weights, ro, ppo.whiten(advantages, ro.mask), returns, cfg,
-                   generator,
-                   lambda norm, rows: True)
+                   generator, lambda norm, rows: True)
     return iteration
 
 
@@ -420,7 +419,7 @@ def row_self_bleu(cfg, device):
     for what, sets, asked, repeats in (("per input", groups, 50, cfg.repeats),
                                        ("across 500", [flat[:500]], 0, cfg.repeats),
                                        ("across 2,000", [flat[:2000]], 500, 1)):
-        ours = [timed(lambda: diversity.self_bleus(sets), device) for _ in range(max(5, repeats))]  # noqa: B023
+        ours = [timed(lambda: diversity.self_bleus(sets), device) for _ in range(cfg.repeats)]  # noqa: B023
         times, values = None, []
         if peer:
             times = [timed(lambda: values.append([theirs(g) for g in sets]), device)  # noqa: B023
@@ -440,8 +439,8 @@ def row_growth(cfg, device):
     for what, work, x in (("self-BLEU", diversity.self_bleu, texts),
                           ("embedding diversity", diversity.embedding_diversity, vectors)):
         # small sets in turn through all 64,000: one set again and again would sit in the cache
-        found = race({n: lambda n=n: [work(x[i:i + n]) for i in range(0, 64000, n)] for n in (1000, 64000)},  # noqa
-                     cfg.repeats, device)
+        found = race({n: lambda n=n: [work(x[i:i + n]) for i in range(0, 64000, n)]  # noqa: B023
+                      for n in (1000, 64000)}, cfg.repeats, device)
         a, b = (float(np.median(found[n])) / 64000 for n in (1000, 64000))
         yield {"work": f"growth of {what}, 1,000 to 64,000 outputs", "ours": b, "peer": "at 1,000",
                "peers": a,

@@ -118,8 +118,8 @@ def averaged(measure, max_n=5, missing=None):
 
 
 def ngram_numbers(outputs, max_n):
-    """For n = 1..max_n the n-grams of all outputs (token lists) in order, as two int arrays: which output each
-    stands in, and its number, equal for equal n-grams.
+    """For n = 1..max_n the n-grams of all outputs (token lists) in order, as two int arrays: which output
+    each stands in, and its number, equal for equal n-grams.
 
     Words become numbers, and an n-gram the pair of the (n - 1)-gram that starts where it does and its last
     word, numbered anew by a sort: what is counted below is counted for a whole file at once."""
@@ -128,12 +128,13 @@ def ngram_numbers(outputs, max_n):
     words = np.fromiter(map(number.__getitem__, flat), np.int64, len(flat))
     lengths = np.array([len(tokens) for tokens in outputs], dtype=np.int64)
     owner = np.repeat(np.arange(len(outputs)), lengths)
-    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))     # words from here to the output's end
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(words))     # words from here to the end
     grams = words.copy()                                                    # the n-gram that starts here
     for n in range(1, max_n + 1):
         start = np.flatnonzero(left >= n)
         if n > 1:
-            _, grams[start] = np.unique(grams[start] * len(number) + words[start + n - 1], return_inverse=True)
+            longer = grams[start] * len(number) + words[start + n - 1]
+            _, grams[start] = np.unique(longer, return_inverse=True)
         yield owner[start], grams[start]
 
 
@@ -144,8 +145,8 @@ def group_numbers(groups):
 
 def count_ngrams(groups, max_n=5):
     """Different and all n-grams of each of G groups of outputs, and last of all groups together: two float
-    arrays (max_n, G + 1), row n - 1 for n; what `distinct_n` and `ead` divide.  groups: lists of outputs, each
-    a list of tokens."""
+    arrays (max_n, G + 1), row n - 1 for n; what `distinct_n` and `ead` divide.  groups: lists of outputs,
+    each a list of tokens."""
     group, size, unique, total = group_numbers(groups), len(groups), [], []
     for owner, gram in ngram_numbers([tokens for g in groups for tokens in g], max_n):
         code = np.sort(gram * size + group[owner])
@@ -202,12 +203,13 @@ def self_bleus(groups, max_n=4):
         gram, owner = np.divmod(code[first], len(outputs))
         kind = gram * len(groups) + group[owner]            # the n-gram and the group
         most = int(count.max(initial=0)) + 1
-        order = np.argsort(kind * most - count)             # pairs of one kind together, the largest count first
+        order = np.argsort(kind * most - count)             # one kind together, the largest count first
         kind, count, owner = kind[order], count[order], owner[order]
         top = np.flatnonzero(np.diff(kind, prepend=-1))
         size = np.diff(top, append=len(kind))               # outputs that hold this n-gram
-        reference = np.repeat(count[top], size)             # for all but the output with the largest count,
-        reference[top] = np.where(size > 1, count[np.minimum(top + 1, len(count) - 1)], 0)  # which has the second
+        # the largest count, but for its own output the second largest, or none
+        reference = np.repeat(count[top], size)
+        reference[top] = np.where(size > 1, count[np.minimum(top + 1, len(count) - 1)], 0)
         match = np.bincount(owner, np.minimum(count, reference), minlength=len(outputs))
         log_precision += np.log(np.where(match > 0, match, 0.1) / np.maximum(1, lengths - n + 1)) / max_n
         any_word = match > 0 if n == 1 else any_word

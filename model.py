@@ -618,8 +618,8 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
 
 
 def footprint(config, dtype=torch.float32):
-    """Bytes of (SFT, PPO) but for activations.  A trained weight takes 16: itself, its gradient and Adam's two
-    moments, fp32.  PPO trains a policy and a value network, and keeps a reference's and a reward model's
+    """Bytes of (SFT, PPO) but for activations.  A trained weight takes 16: itself, its gradient and Adam's
+    two moments, fp32.  PPO trains a policy and a value network, and keeps a reference's and a reward model's
     tops; the trunk lies in memory once."""
     with torch.device("meta"):          # sizes without memory
         weights = list(GPT(config).compute_in(dtype).parameters())
@@ -629,7 +629,7 @@ def footprint(config, dtype=torch.float32):
 
 
 if __name__ == "__main__":
-    print("memory: SFT / PPO in GB without activations, all layers trained in fp32, and 80 % frozen in bf16\n\n"
+    print("memory: SFT / PPO, GB without activations, all layers trained in fp32, and 80 % frozen in bf16\n\n"
           f"{'shape':14} {'parameters':>13}  layers  heads  kv  width  position  norm       activation  "
           f"{'all trained':>13}  {'80 % frozen':>13}")
     for name, shape in SHAPES.items():

@@ -10,7 +10,7 @@ half) is chance:
   truth        in the embedded worlds, where it is known: Spearman's rank correlation with semantic diversity,
                over conditions (policy and temperature: does the measure order policies rightly?) and over the
                inputs of one condition, each also with mean length held fixed
-  temperature  rank correlation with the sampling temperature (Tevet and Berant 2021, section 4.1)
+  temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
                with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
   form         the same facts in K phrasings against K different stories in one phrasing: how often the
@@ -33,8 +33,7 @@ from runtime import Common, bootstrap, out_file, require, run, setup, write_whol
 from splits import auc, known_world
 
 MEASURES = {k: diversity.COLUMNS[k]
-            for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi",
-                                              "length")}
+            for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi", "length")}
 MEASURES["self_bleu"] = "1 - self-BLEU"     # the others rise with diversity
 TRUTH = "semantic"
 
@@ -128,12 +127,10 @@ def condition(rows, vocabulary, encode=None, sets=100):
     of_all = {kind: upward({m: found[kind][m] for m in kept}) for kind in ("per_input", "across")}
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = [of_set([groups[i][j] for i, j in chosen],
-                      None if vectors is None else np.stack([vectors[i, j] for i, j in chosen]), lexical,
-                      world)
-               for _, chosen in mixed]
+                      None if vectors is None else np.stack([vectors[i, j] for i, j in chosen]),
+                      lexical, world) for _, chosen in mixed]
     return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
-            "seed": rows[0].get("seed"),
-            "split": rows[0]["split"], "ids": [r["id"] for r in rows],
+            "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [r["id"] for r in rows],
             "per_input": {m: np.asarray(v).tolist() for m, v in of_all["per_input"].items()},
             "across": {m: float(np.mean(v)) for m, v in of_all["across"].items()},
             "content": {"m": [m for m, _ in mixed], **{k: [c[k] for c in content] for k in content[0]}}}
@@ -270,8 +267,7 @@ def main(cfg):
     for key, rows in runs.items():
         require(len(rows[0]["outputs"]) >= 4 and len(rows) >= 8,
                 f"policy {key[0]}, split {key[3]}: {len(rows)} prompts with {len(rows[0]['outputs'])} "
-                "outputs each; at "
-                "least 8 prompts with 4 are needed (python bon.py --n 16)")
+                "outputs each; at least 8 prompts with 4 are needed (python bon.py --n 16)")
     if diversity.encoder_wanted(cfg.encoder):
         encode = diversity.encoder_of(cfg.encoder, device, cfg.dtype)
     else:
@@ -287,8 +283,7 @@ def main(cfg):
         if "breaks" in line:
             policy, temperature, by_measure, by_truth, n = line["breaks"]
             print(f"  breaks most on {policy} at temperature {temperature}: number {by_measure} of {n} by "
-                  "it, "
-                  f"{by_truth} by the truth")
+                  f"it, {by_truth} by the truth")
     path = out_file(cfg.out, "proxies.json")
     write_whole(path,
                 json.dumps({"vocabulary": vocabulary, "tests": lines, "conditions": conditions}).encode())

@@ -431,8 +431,8 @@ def report(r, cfg, stated, swept, seconds):
                    [[f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['truth']:.2f}", f"{x['kl']:.2f}",
                      f"{x['length']:.1f}", cell(x["win"]), cell(x["diversity"])] for x in swept]),
              "## What of the paper's claims holds in these runs",
-             "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
-             "agrees; else it is not shown.",
+             "A claim holds, or its opposite does, if the interval lies on one side of zero and every "
+             "seed agrees; else it is not shown.",
              table(["claim", "world", "verdict", "numbers"],
                    [[c["claim"], c["world"], c["verdict"], c["numbers"]] for c in stated])]
     return "\n\n".join(parts) + "\n"
@@ -460,10 +460,10 @@ def report_world(r, world):
     worst = max(unfinished, key=unfinished.get)
     yield (f"Reward model on held-out pairs: agrees with the labels on {mean['accuracy']:.3f}, with the "
            f"truth on {mean['accuracy_truth']:.3f}; where the true gap exceeds 1, on "
-           f"{mean['accuracy_gap1']:.3f} and {mean['accuracy_gap1_truth']:.3f}.  `The longer wins` agrees "
-           f"with the labels on {mean['longer_wins']:.3f}, the labels with the truth on "
-           f"{mean['labels_truth']:.3f}.  Unfinished samples of SFT, BoN and PPO at temperature 0.7: at most "
-           f"{unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on {worst}.")
+           f"{mean['accuracy_gap1']:.3f} and {mean['accuracy_gap1_truth']:.3f}.  `The longer wins` "
+           f"agrees with the labels on {mean['longer_wins']:.3f}, the labels with the truth on "
+           f"{mean['labels_truth']:.3f}.  Unfinished samples of SFT, BoN and PPO at temperature 0.7: at "
+           f"most {unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on {worst}.")
 
 
 # ------------------------------------------------------------------------------------------------- the figure
@@ -568,8 +568,8 @@ def fingerprint(cfg):
 
 def main(cfg):
     require(not cfg.task and not cfg.data,
-            "reproduce.py runs the embedded task; for your own data run the scripts one by one (README, the "
-            "pipeline)")
+            "reproduce.py runs the embedded task; for your own data run the scripts one by one (README, "
+            "the pipeline)")
     require(min(cfg.seeds, cfg.jobs, cfg.ppo_steps) >= 1
             and min(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts) >= 8,
             "--seeds, --jobs and --ppo-steps must be at least 1, --inputs, --base-rows, --sft-rows and "
