@@ -211,8 +211,10 @@ def test_slope_is_least_squares_over_the_range():
     flat = lambda v: np.full((2, 5), v)  # noqa: E731
     rising = [flat(.1 + .05 * v) for v in x]
     assert answers.slope(x, rising) == pytest.approx(.05 * 4)
-    draws = [answers.slope(x, rising, rng) for _ in range(50)]
-    assert np.nanmin(draws) == pytest.approx(.2) and np.nanmax(draws) == pytest.approx(.2)
+    # a draw that misses sets spans less: .05 times 1, 2, 3 or 4; with the sets kept it is the whole
+    spans = np.array([answers.slope(x, rising, rng) for _ in range(200)]) / .05
+    assert set(spans[~np.isnan(spans)].round(9)) == {1, 2, 3, 4}
+    assert answers.slope(x, rising, rng, redraw_sets=False) == pytest.approx(.05 * 4)
 
 
 def test_two_way_bootstrap_sees_seeds_and_prompts():
