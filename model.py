@@ -453,8 +453,8 @@ class Cache:
     """Keys and values while sampling: one prefix per prompt, shared by its N samples, and each sample's own
     tokens.
 
-    prefix: per layer (k, v), each (B, G, P, E).  own: per layer (k, v), each (B, G, N, T, E), filled up to
-    `t`."""
+    prefix: per layer (k, v), each (B, G, P, E) and contiguous, or every token's product would copy it.  own:
+    per layer (k, v), each (B, G, N, T, E), filled up to `t`."""
 
     def __init__(self, lengths):
         self.prefix, self.own, self.t = [], [], 0
@@ -576,7 +576,7 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
     group = cfg.n_head // cfg.n_kv_head
 
     def prefill(q, k, v):       # causal; padding on the right is never looked at by a real token
-        cache.prefix.append((k, v))
+        cache.prefix.append((k.contiguous(), v.contiguous()))
         return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1),
                                               is_causal=True)
     x, rope = model._embed(tokens, positions), model.rope(positions)
