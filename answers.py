@@ -395,9 +395,8 @@ def section_seeds(folder, r, stated):
             ax.plot(e["mean"], i, "o", ms=4, color=colour)
         ax.set_yticks(y, [c["claim"].split(" (its gap")[0] for c in both], fontsize=7)
         ax.axvline(0, color="black", lw=.8)
-        ax.set(xlabel="difference in win rate or diversity",
-               title="Every claim: thick, interval over prompts; thin, over seeds "
-               "and prompts; ticks, seeds\n(red: systematic noise, blue: independent)")
+        ax.set(xlabel="difference in win rate or diversity (red: systematic noise, blue: independent)")
+        figure.suptitle("Every claim: thick, over prompts; thin, over seeds and prompts; ticks, seeds")
     return {"title": f"4. Error bars: the headline over {len(r.seeds)} seeds", "findings": findings,
             "draw": draw,
             "size": (10, 8), "tables": [(
