@@ -140,9 +140,12 @@ def condition(rows, vocabulary, encode=None, sets=100):
 
 def truth_test(conditions, measure):
     """Rank correlations of a measure with the truth: {test: (value, low, high)}.  Conditions with one policy
-    and temperature, of different seeds, are drawn together in the bootstrap."""
+    and temperature, of different seeds, are drawn together in the bootstrap.  None of fewer than three: they
+    have no order to speak of."""
     names = sorted({(c["policy"], c["temperature"]) for c in conditions}, key=str)
     members = [[c for c in conditions if (c["policy"], c["temperature"]) == name] for name in names]
+    if len(names) < 3:
+        return {}
 
     def between(kind, given):
         # (conditions of one name, 3) means of the measure, the truth and length
@@ -241,8 +244,8 @@ def all_tests(conditions, form):
         line = {"measure": m, "temperature": temperature_test(conditions, m), "form": form.get(m)}
         line |= dict(zip(("content", "two_prompts"), content_test(conditions, m) or (None, None)))
         if world and m != TRUTH:
-            line |= truth_test(conditions, m)
-            line["breaks"] = breaks(conditions, m)
+            if known := truth_test(conditions, m):
+                line |= known | {"breaks": breaks(conditions, m)}
         out.append(line)
     return out
 

@@ -143,6 +143,8 @@ def test_proxies_script(tmp_path):
     found = {t["measure"]: t for t in json.loads((tmp_path / "proxies.json").read_text())["tests"]}
     assert found["semantic"]["form"][0] == 1 and "embedding" not in found
     assert found["length"]["between"] is not None and -1 <= found["ead"]["within"][0] <= 1
+    one = script("proxies", "t0.3.jsonl", "--sets", "10", cwd=tmp_path)     # has no order of conditions
+    assert one.returncode == 0 and "nan" not in one.stdout and "breaks" not in one.stdout
     few = script("proxies", "t0.3.jsonl", "--sets", "2", cwd=tmp_path)
     assert few.returncode == 2 and "--sets" in few.stderr
 
