@@ -38,8 +38,9 @@ class Fault(Exception):
 
 @dataclass
 class Common:
-    task: str = ""              # world (default), world-independent, world-mixed, folder, tldr, tldr-length,
-                                # tldr-subreddit, tldr-sentiment or alpaca; "" takes the checkpoint's
+    task: str = ""              # world (default), world-independent, world-mixed, instruct, instruct-mixed,
+                                # folder, tldr, tldr-length, tldr-subreddit, tldr-sentiment or alpaca; ""
+                                # takes the checkpoint's
     data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of
                                 # local copies of the paper's data sets; "" takes the checkpoint's
     seed: int = 0               # varies initialisation, data order and sampling; never the data

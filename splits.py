@@ -8,9 +8,9 @@ A line of a split is {"prompt", "reference"}; of preferences.jsonl and preferenc
 "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand; a response is a
 space and the text, then EOS (the paper's TL;DR format).
 
-Deviation from the paper: the shift between splits is a number here (Jensen-Shannon divergence of token
-distributions, and how well a classifier tells the two apart), each beside its floor: the same measure between
-two halves of train.
+Deviation from the paper: the shift between splits is a number here, by five measures (token distributions, a
+classifier, and with an encoder three distances of embeddings), each with an interval and beside its floor:
+the same measure between halves of train.
 """
 from collections import Counter
 from dataclasses import dataclass
