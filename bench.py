@@ -315,15 +315,12 @@ def row_sft(cfg, device):
         """As nanoGPT does it: rows padded to the block (here: the longest post), logits everywhere, loss
         masked."""
         mb = next(shuffled).tolist()
-        x, y = (torch.full((size, max(whole)), fill, dtype=torch.long) for fill in (0, -100))
+        y = torch.full((size, max(whole)), -100)
         for k, i in enumerate(mb):
-            row = torch.tensor(prompts[i] + answers[i][0])
-            x[k, :len(row)] = row
-            y[k, len(prompts[i]) - 1:len(row) - 1] = row[len(prompts[i]):]
-        x, y = x.to(device), y.to(device)
+            y[k, len(prompts[i]) - 1:whole[i] - 1] = torch.tensor(answers[i][0])
         count["theirs"].append(int((y >= 0).sum()))
-        plain = M.Packed(x, torch.arange(x.shape[1], device=device).expand_as(x), None, *[None] * 6)
-        step(F.cross_entropy(model.head(model(plain)).flatten(0, 1), y.flatten(), ignore_index=-100))
+        x = M.plain([(prompts[i] + answers[i][0] + [0] * max(whole))[:max(whole)] for i in mb], device)
+        step(F.cross_entropy(model.head(model(x)).flatten(0, 1), y.flatten().to(device), ignore_index=-100))
     # steps differ in size: seconds a response token, over the same number of steps each
     found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
     ours, theirs = ([t / c for t, c in zip(found[k], count[k][1:])] for k in ("ours", "theirs"))

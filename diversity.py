@@ -285,11 +285,10 @@ def embed(model, enc, texts, batch=256):
     """Mean-pooled last hidden states of each text by itself: (n, D) array.  An empty text is embedded as
     EOS."""
     out, device = [], model.embed.weight.device
-    ids = [enc.encode_ordinary(t)[:model.config.context - 1] or [enc.eot_token] for t in texts]
+    ids = [enc.encode_ordinary(t)[:model.config.context] or [enc.eot_token] for t in texts]
     for i in range(0, len(ids), batch):
         part = ids[i:i + batch]
-        # (B, S, D); the EOS behind is not pooled
-        hidden = model(M.pack(part, [[[enc.eot_token]] for _ in part], device))
+        hidden = model(M.plain(part, device))                                       # (B, S, D)
         lengths = torch.tensor([len(x) for x in part], device=device)
         mask = torch.arange(hidden.shape[1], device=device) < lengths[:, None]
         out.append(((hidden * mask[:, :, None]).sum(1) / lengths[:, None]).float().cpu().numpy())

@@ -8,7 +8,7 @@ Letters used in every script: B batch (packed rows), P prompt, T response, S = a
 vocabulary, D width, H heads, G key/value heads, E head width, N samples per prompt, R responses, M response
 tokens of a batch, counted one by one.
 
-Two ideas carry the speed.
+Three ideas carry the speed.
 
 1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)`
    runs the frozen part without gradients, `model.top(h, batch)` the rest.  Policy, reference, reward and
@@ -17,6 +17,8 @@ Two ideas carry the speed.
 2. Prompt once, responses many (`pack`).  K responses to one prompt lie in one row behind it; each sees the
    prompt and itself only, and positions restart behind the prompt.  Same numbers as K separate rows, without
    K copies of the prompt.
+3. Nothing that nobody reads.  What predicts or ends a response is `Packed.read`; the last layer computes its
+   output there only (of a prompt just the keys and values), and the head follows it.
 """
 import copy
 import math
@@ -113,6 +115,50 @@ def rope_frequencies(cfg, device=None):
     return slow + (frequency - slow) * kept
 
 
+class OneDNN(torch.autograd.Function):
+    """x w' + b in fp32 on a CPU by oneDNN: x (..., K), w (N, K), b (N,) or None -> (..., N).
+
+    torch's default there is MKL, which on AMD's processors uses half the width of the vector units (195
+    against 430 GFLOP/s on two Zen 5 cores); torch ships oneDNN beside it, but calls it for bf16 only.  Its
+    price is a millisecond or two for each new shape, which `pack` keeps few."""
+
+    @staticmethod
+    def product(a, b, bias=None):
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return OneDNN.product(x, w, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad
+        rows, g_rows = x.flatten(0, -2), g.flatten(0, -2)
+        grad_w = None
+        if need_w:      # the narrow factor first is up to 1.7 times faster
+            grad_w = (OneDNN.product(rows.t(), g_rows.t()).t() if x.shape[-1] < g.shape[-1] else
+                      OneDNN.product(g_rows.t(), rows.t()))
+        return OneDNN.product(g, w.t()) if need_x else None, grad_w, g_rows.sum(0) if need_b else None
+
+
+class Linear(nn.Linear):
+    """nn.Linear, by oneDNN where that is the faster half of torch: fp32 on a CPU whose other half is MKL."""
+
+    def forward(self, x):
+        if (x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+                and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+                and not torch.is_autocast_enabled("cpu")):
+            return OneDNN.apply(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+def take(x, read):
+    """x (B, S, ...) at the flat indices read (B, Q) into B*S: (B, Q, ...)."""
+    return x.flatten(0, 1)[read]
+
+
 class Attention(nn.Module):
     """Projections of grouped-query attention.  Where a query may look is the caller's business (`attend`):
     one causal row, a packed row, or a cache."""
@@ -120,16 +166,16 @@ class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head, self.head = cfg.n_head, cfg.n_kv_head, cfg.d_model // cfg.n_head
-        self.qkv = nn.Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * self.head, bias=cfg.bias)
-        self.out = nn.Linear(cfg.d_model, cfg.d_model, bias=cfg.bias)
+        self.qkv = Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * self.head, bias=cfg.bias)
+        self.out = Linear(cfg.d_model, cfg.d_model, bias=cfg.bias)
 
     def forward(self, x, rope, attend):
-        B, S, D = x.shape
+        B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.head).transpose(1, 2)              # (B, H + 2G, S, E)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return self.out(attend(q, k, v).transpose(1, 2).reshape(B, S, D))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -137,8 +183,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = cfg.activation == "swiglu"
         # SwiGLU: [gate; up] in one matrix
-        self.up = nn.Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)
-        self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
+        self.up = Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)
+        self.down = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
         self.act = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu,
                     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}[cfg.activation]
 
@@ -155,8 +201,11 @@ class Block(nn.Module):
         self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
 
-    def forward(self, x, rope, attend):
-        x = x + self.attn(self.norm1(x), rope, attend)      # pre-norm: GPT-2, OPT (but 350m) and LLaMA
+    def forward(self, x, rope, attend, read=None):
+        """x: (B, S, D).  read: (B, Q) flat indices into B*S; then `attend` answers at these positions only,
+        and so does the layer: (B, Q, D)."""
+        y = self.attn(self.norm1(x), rope, attend)          # pre-norm: GPT-2, OPT (but 350m) and LLaMA
+        x = y + (x if read is None else take(x, read))
         return x + self.mlp(self.norm2(x))
 
 
@@ -176,7 +225,10 @@ class GPT(nn.Module):
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = make_norm(cfg)
-        self.head = nn.Linear(cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
+        # the head's rows are response tokens, another number at each step: where it is small, oneDNN's kernel
+        # for each would cost more than it saves
+        self.head = (Linear if cfg.vocab_size > 8192 and not scalar else nn.Linear)(
+            cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
         if cfg.tied and not scalar:
             self.head.weight = self.embed.weight
         self.apply(self._init)
@@ -247,14 +299,14 @@ class GPT(nn.Module):
             return self._layers(x, self.blocks[:self.config.frozen], batch)
 
     def top(self, h, batch):
-        """h from `trunk`.  Returns the hidden states (B, S, D) that the head reads."""
+        """h from `trunk`.  Returns the hidden states that the head reads, (B, Q, D) at `batch.read`."""
         x = h.float() if self.config.frozen else self._embed(h, batch.positions)
         with self.autocast():
-            x = self._layers(x, self.blocks[self.config.frozen:], batch)
+            x = self._layers(x, self.blocks[self.config.frozen:], batch, batch.read)
         return self.norm(x)
 
     def forward(self, batch):
-        """Packed -> hidden states (B, S, D).  Apply `head` only where it is needed: see `log_probs` and
+        """Packed -> hidden states (B, Q, D), or (B, S, D) of a `plain` batch.  Apply `head` only where it is needed: see `log_probs` and
         `rewards`."""
         return self.top(self.trunk(batch), batch)
 
@@ -269,20 +321,28 @@ class GPT(nn.Module):
         angle = positions[:, None, :, None].float() * rope_frequencies(self.config, positions.device)
         return angle.cos().to(self.compute), angle.sin().to(self.compute)
 
-    def _layers(self, x, blocks, batch):
+    def _layers(self, x, blocks, batch, read=None):
+        """x (B, S, D) through blocks; the last one answers at `read` only, where given: (B, Q, D)."""
         rope, group = self.rope(batch.positions), self.config.n_head // self.config.n_kv_head
 
         # rows are padded on the right, where no query of a real token can look: causal is enough
-        def attend(q, k, v):
+        def attend(q, k, v, mask=batch.mask):
             if group > 1:
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.mask, is_causal=batch.mask is None)
-        for block in blocks:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+        def attend_at_read(q, k, v):
+            return attend(take(q.transpose(1, 2), read).transpose(1, 2), k, v, batch.mask_at_read())
+        if read is not None and not len(blocks):
+            return take(x, read)
+        for i, block in enumerate(blocks):
+            last = read is not None and i + 1 == len(blocks)
+            args = (x, rope, attend_at_read, read) if last else (x, rope, attend)
             if self.recompute and torch.is_grad_enabled():
                 # activations inside a layer are computed again in the backward pass instead of kept
-                x = checkpoint(block, x, rope, attend, use_reentrant=False)
+                x = checkpoint(block, *args, use_reentrant=False)
             else:
-                x = block(x, rope, attend)
+                x = block(*args)
         return x
 
     def with_scalar_head(self):
@@ -338,6 +398,7 @@ class Packed:
         row        p0 p1 p2 a0 a1 a2 b0 b1 pad      the last token of a response is EOS
         position    0  1  2  3  4  5  3  4          both continue the prompt
         mask                                        b0 sees p0 p1 p2 b0, but not a
+        read             p2 a0 a1 a2 b0 b1 pad      where hidden states are wanted at all
         source     p2 a0 a1 p2 b0                   of a0 a1 a2 b0 b1: logits at i predict token i + 1, so a
                                                     response starts at its prompt's end
         last       a2 b1                            the reward model reads a response at its EOS
@@ -346,12 +407,14 @@ class Packed:
     positions: torch.Tensor     # (B, S)
     # (B, 1, S, S) True where a query may look; None: plain causal, for rows of one response each
     mask: torch.Tensor | None
-    # (M,) flat index into B*S of the position whose logits predict each response token
+    # (B, Q) flat index into B*S of each prompt's last position and all behind it; None: every position
+    read: torch.Tensor | None
+    # (M,) flat index into B*Q of the position whose logits predict each response token
     source: torch.Tensor
     target: torch.Tensor        # (M,) the token predicted
     response: torch.Tensor      # (M,) which response it belongs to
     step: torch.Tensor          # (M,) its place in that response
-    last: torch.Tensor          # (R,) flat index into B*S of each response's last token
+    last: torch.Tensor          # (R,) flat index into B*Q of each response's last token
     lengths: torch.Tensor       # (R,) tokens of each response, EOS included
 
     def grid(self, flat):
@@ -363,18 +426,27 @@ class Packed:
         """(R, T) bool: True on the tokens of each response."""
         return torch.arange(int(self.lengths.max()), device=self.lengths.device) < self.lengths[:, None]
 
+    def mask_at_read(self):
+        """(B, 1, Q, S): where the queries at `read` may look."""
+        S = self.tokens.shape[1]
+        if self.mask is None:
+            seen = torch.arange(S, device=self.read.device) <= (self.read % S)[..., None]
+        else:
+            seen = take(self.mask[:, 0], self.read)
+        return seen[:, None]
+
     def select(self, rows):
         """The batch of `rows` (B',) only, in that order.  For batches of one response a row, as PPO's:
         response r lies in row r."""
-        S = self.tokens.shape[1]
+        S, Q, new = self.tokens.shape[1], self.read.shape[1], torch.arange(len(rows), device=rows.device)
         place = torch.full_like(self.lengths, -1)
-        place[rows] = torch.arange(len(rows), device=rows.device)
+        place[rows] = new
         keep = place[self.response] >= 0
         response = place[self.response[keep]]
-        lengths, last = self.lengths[rows], self.last[rows] % S + place[rows] * S
         return Packed(self.tokens[rows], self.positions[rows], None if self.mask is None else self.mask[rows],
-                      self.source[keep] % S + response * S, self.target[keep], response, self.step[keep],
-                      last, lengths)
+                      self.read[rows] % S + new[:, None] * S, self.source[keep] % Q + response * Q,
+                      self.target[keep], response, self.step[keep], self.last[rows] % Q + new * Q,
+                      self.lengths[rows])
 
 
 def pack(prompts, responses, device="cpu"):
@@ -383,16 +455,20 @@ def pack(prompts, responses, device="cpu"):
 
     Raises ValueError on an empty prompt or response: the first token of a response needs a position that
     predicts it."""
-    rows, source, target, response, step, last, lengths = [], [], [], [], [], [], []
-    S = max(len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses, strict=True))
+    rows, read, source, target, response, step, last, lengths = [], [], [], [], [], [], [], []
+    behind = [sum(map(len, group)) for group in responses]      # each prompt, in its row
+    S = max(len(p) + n for p, n in zip(prompts, behind, strict=True))
+    # few shapes, and round ones: kernels are built (oneDNN, torch.compile) or chosen (cuBLAS) for each
+    S, Q = -(-S // 16) * 16, -(-(max(behind) + 1) // 8) * 8
     positions, segments, r = [], [], 0
     for b, (prompt, group) in enumerate(zip(prompts, responses)):
         if not prompt or not all(group):
             raise ValueError(f"pack: prompt {b} or one of its responses is empty")
         row, place, segment = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+        read.append([b * S + min(len(prompt) - 1 + i, S - 1) for i in range(Q)])
         for j, tokens in enumerate(group):
-            start = b * S + len(row)
-            source += [b * S + len(prompt) - 1, *range(start, start + len(tokens) - 1)]
+            start = b * Q + len(row) - len(prompt) + 1
+            source += [b * Q, *range(start, start + len(tokens) - 1)]
             target += tokens
             response += [r] * len(tokens)
             step += range(len(tokens))
@@ -414,14 +490,22 @@ def pack(prompts, responses, device="cpu"):
         mask = mask[:, None]                                                        # (B, 1, query, key)
     as_tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
     return Packed(as_tensor(rows), as_tensor(positions), mask,
-                  *map(as_tensor, (source, target, response, step, last, lengths)))
+                  *map(as_tensor, (read, source, target, response, step, last, lengths)))
+
+
+def plain(rows, device="cpu"):
+    """Texts without responses, for their hidden states at every position.  rows: list of B id lists.  Returns
+    Packed, of which only tokens (B, S) and positions are there."""
+    S = max(map(len, rows))
+    tokens = torch.tensor([list(row) + [0] * (S - len(row)) for row in rows], device=device)
+    return Packed(tokens, torch.arange(S, device=device).expand_as(tokens), *[None] * 8)
 
 
 def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
     """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction:
     (M,), in nats.
 
-    hidden: (B, S, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
+    hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only: on a long prompt
     that is most of the saving.  Logits are fp32 whatever the layers compute in: bf16 would round one near 20
     to a sixteenth, and PPO's log-ratios to noise."""
     logits = model.head(hidden.flatten(0, 1)[batch.source].float())                                 # (M, V)
@@ -437,12 +521,12 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
 
 
 def values(model, hidden, batch):
-    """The scalar head before each response token, where the policy predicts it: (M,).  hidden: (B, S, D)."""
+    """The scalar head before each response token, where the policy predicts it: (M,).  hidden: (B, Q, D)."""
     return model.head(hidden.flatten(0, 1)[batch.source])[:, 0].float()
 
 
 def rewards(model, hidden, batch):
-    """The scalar head on each response's last token: (R,).  hidden: (B, S, D).  EOS is part of a response, so
+    """The scalar head on each response's last token: (R,).  hidden: (B, Q, D).  EOS is part of a response, so
     that is where it stands."""
     return model.head(hidden.flatten(0, 1)[batch.last])[:, 0].float()
 
@@ -575,15 +659,24 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
     cache = Cache(lengths)
     group = cfg.n_head // cfg.n_kv_head
 
-    def prefill(q, k, v):       # causal; padding on the right is never looked at by a real token
+    # what comes next is read off the last position of each prompt
+    last = (torch.arange(len(prompts), device=device) * tokens.shape[1] + lengths - 1)[:, None]     # (B, 1)
+
+    def prefill(q, k, v, **where):
         cache.prefix.append((k.contiguous(), v.contiguous()))
-        return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1),
-                                              is_causal=True)
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        return F.scaled_dot_product_attention(q, k, v, **where)
+
+    def prefill_causal(q, k, v):    # padding on the right is never looked at by a real token
+        return prefill(q, k, v, is_causal=True)
+
+    def prefill_last(q, k, v):
+        q = take(q.transpose(1, 2), last).transpose(1, 2)
+        return prefill(q, k, v, attn_mask=~cache.hidden[:, None, None])
     x, rope = model._embed(tokens, positions), model.rope(positions)
-    for block in model.blocks:
-        x = block(x, rope, prefill)
-    # (B, 1, D): the last real position of each prompt
-    x = x[torch.arange(len(prompts), device=device), lengths - 1][:, None]
+    for block in model.blocks[:-1]:
+        x = block(x, rope, prefill_causal)
+    x = model.blocks[-1](x, rope, prefill_last, last)                               # (B, 1, D)
     cache.allocate(n, steps)
 
     result = torch.full((len(prompts), n, steps), -1, dtype=torch.long, device=device)

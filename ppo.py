@@ -216,7 +216,7 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
         # a partition: no overlap
         for mb_rows in torch.randperm(len(lengths), generator=generator).chunk(cfg.minibatches):
             own = (mb_rows[mb_rows % size() == rank()] // size()).to(ro.mask.device)
-            mb_tokens, mb_seen = int(lengths[mb_rows].sum()), dict.fromkeys(SEEN, 0.)
+            mb_tokens, mb_seen = int(lengths[mb_rows].sum()), torch.zeros(len(SEEN), device=own.device)
             optimiser.zero_grad()
             for rows in own.split(cfg.micro or len(own)) if len(own) else ():
                 mb = ro.packed.select(rows)
@@ -235,7 +235,7 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
                 moved = kl_estimate(-change, torch.zeros_like(change), "k3")
                 part = (pg_loss, v_loss, pg_clipped, v_clipped, entropy.sum() / mb_tokens,
                         masked_mean(change.exp(), mask, mb_tokens), masked_mean(moved, mask, mb_tokens))
-                mb_seen = {k: mb_seen[k] + x.item() for k, x in zip(SEEN, part)}
+                mb_seen += torch.stack(part).detach()
                 if not seen:    # the first minibatch, when nothing is learned yet
                     first_off = torch.maximum(first_off, (change.exp()[mask] - 1).abs().max())
             add_gradients([p for group in weights for p in group])
@@ -243,10 +243,10 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
             pg_norm, v_norm = (torch.nn.utils.clip_grad_norm_(w, cfg.clip) for w in weights)
             if may_step((pg_norm + v_norm).item(), mb_rows.tolist()):
                 optimiser.step()
-            seen.append(list(mb_seen.values()))
-            norms.append((pg_norm.item(), v_norm.item()))
-    means = total(torch.tensor(seen)).mean(0).tolist()
-    pg_norm, v_norm = torch.tensor(norms).mean(0).tolist()
+            seen.append(mb_seen)
+            norms.append(torch.stack((pg_norm, v_norm)))
+    means = total(torch.stack(seen)).mean(0).tolist()
+    pg_norm, v_norm = torch.stack(norms).mean(0).tolist()
     # 1 + the largest |ratio - 1| of the first minibatch's tokens
     return dict(zip(SEEN, means)) | {"ratio_first": 1 + total(first_off, "max").item(), "pg_norm": pg_norm,
                                      "v_norm": v_norm}

@@ -131,7 +131,8 @@ def test_log_probs_and_entropy_equal_trl(refs):
     # a model whose head is the identity: hidden states are the logits; position t of row b predicts index[b,
     # t]
     batch = M.pack([[0]] * B, [[row.tolist()] for row in index])
-    hidden = torch.cat((logits, torch.zeros(B, 1, V, dtype=torch.float64)), dim=1)
+    hidden = torch.zeros(B, batch.read.shape[1], V, dtype=torch.float64)
+    hidden[:, :T] = logits
     stub = type("Identity", (), {"head": staticmethod(lambda x: x)})
     logp, entropy = M.log_probs(stub, hidden, batch, entropy=True)
     close(batch.grid(logp), r["out"])

@@ -1,5 +1,6 @@
 """The transformer: cached = uncached, ragged = one by one, packed = apart, trunk + top = whole."""
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
     """One sample, the whole sequence anew for each token."""
     ids = []
     for u in uniform:
-        hidden = model(M.pack([prompt + ids], [[[0]]]))
+        hidden = model(M.plain([prompt + ids]))
         ids.append(int(M.choose(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
         if ids[-1] == EOS:
             break
@@ -79,17 +80,51 @@ def test_packed_responses_are_separate_rows(model):
 
 
 def test_index_convention_by_hand():
-    """Prompt p0 p1, responses a0 a1 and b0: S = 5.  a0 and b0 are predicted at p1, a1 at a0; rewards stand at
+    """Prompt p0 p1, responses a0 a1 and b0.  a0 and b0 are predicted at p1, a1 at a0; rewards stand at
     a1 and b0."""
     packed = M.pack([[10, 11]], [[[20, 21], [30]]])
-    assert packed.tokens.tolist() == [[10, 11, 20, 21, 30]]
-    assert packed.positions.tolist() == [[0, 1, 2, 3, 2]]
-    assert packed.source.tolist() == [1, 2, 1] and packed.target.tolist() == [20, 21, 30]
-    assert packed.last.tolist() == [3, 4] and packed.lengths.tolist() == [2, 1]
+    assert packed.tokens.tolist() == [[10, 11, 20, 21, 30] + [0] * 11]     # padded to a multiple of 16
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2] + [0] * 11]
+    assert packed.read[0, :4].tolist() == [1, 2, 3, 4]      # p1 a0 a1 b0: what follows counts from there
+    assert packed.source.tolist() == [0, 1, 0] and packed.target.tolist() == [20, 21, 30]
+    assert packed.last.tolist() == [2, 3] and packed.lengths.tolist() == [2, 1]
     # b0 sees the prompt and itself, not a
-    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True]
+    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True] + [False] * 11
     assert packed.grid(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
     assert packed.valid().tolist() == [[True, True], [True, False]]
+    assert torch.equal(packed.mask_at_read()[0, 0, :4], packed.mask[0, 0, 1:5])
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("frozen", [0, 2, 3])
+def test_reading_some_positions_is_reading_all_of_them(shape, frozen):
+    """The last layer answers at `read` only; a batch without `read` computes it everywhere."""
+    model = M.GPT(M.GPTConfig(**SHAPES[shape], frozen=frozen))
+    for responses in ([[[1, 2, EOS]], [[3]], [[4, 4, EOS]], [[9, EOS]]],
+                      [[[1, 2, EOS], [7]], [[3]], [[4, EOS], [4, 4, EOS]], [[9, EOS]]]):
+        packed = M.pack([p + [13] * 15 for p in PROMPTS], responses)
+        everywhere = model(replace(packed, read=None))
+        assert everywhere.shape[1] == packed.tokens.shape[1] > packed.read.shape[1]
+        inside = M.take(packed.tokens, packed.read) > 0     # not the padding
+        torch.testing.assert_close(model(packed)[inside], M.take(everywhere, packed.read)[inside], atol=1e-5,
+                                   rtol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("k,n", [(48, 33), (33, 48)])
+def test_products_by_onednn_are_torchs(k, n, bias):
+    ours = M.Linear(k, n, bias=bias)
+    theirs = torch.nn.Linear(k, n, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x, g, found = torch.randn(2, 7, k), torch.randn(2, 7, n), []
+    for layer in (ours, theirs):
+        at = x.clone().requires_grad_()
+        y = layer(at)
+        y.backward(g)
+        found.append([y, at.grad, *(p.grad for p in layer.parameters())])
+    assert (type(found[0][0].grad_fn).__name__ == "OneDNNBackward") == torch.backends.mkl.is_available()
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_masks_come_from_lengths_not_token_values():
