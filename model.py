@@ -20,7 +20,6 @@ Three ideas carry the speed.
 3. Nothing that nobody reads.  What predicts or ends a response is `Packed.read`; the last layer computes its
    output there only (of a prompt just the keys and values), and the head follows it.
 """
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -28,6 +27,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+import parallel
 
 
 @dataclass
@@ -281,12 +282,9 @@ class GPT(nn.Module):
                               enabled=self.compute != torch.float32)
 
     def for_sampling(self):
-        """This model with all weights in its compute type, frozen layers shared: cast once, not at each
-        token."""
-        if self.compute == torch.float32:
-            return self
-        shared = {id(block): block for block in self.blocks[:self.config.frozen]}
-        return copy.deepcopy(self, shared).to(self.compute)
+        """This model with all weights in its compute type and whole: cast, and fetched from other ranks,
+        once, not at each token."""
+        return whole(self, self.compute)
 
     def trunk(self, batch):
         """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or, nothing
@@ -365,6 +363,22 @@ class GPT(nn.Module):
 
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
+
+
+def whole(model, dtype=None):
+    """model with all weights in dtype (None: as they are), and none spread over the ranks (all must ask).
+    What needs no change is shared with it; the model itself, if nothing does."""
+    weights = {k: p.detach() for k, p in model.state_dict().items()}
+    found = {k: parallel.whole(p).to(dtype or p.dtype) for k, p in weights.items()}
+    if all(found[k] is p for k, p in weights.items()):
+        return model
+    with torch.device("meta"):
+        twin = GPT(model.config, model.scalar)
+    twin.load_state_dict(found, assign=True)
+    if twin.config.tied and not twin.scalar:
+        twin.head.weight = twin.embed.weight
+    twin.compute = model.compute
+    return twin
 
 
 def share_trunk(first, *others):

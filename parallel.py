@@ -11,13 +11,18 @@ size of micro-batches change memory and time, and results only by rounding (1e-5
 
 Every rank holds the whole model and takes the same optimiser step: plain data parallelism.  It is written
 out, in place of DistributedDataParallel, because the scripts run trunk, top and head of a model as they need
-them, and DDP averages gradients behind one `forward` only.  Files are written by rank 0, and read by all:
-they need a folder that all see.
+them, and DDP averages gradients behind one `forward` only.  With --shard (`shard`) a rank keeps only its
+share of each trained layer, of its gradient and of its optimiser state, and layers are put together as they
+compute; frozen layers, embeddings and the copy that samples stay whole.  Files are written by rank 0, and
+read by all: they need a folder that all see.
 """
 import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def start(device):
@@ -49,10 +54,17 @@ def mine(rows):
 
 
 def parts(rows, micro):
-    """This rank's rows, `micro` at a time; 0: all at once.  A list of lists, none empty."""
-    own = mine(rows)
-    step = micro or max(1, len(own))
-    return [own[i:i + step] for i in range(0, len(own), step)]
+    """This rank's rows, `micro` at a time (0: all at once): a list of (rows, weight), as `passes` gives it."""
+    return passes(mine(rows), -(-len(rows) // size()), micro, rows[:1])
+
+
+def passes(own, most, micro, spare):
+    """Slices of `own` of at most `micro` (0: any number): a list of (slice, 1), as long on every rank as the
+    one with the `most` rows needs.  A rank that has run out gets (spare, 0) instead: it has to take part when
+    the others put a layer together, and its gradients of it count nothing."""
+    step = micro or max(1, most)
+    found = [own[i:i + step] for i in range(0, most, step)]
+    return [(part, 1) if len(part) else (spare, 0) for part in found]
 
 
 def gather(own):
@@ -84,13 +96,55 @@ def everyone(x):
 
 
 def add_gradients(weights):
-    """Every rank's gradients become their sum: one message for all weights.  A weight without a gradient (a
-    rank may have had no row) counts as zeros."""
-    if size() == 1:
+    """Every rank's gradients become their sum: one message for all weights that are not sharded; the others
+    were summed in the backward pass."""
+    weights = [p for p in weights if not isinstance(p, DTensor)]
+    if size() == 1 or not weights:
         return
-    for p in weights:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
     flat = total(torch.cat([p.grad.flatten() for p in weights]))
     for p, g in zip(weights, flat.split([p.numel() for p in weights])):
         p.grad.copy_(g.view_as(p))
+
+
+# ------------------------------------------------------------------------------- layers spread over the ranks
+
+def shard(*models):
+    """Spreads the layers of models that are not frozen over the ranks: PyTorch's fully_shard (Zhao et al.
+    2023), a layer at a time.  From then on every rank must make the same forward and backward passes."""
+    if size() == 1:
+        return
+    mesh = init_device_mesh(models[0].embed.weight.device.type, (size(),))
+    for model in models:
+        for block in model.blocks[model.config.frozen:]:
+            fully_shard(block, mesh=mesh)
+            # gradients are sums over rows, here as in `add_gradients`, not means over ranks
+            block.set_gradient_divide_factor(1.)
+            block.set_force_sum_reduction_for_comms(True)
+
+
+def whole(x):
+    """The tensor of which x is a share (all ranks must ask); any other tensor as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def share_like(x, other):
+    """This rank's share of the tensor x, if `other` is one; else x."""
+    if not isinstance(other, DTensor):
+        return x
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def by_kind(weights):
+    """Weights in groups for an optimiser, whose kernels take sharded and other ones apart."""
+    sharded = [p for p in weights if isinstance(p, DTensor)]
+    return [{"params": group} for group in (sharded, [p for p in weights if not isinstance(p, DTensor)]) if group]
+
+
+def clip_gradients(weights, most):
+    """Scales all gradients so that their joint norm is at most `most`.  Returns the norm before: ()."""
+    groups = [group["params"] for group in by_kind(weights)]
+    norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
+    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, most, norm)
+    return norm

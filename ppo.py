@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 import model as M
-from parallel import add_gradients, everyone, gather, mine, rank, size, total
+from parallel import (add_gradients, by_kind, clip_gradients, everyone, gather, mine, passes, rank, shard,
+                      size, total)
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, load_checkpoint, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
@@ -44,6 +45,8 @@ class Config(Common):
     micro: int = 0              # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
     recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
                                 # time
+    shard: bool = False         # torchrun: a rank keeps its share of each trained layer; for models that do
+                                # not fit
     freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
@@ -218,7 +221,8 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
             own = (mb_rows[mb_rows % size() == rank()] // size()).to(ro.mask.device)
             mb_tokens, mb_seen = int(lengths[mb_rows].sum()), torch.zeros(len(SEEN), device=own.device)
             optimiser.zero_grad()
-            for rows in own.split(cfg.micro or len(own)) if len(own) else ():
+            most = int((mb_rows % size()).bincount().max())
+            for rows, weight in passes(own, most, cfg.micro, own.new_zeros(1)):
                 mb = ro.packed.select(rows)
                 T = int(mb.lengths.max())
                 grid = lambda x: x[rows, :T]  # noqa: E731, B023
@@ -230,17 +234,17 @@ def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, gene
                                                   mb_tokens)
                 v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value,
                                                mb_tokens)
-                (pg_loss + cfg.vf_coef * v_loss).backward()
+                (weight * (pg_loss + cfg.vf_coef * v_loss)).backward()
                 change = (logp - grid(ro.logp)).detach()
                 moved = kl_estimate(-change, torch.zeros_like(change), "k3")
                 part = (pg_loss, v_loss, pg_clipped, v_clipped, entropy.sum() / mb_tokens,
                         masked_mean(change.exp(), mask, mb_tokens), masked_mean(moved, mask, mb_tokens))
-                mb_seen += torch.stack(part).detach()
+                mb_seen += weight * torch.stack(part).detach()
                 if not seen:    # the first minibatch, when nothing is learned yet
                     first_off = torch.maximum(first_off, (change.exp()[mask] - 1).abs().max())
             add_gradients([p for group in weights for p in group])
             # clipped apart: the value loss is the larger one, and would otherwise eat the policy's step
-            pg_norm, v_norm = (torch.nn.utils.clip_grad_norm_(w, cfg.clip) for w in weights)
+            pg_norm, v_norm = (clip_gradients(w, cfg.clip) for w in weights)
             if may_step((pg_norm + v_norm).item(), mb_rows.tolist()):
                 optimiser.step()
             seen.append(mb_seen)
@@ -304,9 +308,11 @@ def main(cfg):
     rows = task.rows(split, min(cfg.steps * cfg.batch, 100_000), references=1)
     prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context))
     policy.recompute = value.recompute = cfg.recompute
+    if cfg.shard:
+        shard(*[model for model in (policy, reference, value, reward) if model])
     weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
     require(all(weights), "all layers of the policy are frozen: nothing to train")
-    optimiser = torch.optim.Adam([p for group in weights for p in group], lr=cfg.lr, fused=True)
+    optimiser = torch.optim.Adam(by_kind([p for group in weights for p in group]), lr=cfg.lr, fused=True)
     inputs = [saved["digest"], reward_name, prompts]
     resume = Resume(out, cfg, inputs, generator, optimiser, policy=policy, value=value)
     done, carried = resume.load()
@@ -357,6 +363,7 @@ def main(cfg):
                 f"{task.max_new_tokens} tokens: the reward model likes length, or --model never learned to "
                 "stop. No checkpoint was written")
         resume.step_done(step + 1, order=order, beta=beta.value, metrics=metrics, endless=endless)
+    policy = M.whole(policy)
     save_checkpoint(out, policy, saved["tokenizer"], asdict(task),
                     asdict(cfg) | {"trained_against": reward_name}, metrics)
     resume.finish()

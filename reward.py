@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as M
-from parallel import add_gradients, gather, mine, parts, rank, size, total
+from parallel import add_gradients, by_kind, clip_gradients, gather, mine, parts, rank, shard, size, total
 from pretrained import load_model
 from runtime import (Common, Metrics, Resume, Steady, out_file, peak_memory, require, run, save_checkpoint,
                      setup)
@@ -44,6 +44,8 @@ class Config(Common):
     micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
     recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
                                 # time
+    shard: bool = False         # torchrun: a rank keeps its share of each trained layer; for models that do
+                                # not fit
     freeze: float = -1.0        # fraction of the layers frozen with the embeddings; below 0: as in the
                                 # checkpoint.  The paper's 0.8
     lr: float = 1e-3            # peak learning rate, cosine to zero; the paper uses 1e-5
@@ -224,8 +226,10 @@ def main(cfg):
         sft.freeze(round(cfg.freeze * sft.config.n_layer))
     model = sft.with_scalar_head()
     model.recompute = cfg.recompute
+    if cfg.shard:
+        shard(model)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
     inputs = [saved["digest"], [(g.prompt, g.responses, g.pairs) for g in train]]
@@ -237,19 +241,19 @@ def main(cfg):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
         optimiser.zero_grad()
-        for part in parts(todo[step], cfg.micro):
+        for part, weight in parts(todo[step], cfg.micro):
             mb = [train[i] for i in part]
             packed = M.pack([g.prompt for g in mb], [g.responses for g in mb], device)
             r = M.rewards(model, model(packed), packed)                             # (R,), all of the part
             first = np.cumsum([0] + [len(g.responses) for g in mb])
             winner, loser = torch.tensor([(s + a, s + b) for s, g in zip(first, mb) for a, b in g.pairs],
                                          device=device).T
-            loss = bradley_terry_loss(r[winner], r[loser], mb_pairs)
+            loss = weight * bradley_terry_loss(r[winner], r[loser], mb_pairs)
             loss.backward()
-            margin = (r[winner] - r[loser]).detach()
+            margin = weight * (r[winner] - r[loser]).detach()
             seen += torch.stack((loss.detach(), (margin > 0).sum() / mb_pairs, margin.sum() / mb_pairs)).cpu()
         add_gradients(weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
+        norm = clip_gradients(weights, cfg.clip)
         if steady(norm.item(), step + 1, todo[step]):
             optimiser.step()
         if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
@@ -258,6 +262,7 @@ def main(cfg):
                     grad_norm=norm.item(), peak_mb=round(peak_memory(device)))
         resume.step_done(step + 1)
 
+    model = M.whole(model)
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])

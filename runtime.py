@@ -227,6 +227,15 @@ class Interrupted(Exception):
         return f"interrupted after step {step}: {path} holds the state, the same command goes on from there"
 
 
+def whole(state):
+    """Nested dicts and lists with their tensors on the CPU, shares of a tensor put together (by all ranks)."""
+    if isinstance(state, dict):
+        return {k: whole(v) for k, v in state.items()}
+    if isinstance(state, list):
+        return [whole(v) for v in state]
+    return parallel.whole(state).cpu() if isinstance(state, torch.Tensor) else state
+
+
 class Resume:
     """The state of a run on disk: killed at any moment, the same command goes on to the same result.
 
@@ -265,9 +274,14 @@ class Resume:
                 print(f"{self.path} is of other flags or inputs: starting anew", flush=True)
                 return 0, {}
             for name, model in self.models.items():
-                model.load_state_dict(state["models"][name], strict=False)
+                weights = dict(model.named_parameters())
+                model.load_state_dict({k: parallel.share_like(x, weights[k])
+                                       for k, x in state["models"][name].items()}, strict=False)
             if self.optimiser:
-                self.optimiser.load_state_dict(state["optimiser"])
+                weights = [p for group in self.optimiser.param_groups for p in group["params"]]
+                moments = {i: {k: parallel.share_like(x, weights[i]) if x.dim() else x for k, x in of.items()}
+                           for i, of in state["optimiser"]["state"].items()}
+                self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
             self.generator.set_state(state["generator"])
         except Exception as error:      # whatever a damaged file makes torch raise
             raise Fault(f"{self.path}: a damaged state ({type(error).__name__}); remove it to start "
@@ -283,11 +297,12 @@ class Resume:
         if not self.signal and not due:
             return
         buffer = io.BytesIO()
-        torch.save({"name": self.name, "step": step, "carried": carried,
-                    "generator": self.generator.get_state(),
-                    "optimiser": self.optimiser and self.optimiser.state_dict(),
-                    "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
-                               for n, m in self.models.items()}}, buffer)
+        state = {"name": self.name, "step": step, "carried": carried,
+                 "generator": self.generator.get_state(),
+                 "optimiser": self.optimiser and self.optimiser.state_dict(),
+                 "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
+                            for n, m in self.models.items()}}
+        torch.save(whole(state), buffer)
         write_whole(self.path, buffer.getvalue())
         self.saved = time.time()
         if self.signal:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 import model as M
-from parallel import add_gradients, mine, parts, total
+from parallel import add_gradients, by_kind, clip_gradients, parts, shard, total
 from pretrained import load_model
 from runtime import (DTYPES, Common, Metrics, Resume, Steady, out_file, peak_memory, require, run,
                      save_checkpoint, setup)
@@ -41,6 +41,8 @@ class Config(Common):
     micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
     recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
                                 # time
+    shard: bool = False         # torchrun: a rank keeps its share of each trained layer; for models that do
+                                # not fit
     references: int = 4         # references a prompt has in the embedded task
     lr: float = 2.5e-3          # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
     warmup: int = 100           # steps of linear warm-up
@@ -87,10 +89,10 @@ def from_scratch(cfg, train):
 @torch.no_grad()
 def validation_loss(model, prompts, responses, batch, device):
     loss = torch.zeros(2, dtype=torch.float64)       # sum, tokens
-    for i in mine(range(0, len(prompts), batch)):
-        packed = M.pack(prompts[i:i + batch], responses[i:i + batch], device)
+    for part, weight in parts(range(len(prompts)), batch):
+        packed = M.pack([prompts[i] for i in part], [responses[i] for i in part], device)
         logp = M.log_probs(model, model(packed), packed)
-        loss += torch.tensor([-logp.sum().item(), len(logp)])
+        loss += weight * torch.tensor([-logp.sum().item(), len(logp)])
     return (loss := total(loss))[0].item() / loss[1].item()
 
 
@@ -124,9 +126,11 @@ def main(cfg):
     prompts, responses = encode(train, "train prompts")
     v_prompts, v_responses = encode(held_out, "validation prompts")
 
+    if cfg.shard:
+        shard(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     require(weights, "--freeze 1 leaves nothing to train")
-    optimiser = torch.optim.AdamW(weights, lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
     inputs = [saved and saved["digest"], spec, prompts, responses]
@@ -140,13 +144,13 @@ def main(cfg):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
         optimiser.zero_grad()
-        for part in parts(mb, cfg.micro):
+        for part, weight in parts(mb, cfg.micro):
             packed = M.pack([prompts[i] for i in part], [responses[i] for i in part], device)
-            loss = sft_loss(M.log_probs(model, model(packed), packed), mb_tokens)
+            loss = weight * sft_loss(M.log_probs(model, model(packed), packed), mb_tokens)
             loss.backward()
             mb_loss += loss.item()
         add_gradients(weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, cfg.clip)
+        norm = clip_gradients(weights, cfg.clip)
         if steady(norm.item(), step + 1, [train[i]["id"] for i in mb]):
             optimiser.step()
         tokens += mb_tokens
@@ -158,6 +162,7 @@ def main(cfg):
         resume.step_done(step + 1, tokens=tokens)
     metrics = {"validation_loss": validation_loss(model, v_prompts, v_responses, 50, device), "steps": steps,
                "response_tokens": tokens}
+    model = M.whole(model)
     save_checkpoint(out, model, spec, asdict(task), asdict(cfg), metrics)
     resume.finish()
     print(f"wrote {out}: {model.n_params():,} parameters, validation loss {metrics['validation_loss']:.4f} "

@@ -60,19 +60,32 @@ def test_micro_batches_and_recomputed_activations(base, tmp_path):
         same(lines(base / "one" / name), lines(tmp_path / name))
 
 
-def test_two_processes(base, tmp_path):
-    """torchrun with 2 ranks; 9 rollouts make their shares unequal."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    bon_flags = dict(model=str(base / "ckpt_sft.pt"), reward=str(base / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
-    for script, config, flags in [*stages(base), (bon, bon.Config, bon_flags)]:
-        given = [x for k, v in flags.items() for x in ("--" + k.replace("_", "-"), str(v))]
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--",
-                               str(ROOT / f"{script.__name__}.py"), *given, "--out", str(tmp_path), "--threads", "1",
-                               "--device", "cpu"], env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
+def two_processes(script, flags, out, *more):
+    """Runs script under torchrun with 2 ranks."""
+    given = [x for k, v in flags.items() for x in ("--" + k.replace("_", "-"), str(v))]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--",
+                           str(ROOT / f"{script.__name__}.py"), *given, "--out", str(out), "--threads", "1",
+                           "--device", "cpu", *more], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("more", [(), ("--shard", "--micro", "2")])
+def test_two_processes(base, tmp_path, more):
+    """9 rollouts make the ranks' shares unequal; sharded, every rank has to make as many passes nevertheless."""
+    for script, config, flags in stages(base):
+        two_processes(script, flags, tmp_path, *more)
         name = f"metrics_{script.__name__}.jsonl"
-        if script is not bon:
-            same(lines(base / "one" / name), lines(tmp_path / name))
+        same(lines(base / "one" / name), lines(tmp_path / name))
+        one, two = (torch.load(folder / f"ckpt_{script.__name__}.pt", weights_only=True)["state"]
+                    for folder in (base / "one", tmp_path))
+        for k, x in one.items():
+            torch.testing.assert_close(two[k], x, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_sample_what_one_does(base, tmp_path):
+    bon_flags = dict(model=str(base / "ckpt_sft.pt"), reward=str(base / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
+    two_processes(bon, bon_flags, tmp_path)
     bon.main(bon.Config(**bon_flags, out=str(tmp_path / "one"), quiet=True, threads=1))
     for name in ("samples_sft_test.jsonl", "samples_bon_test.jsonl"):
         one, two = lines(tmp_path / "one" / name), lines(tmp_path / name)
@@ -95,6 +108,9 @@ def test_a_share_of_the_samples_is_what_one_process_draws():
 
 
 def test_parts_cover_the_rows_of_one_process():
-    assert parallel.parts(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert parallel.parts([4, 5], 0) == [[4, 5]] and parallel.parts([], 2) == []
+    assert parallel.parts(list(range(7)), 3) == [([0, 1, 2], 1), ([3, 4, 5], 1), ([6], 1)]
+    assert parallel.parts([4, 5], 0) == [([4, 5], 1)]
+    # another rank needs three passes for five rows
+    assert parallel.passes([7, 8, 9, 10], 5, 2, [3]) == [([7, 8], 1), ([9, 10], 1), ([3], 0)]
+    assert parallel.passes([], 1, 0, [3]) == [([3], 0)]
     assert parallel.gather([1, 2]) == [1, 2] and parallel.mine([1, 2]) == [1, 2]
