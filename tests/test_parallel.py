@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bon
+import generalisation
 import model as M
 import parallel
 import ppo
@@ -83,7 +84,7 @@ def test_two_processes(base, tmp_path, more):
             torch.testing.assert_close(two[k], x, atol=1e-4, rtol=1e-4)
 
 
-def test_two_processes_sample_what_one_does(base, tmp_path):
+def test_two_processes_sample_and_judge_as_one_does(base, tmp_path):
     bon_flags = dict(model=str(base / "ckpt_sft.pt"), reward=str(base / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
     two_processes(bon, bon_flags, tmp_path)
     bon.main(bon.Config(**bon_flags, out=str(tmp_path / "one"), quiet=True, threads=1))
@@ -92,6 +93,14 @@ def test_two_processes_sample_what_one_does(base, tmp_path):
         assert [x["outputs"] for x in one] == [x["outputs"] for x in two]
         for a, b in zip(one, two):
             assert a["rewards"] == pytest.approx(b["rewards"], abs=1e-4)
+    # and judge it: generalisation.py shares the reward model's work
+    judge = ["--judge", bon_flags["reward"]]
+    files = [str(tmp_path / name) for name in ("samples_sft_test.jsonl", "samples_bon_test.jsonl")]
+    two_processes(generalisation, {}, tmp_path, *judge, *files)
+    generalisation.main(generalisation.Config(files=files, judge=judge[1], out=str(tmp_path / "one"), threads=1))
+    one, two = (json.loads((folder / "generalisation.json").read_text()) for folder in (tmp_path / "one", tmp_path))
+    assert [x["rate"] for x in one["win_rate"]] == [x["rate"] for x in two["win_rate"]]
+    assert [x["score"] for x in one["win_rate"]] == pytest.approx([x["score"] for x in two["win_rate"]], abs=1e-4)
 
 
 def test_a_share_of_the_samples_is_what_one_process_draws():
