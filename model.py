@@ -2,7 +2,7 @@
 padding and masks (`pack`), log-probabilities (`log_probs`), where a reward is read off (`rewards`), sampling
 (`generate`).
 
-    python model.py                      # the shapes, their sizes, and the memory that training them takes
+    python model.py                      # the shapes and their sizes; budget.py says what training them takes
 
 Letters used in every script: B batch (packed rows), P prompt, T response, S = a packed row's length, V
 vocabulary, D width, H heads, G key/value heads, E head width, N samples per prompt, R responses, M response
@@ -724,26 +724,11 @@ def _decode(model, prompts, steps, n, uniform, temperature, top_k, top_p, eos):
     return [[[i for i in one if i >= 0] for one in group] for group in result.tolist()]
 
 
-def footprint(config, dtype=torch.float32):
-    """Bytes of (SFT, PPO) but for activations.  A trained weight takes 16: itself, its gradient and Adam's
-    two moments, fp32.  PPO trains a policy and a value network, and keeps a reference's and a reward model's
-    tops; the trunk lies in memory once."""
-    with torch.device("meta"):          # sizes without memory
-        weights = list(GPT(config).compute_in(dtype).parameters())
-    trained = sum(p.numel() for p in weights if p.requires_grad)
-    trunk = sum(p.numel() * p.element_size() for p in weights if not p.requires_grad)
-    return trunk + 16 * trained, trunk + (2 * 16 + 2 * 4) * trained
-
-
 if __name__ == "__main__":
-    print("memory: SFT / PPO, GB without activations, all layers trained in fp32, and 80 % frozen in bf16\n\n"
-          f"{'shape':14} {'parameters':>13}  layers  heads  kv  width  position  norm       activation  "
-          f"{'all trained':>13}  {'80 % frozen':>13}")
+    print("shape             parameters  layers  heads  kv  width  position  norm       activation")
     for name, shape in SHAPES.items():
         c = GPTConfig(**shape)
-        with torch.device("meta"):
+        with torch.device("meta"):      # sizes without memory
             size = GPT(c).n_params()
-        full, frozen = (" / ".join(f"{b / 1e9:.2f}" for b in footprint(config, dtype)) for config, dtype in (
-            (c, torch.float32), (replace(c, frozen=round(0.8 * c.n_layer)), torch.bfloat16)))
         print(f"{name:14} {size:13,}  {c.n_layer:6}  {c.n_head:5}  {c.n_kv_head:2}  {c.d_model:5}  "
-              f"{c.position:8}  {c.norm:9}  {c.activation:10}  {full:>13}  {frozen:>13}")
+              f"{c.position:8}  {c.norm:9}  {c.activation}")

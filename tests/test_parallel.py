@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import bon
+import budget
 import generalisation
 import model as M
 import parallel
@@ -114,6 +116,29 @@ def test_a_share_of_the_samples_is_what_one_process_draws():
         for batch_size in (4, 4096):
             for r in range(size):
                 assert draw(share=(r, size), batch_size=batch_size) == whole[r::size]
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_budget_is_what_training_holds_and_does(frozen, monkeypatch):
+    config = M.GPTConfig(**{**M.SHAPES["opt-125m"], "n_layer": 4, "d_model": 96, "n_head": 4, "vocab_size": 101},
+                         frozen=frozen)
+    model, packed = M.GPT(config), M.pack([[1] * 400], [[[2] * 48]])
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    M.log_probs(model, model(packed), packed).sum().backward()
+    optimiser.step()
+    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.requires_grad),
+            *(x for state in optimiser.state.values() for x in state.values() if x.dim())]
+    assert budget.memory(config, torch.float32)[0] == sum(x.numel() * x.element_size() for x in held)
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)   # torch does not count oneDNN's
+    counter = FlopCounterMode(display=False)
+    with counter:
+        M.log_probs(model, model(packed), packed).sum().backward()
+    done = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    # the last layer's products at the prompt, but for keys and values, are saved
+    saved = 400 / 448 * 9 / 12 / (4 - frozen)
+    asked = budget.operations(config, budget.Config())[0]
+    assert asked * (0.98 - saved) < done < asked        # biases and norms are no products
 
 
 def test_parts_cover_the_rows_of_one_process():
