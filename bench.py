@@ -4,15 +4,19 @@ alternating runs.
     python bench.py                                # every row; peers that are not installed are skipped
     python bench.py --rows sft,reward,diversity    # some of them
     python bench.py --text FILE                    # the lexical measures on lines of {"outputs": [...]}
+    python bench.py --dtype bf16                   # both sides' layers in bf16
     pip install --no-deps trl==1.12.0 accelerate nltk && pip install transformers       # the peers
 
 Writes bench.json and prints a table.  Models have random weights, and responses fixed lengths, so that both
 sides do the same work: no side gains by stopping early.  `of peak` is the arithmetic done (2 x parameters x
-tokens forward, twice that backward) over what a large matrix product reaches on this machine.
+tokens forward, twice that backward) over what a large matrix product reaches on this machine; `of bandwidth`
+the weights read (once for each token a batch samples) over what copying a large tensor reaches.
 
 What makes the difference: the trunk that is frozen runs once and lies in memory once; a prompt is read once
 for its samples, and its responses share its row; logits and log-probabilities are computed where they are
-needed; rows are padded to their own batch; diversity is linear in the text.
+needed; rows are padded to their own batch; diversity is linear in the text.  On AMD's processors also that
+fp32 products are oneDNN's, here only (model.py, `OneDNN`): where the two products printed first differ, so
+much of a ratio is due to it.
 """
 import copy
 import importlib.util
@@ -34,7 +38,7 @@ import model as M
 import ppo
 import reward
 import sft
-from runtime import Common, out_file, peak_memory, read_jsonl, require, run, setup, write_whole
+from runtime import DTYPES, Common, out_file, peak_memory, read_jsonl, require, run, setup, write_whole
 
 SMALL = dict(vocab_size=1024, n_layer=4, n_head=4, d_model=128, context=256, position="learned",
              # 1.06 million parameters, in GPT-2's shape
@@ -47,8 +51,7 @@ PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epoc
 @dataclass
 class Config(Common):
     rows: str = ""              # comma-separated: ppo, ppo_gpt2, memory, sampling, best_of, sft, reward,
-                                # diversity,
-                                # self_bleu, growth; "" all
+                                # diversity, self_bleu, growth; "" all
     repeats: int = 5            # runs of each side, alternating; the median counts
     text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian
                                 # text
@@ -74,22 +77,28 @@ def race(sides, repeats, device):
     return found
 
 
-def line(work, ours, peer, name, asked, tokens=0, flops=0, note=""):
+def line(work, ours, peer, name, asked, tokens=0, flops=0, read=0, note=""):
     """One row of the table.  ours, peer: seconds of each run (peer None: not installed)."""
     a = float(np.median(ours))
     b = float(np.median(peer)) if peer else None
     return {"work": work, "ours": a, "peer": name, "peers": b, "ratio": b / a if b else None, "asked": asked,
             "tokens_per_second": tokens / a if tokens else None,
             "flops_per_second": flops / a if flops else None,
+            "bytes_per_second": read / a if read else None,
             "runs": len(ours), "spread": [min(ours), max(ours)], "note": note}
 
 
-def peak_flops(device, dtype=torch.float32):
-    """Operations a second of a large matrix product: what arithmetic is measured against."""
+def peaks(device, dtype):
+    """(operations a second of a large matrix product as torch does it by default, as model.py does it, bytes
+    a second of copying): what work is measured against."""
     n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    a @ a
-    return 2 * n ** 3 / float(np.median([timed(lambda: a @ a, device) for _ in range(5)]))
+    a, layer = torch.randn(n, n, device=device, dtype=dtype), M.Linear(n, n, bias=False).to(device, dtype)
+    big = torch.empty(2 ** 28, dtype=torch.uint8, device=device)
+    with torch.no_grad():
+        sides = {"torch": lambda: a @ a, "ours": lambda: layer(a), "copy": lambda: big.clone()}
+        found = race(sides, 5, device)
+    seconds = {k: float(np.median(v)) for k, v in found.items()}
+    return 2 * n ** 3 / seconds["torch"], 2 * n ** 3 / seconds["ours"], 2 * len(big) / seconds["copy"]
 
 
 def installed(*names):
@@ -105,10 +114,10 @@ def prompts_of(n, length, vocabulary, seed=0):
 
 # ------------------------------------------------------------------------------------------ PPO, and TRL's
 
-def our_iteration(shape, freeze, device, dtype="fp32"):
+def our_iteration(shape, freeze, device, dtype):
     """A function that does one PPO iteration with a separate value network: rollout, scores, 16 updates."""
     torch.manual_seed(0)
-    policy = M.GPT(M.GPTConfig(**shape)).to(device).freeze(round(freeze * shape["n_layer"]))
+    policy = M.GPT(M.GPTConfig(**shape)).to(device).compute_in(dtype).freeze(round(freeze * shape["n_layer"]))
     reference = copy.deepcopy(policy).requires_grad_(False)
     judge = policy.with_scalar_head()
     value = copy.deepcopy(judge)
@@ -138,7 +147,7 @@ def hugging_face(shape, cls="GPT2LMHeadModel", **more):
     return getattr(transformers, cls)(config).eval()
 
 
-def trl_iteration(shape, freeze, device):
+def trl_iteration(shape, freeze, device, dtype):
     """A function that does n iterations of TRL's PPOTrainer and returns the seconds of each but the first."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
@@ -170,25 +179,27 @@ def trl_iteration(shape, freeze, device):
                          num_mini_batches=4, num_ppo_epochs=4, total_episodes=ROLLOUTS * (n + 2),
                          response_length=RESPONSE, local_rollout_forward_batch_size=ROLLOUTS, temperature=1.0,
                          num_sample_generations=0, report_to=[], save_strategy="no", logging_steps=10 ** 9,
-                         use_cpu=device.type == "cpu", bf16=False, learning_rate=1e-6, disable_tqdm=True)
+                         use_cpu=device.type == "cpu", bf16=dtype == torch.bfloat16, learning_rate=1e-6,
+                         disable_tqdm=True)
         PPOTrainer(args, tok, policy, reference, judge, rows, value, data_collator=collate).train()
         # the loader fetches one batch ahead: what lies between two fetches is one iteration
         return np.diff(starts)[-n:].tolist()
     return iterations
 
 
-def ppo_rows(name, asked, repeats, device):
-    shape, peers, known = MODELS[name], installed("trl", "transformers", "accelerate"), {}
+def ppo_rows(name, asked, cfg, device):
+    shape, dtype, known = MODELS[name], DTYPES[cfg.dtype], {}
+    peers = installed("trl", "transformers", "accelerate")
     fwd = 2 * M.GPT(M.GPTConfig(**shape)).n_params() * ROLLOUTS * (PROMPT + RESPONSE)
     for freeze, need in asked.items():
-        iteration = our_iteration(shape, freeze, device)
+        iteration = our_iteration(shape, freeze, device, dtype)
         iteration()
-        ours = [timed(iteration, device) for _ in range(repeats)]
+        ours = [timed(iteration, device) for _ in range(cfg.repeats)]
         # sampling, four networks forward, then 4 epochs of two forward and backward
         flops = fwd * (5 + 4 * 2 * 3) if not freeze else 0
         for theirs, least in need.items():
             if peers and theirs not in known:
-                known[theirs] = quiet(trl_iteration(shape, theirs, device), repeats)
+                known[theirs] = quiet(trl_iteration(shape, theirs, device, dtype), cfg.repeats)
             times = known.get(theirs)
             yield line(f"PPO iteration, {name}, "
                        f"{'all layers trained' if not freeze else f'{freeze:.0%} frozen, shared'}",
@@ -208,18 +219,18 @@ def quiet(function, *args):
 
 
 def row_ppo(cfg, device):
-    yield from ppo_rows("1M", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg.repeats, device)
+    yield from ppo_rows("1M", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg, device)
 
 
 def row_ppo_gpt2(cfg, device):
-    yield from ppo_rows("GPT-2 small", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg.repeats, device)
+    yield from ppo_rows("GPT-2 small", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg, device)
 
 
 def row_memory(cfg, device):
     """Peak memory of a process that does two iterations of GPT-2 small (Linux, or a GPU)."""
     def peak(side):
-        done = subprocess.run([sys.executable, __file__, "--side", side, "--device", str(device), "--threads",
-                               str(cfg.threads)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, __file__, "--side", side, "--device", str(device), "--dtype",
+                               cfg.dtype, "--threads", str(cfg.threads)], capture_output=True, text=True)
         require(done.returncode == 0, f"bench.py --side {side}: {done.stderr[-300:]}")
         return float(done.stdout.split()[-1])
     theirs = peak("trl") if installed("trl", "transformers", "accelerate") else None
@@ -233,9 +244,9 @@ def row_memory(cfg, device):
 
 def one_side(cfg, device):
     if cfg.side == "trl":
-        quiet(trl_iteration(GPT2, 0., device), 1)
+        quiet(trl_iteration(GPT2, 0., device, DTYPES[cfg.dtype]), 1)
     else:
-        iteration = our_iteration(GPT2, 0.8 if cfg.side == "frozen" else 0., device)
+        iteration = our_iteration(GPT2, 0.8 if cfg.side == "frozen" else 0., device, DTYPES[cfg.dtype])
         iteration()
         iteration()
     if device.type == "cuda":
@@ -249,14 +260,14 @@ def one_side(cfg, device):
 
 def sampling(name, n_prompts, n, asked, cfg, device, new=48):
     """Both sides sample n responses of `new` tokens to each of n_prompts prompts."""
-    shape = MODELS[name]
+    shape, dtype = MODELS[name], DTYPES[cfg.dtype]
     torch.manual_seed(0)
-    model = M.GPT(M.GPTConfig(**shape)).to(device).eval()
+    model = M.GPT(M.GPTConfig(**shape)).to(device).compute_in(dtype).eval()
     prompts = prompts_of(n_prompts, PROMPT, shape["vocab_size"])
     generator = torch.Generator().manual_seed(0)
     sides = {"ours": lambda: M.generate(model, prompts, new, n=n, generator=generator)}
     if installed("transformers"):
-        theirs, ids = hugging_face(shape).to(device), torch.tensor(prompts, device=device)
+        theirs, ids = hugging_face(shape).to(device, dtype), torch.tensor(prompts, device=device)
         ask = dict(do_sample=True, top_k=0, min_new_tokens=new, max_new_tokens=new, num_return_sequences=n,
                    attention_mask=torch.ones_like(ids), pad_token_id=0)
         sides["theirs"] = torch.no_grad()(lambda: theirs.generate(ids, **ask))
@@ -267,7 +278,8 @@ def sampling(name, n_prompts, n, asked, cfg, device, new=48):
                 found["ours"], found.get("theirs"), "transformers generate", asked, tokens,
                 # the prompts' tokens need no head
                 2 * (model.n_params() * tokens + sum(p.numel() for p in model.blocks.parameters())
-                     * n_prompts * PROMPT))
+                     * n_prompts * PROMPT),
+                read=new * model.n_params() * dtype.itemsize)
 
 
 def row_sampling(cfg, device):
@@ -289,7 +301,7 @@ def row_sft(cfg, device):
     answers = [[rng.integers(1, 50257, n).tolist()]
                for n in np.clip(rng.lognormal(np.log(31), .35, 256), 8, 60).astype(int)]
     torch.manual_seed(0)
-    model = M.GPT(M.GPTConfig(**GPT2)).to(device)
+    model = M.GPT(M.GPTConfig(**GPT2)).to(device).compute_in(DTYPES[cfg.dtype])
     weights = list(model.parameters())
     optimiser = torch.optim.AdamW(weights, lr=1e-6, fused=True)
     from splits import batches
@@ -297,7 +309,7 @@ def row_sft(cfg, device):
     whole = [len(p) + len(a[0]) for p, a in zip(prompts, answers)]
     sorted_batches = iter(batches(whole, size, 1, torch.Generator().manual_seed(0)))
     shuffled = iter(torch.randperm(256, generator=torch.Generator().manual_seed(0)).split(size))
-    count = {"ours": [], "theirs": []}
+    count = {"ours": [], "block": [], "batch": []}
 
     def step(loss):
         optimiser.zero_grad()
@@ -311,27 +323,31 @@ def row_sft(cfg, device):
         count["ours"].append(len(packed.target))
         step(sft.sft_loss(M.log_probs(model, model(packed), packed)))
 
-    def padded():
-        """As nanoGPT does it: rows padded to the block (here: the longest post), logits everywhere, loss
-        masked."""
+    def padded(to):
+        """As nanoGPT does it: logits everywhere, loss masked, rows padded to the block (here: the longest
+        post) or, kinder, to the longest of a shuffled batch."""
         mb = next(shuffled).tolist()
-        y = torch.full((size, max(whole)), -100)
+        width = max(whole) if to == "block" else max(whole[i] for i in mb)
+        y = torch.full((size, width), -100)
         for k, i in enumerate(mb):
             y[k, len(prompts[i]) - 1:whole[i] - 1] = torch.tensor(answers[i][0])
-        count["theirs"].append(int((y >= 0).sum()))
-        x = M.plain([(prompts[i] + answers[i][0] + [0] * max(whole))[:max(whole)] for i in mb], device)
+        count[to].append(int((y >= 0).sum()))
+        x = M.plain([(prompts[i] + answers[i][0] + [0] * width)[:width] for i in mb], device)
         step(F.cross_entropy(model.head(model(x)).flatten(0, 1), y.flatten().to(device), ignore_index=-100))
     # steps differ in size: seconds a response token, over the same number of steps each
-    found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
-    ours, theirs = ([t / c for t, c in zip(found[k], count[k][1:])] for k in ("ours", "theirs"))
-    yield line("SFT step, GPT-2 small, posts of TL;DR's lengths: a response token", ours, theirs,
-               "nanoGPT-style padded step, all logits", 1.5, tokens=1)
+    sides = {"ours": ours, "block": lambda: padded("block"), "batch": lambda: padded("batch")}
+    found = race(sides, cfg.repeats, device)
+    seconds = {k: [t / c for t, c in zip(found[k], count[k][1:])] for k in found}
+    for to in ("block", "batch"):
+        yield line("SFT step, GPT-2 small, posts of TL;DR's lengths: a response token", seconds["ours"],
+                   seconds[to], f"nanoGPT-style step, all logits, padded to the {to}", 1.5, tokens=1)
 
 
 def row_reward(cfg, device):
     """Eight prompts of 256 tokens with 4 responses of 32: six pairs each."""
     torch.manual_seed(0)
-    model = M.GPT(M.GPTConfig(**{**SMALL, "context": 512}), scalar=True).to(device)
+    config = M.GPTConfig(**{**SMALL, "context": 512})
+    model = M.GPT(config, scalar=True).to(device).compute_in(DTYPES[cfg.dtype])
     prompts, rng = prompts_of(8, 256, 1024), np.random.default_rng(0)
     answers = [[rng.integers(1, 1024, 32).tolist() for _ in range(4)] for _ in prompts]
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
@@ -447,7 +463,7 @@ def row_growth(cfg, device):
 ROWS = {name.removeprefix("row_"): f for name, f in list(globals().items()) if name.startswith("row_")}
 
 
-def show(x, peak):
+def show(x, peak, bandwidth):
     unit = x.get("unit", "s")
     rate = x.get("tokens_per_second")
 
@@ -455,10 +471,11 @@ def show(x, peak):
         if v is None:
             return "not installed"
         return f"{v:,.0f} MB" if unit == "MB" else f"{1e6 * v:.2f} µs" if v < 1e-3 else f"{v:.3f} s"
-    share = x.get("flops_per_second")
+    share, read = x.get("flops_per_second"), x.get("bytes_per_second")
     return [x["work"], form(x["ours"]), x["peer"], form(x["peers"]),
             f"{x['ratio']:.2f}" if x["ratio"] else "", f"{x['asked']:.2g}" if x["asked"] else "",
-            f"{rate:,.0f}" if rate else "", f"{share / peak:.0%}" if share else "", x["note"]]
+            f"{rate:,.0f}" if rate else "", f"{share / peak:.0%}" if share else "",
+            f"{read / bandwidth:.0%}" if read else "", x["note"]]
 
 
 def main(cfg):
@@ -469,21 +486,22 @@ def main(cfg):
     require(all(n in ROWS for n in names), f"--rows {cfg.rows}: choose from {', '.join(ROWS)}")
     require(cfg.repeats >= 1, f"--repeats {cfg.repeats} must be at least 1")
     torch.use_deterministic_algorithms(False)      # as the peers run
-    peak = peak_flops(device)
-    print(f"{torch.get_num_threads()} threads, device {device}, a large fp32 matrix product: "
-          f"{peak / 1e9:,.0f} GFLOP/s\n")
-    print("| work | ours | peer | peer's | ratio | asked | tokens/s | of peak | |\n|" + " --- |" * 9,
-          flush=True)
+    default, peak, bandwidth = peaks(device, DTYPES[cfg.dtype])
+    print(f"{torch.get_num_threads()} threads, device {device}.  A large {cfg.dtype} matrix product: "
+          f"{default / 1e9:,.0f} GFLOP/s as torch does it, {peak / 1e9:,.0f} as model.py does; copying: "
+          f"{bandwidth / 1e9:,.0f} GB/s\n")
+    print("| work | ours | peer | peer's | ratio | asked | tokens/s | of peak | of bandwidth | |\n|"
+          + " --- |" * 10, flush=True)
     lines = []
     for name in names:
         for x in ROWS[name](cfg, device):
             lines.append({"row": name, **x})
-            print("| " + " | ".join(show(x, peak)) + " |", flush=True)
+            print("| " + " | ".join(show(x, peak, bandwidth)) + " |", flush=True)
     path = out_file(cfg.out, "bench.json")
-    write_whole(path,
-                json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(),
-                            "device": str(device),
-                                  "peak_flops": peak, "rows": lines}, indent=1).encode())
+    found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device),
+             "dtype": cfg.dtype, "default_flops": default, "peak_flops": peak, "bandwidth": bandwidth,
+             "rows": lines}
+    write_whole(path, json.dumps(found, indent=1).encode())
     print(f"\nwrote {path}")
 
 

@@ -1,5 +1,5 @@
-"""What training takes, by arithmetic: memory of weights, gradients and optimiser, and time, for each stage and
-published shape.
+"""What training takes, by arithmetic: memory of weights, gradients and optimiser, and time, for each stage
+and published shape.
 
     python budget.py                             # an H200: 989 TFLOP/s in bf16, of which 40 %, and 4.8 TB/s
     python budget.py --tflops 100 --tbytes 1.5   # a device that keeps up 100 TFLOP/s and reads 1.5 TB/s
@@ -28,8 +28,8 @@ class Config(Common):
 
 
 def sizes(config, dtype):
-    """({part: number of weights}, bytes a frozen weight takes).  Parts: frozen, layers (trained), rest (trained
-    embeddings, norm and head), head (part of frozen or rest)."""
+    """({part: number of weights}, bytes that the frozen ones take).  Parts: frozen, layers (trained), rest
+    (trained embeddings, norm and head); and, counted apart from these, head and blocks (all layers)."""
     with torch.device("meta"):
         model = GPT(config).compute_in(dtype)
     count = lambda weights: sum(p.numel() for p in weights)  # noqa: E731
@@ -68,8 +68,8 @@ def operations(config, cfg):
 
 
 def seconds(config, cfg):
-    """Of 1,000 (SFT examples, pairs, PPO rollouts).  Each token sampled reads all weights (bf16), once for the
-    whole batch."""
+    """Of 1,000 (SFT examples, pairs, PPO rollouts).  Each token sampled reads all weights (bf16), once for
+    the whole batch."""
     sft, pair, rollout = (1000 * x / (cfg.tflops * 1e12) for x in operations(config, cfg))
     n, _ = sizes(config, torch.float32)
     reads = 1000 / cfg.batch * cfg.response * 2 * (n["blocks"] + n["head"]) / (cfg.tbytes * 1e12)
@@ -81,9 +81,10 @@ def main(cfg):
                                                     cfg.epochs) >= 1,
             "--tflops and --tbytes must be above 0, the others at least 1")
     over = f", over {cfg.ranks} ranks" if cfg.ranks > 1 else ""
-    print("bf16 with fp32 masters.  GB, without activations: SFT or reward model / PPO.  Seconds for 1,000: SFT examples / preference pairs "
-          f"/ PPO rollouts, at {cfg.tflops:g} TFLOP/s and {cfg.tbytes:g} TB/s, prompts of {cfg.prompt} and "
-          f"responses of {cfg.response} tokens.  Computed, not measured.\n\n"
+    print("bf16 with fp32 masters.  GB, without activations: SFT or reward model / PPO.  Seconds for 1,000: "
+          "SFT examples / preference pairs / PPO rollouts, "
+          f"at {cfg.tflops:g} TFLOP/s and {cfg.tbytes:g} TB/s, prompts of {cfg.prompt} and responses of "
+          f"{cfg.response} tokens.  Computed, not measured.\n\n"
           f"| model | parameters | GB, all trained{over} | GB, 80 % frozen | s, all trained | "
           "s, 80 % frozen |\n" + "| --- " * 6 + "|")
     for name, shape in SHAPES.items():
@@ -93,7 +94,7 @@ def main(cfg):
             n = GPT(full).n_params()
         cells = [" / ".join(f"{x / 1e9:.2f}" for x in memory(config, torch.bfloat16, ranks))
                  for config, ranks in ((full, cfg.ranks), (part, 1))]
-        cells += [" / ".join(f"{x:.2g}" if x < 10 else f"{x:,.0f}" for x in seconds(config, cfg))
+        cells += [" / ".join(f"{x:,.0f}" if x >= 10 else f"{x:.2g}" for x in seconds(config, cfg))
                   for config in (full, part)]
         print(f"| {name} | {n:,} | " + " | ".join(cells) + " |")
 

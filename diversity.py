@@ -201,15 +201,18 @@ def self_bleus(groups, max_n=4):
         first = np.flatnonzero(np.diff(code, prepend=-1))
         count = np.diff(first, append=len(code))            # of an n-gram in an output, for each such pair
         gram, owner = np.divmod(code[first], len(outputs))
-        kind = gram * len(groups) + group[owner]            # the n-gram and the group
-        most = int(count.max(initial=0)) + 1
-        order = np.argsort(kind * most - count)             # one kind together, the largest count first
-        kind, count, owner = kind[order], count[order], owner[order]
-        top = np.flatnonzero(np.diff(kind, prepend=-1))
-        size = np.diff(top, append=len(kind))               # outputs that hold this n-gram
-        # the largest count, but for its own output the second largest, or none
-        reference = np.repeat(count[top], size)
-        reference[top] = np.where(size > 1, count[np.minimum(top + 1, len(count) - 1)], 0)
+        # an n-gram in a group; these lie together, for groups follow each other as their outputs do
+        kind = np.diff(gram * len(groups) + group[owner], prepend=-1) != 0
+        start = np.flatnonzero(kind)
+        kind = kind.cumsum() - 1                            # numbered
+        largest = np.maximum.reduceat(count, start)[kind]
+        # the first that has the largest count is held against the second largest, or none
+        top = np.flatnonzero(count == largest)
+        top = top[np.diff(kind[top], prepend=-1) > 0]
+        others = count.copy()
+        others[top] = 0
+        reference = largest
+        reference[top] = np.maximum.reduceat(others, start)
         match = np.bincount(owner, np.minimum(count, reference), minlength=len(outputs))
         log_precision += np.log(np.where(match > 0, match, 0.1) / np.maximum(1, lengths - n + 1)) / max_n
         any_word = match > 0 if n == 1 else any_word

@@ -304,8 +304,8 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def forward(self, batch):
-        """Packed -> hidden states (B, Q, D), or (B, S, D) of a `plain` batch.  Apply `head` only where it is needed: see `log_probs` and
-        `rewards`."""
+        """Packed -> hidden states (B, Q, D), or (B, S, D) of a `plain` batch.  Apply `head` only where it is
+        needed: see `log_probs` and `rewards`."""
         return self.top(self.trunk(batch), batch)
 
     def _embed(self, tokens, positions):

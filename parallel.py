@@ -54,7 +54,7 @@ def mine(rows):
 
 
 def parts(rows, micro):
-    """This rank's rows, `micro` at a time (0: all at once): a list of (rows, weight), as `passes` gives it."""
+    """This rank's rows, `micro` at a time (0: all at once): a list of (rows, weight), as of `passes`."""
     return passes(mine(rows), -(-len(rows) // size()), micro, rows[:1])
 
 
@@ -136,8 +136,8 @@ def share_like(x, other):
 
 def by_kind(weights):
     """Weights in groups for an optimiser, whose kernels take sharded and other ones apart."""
-    sharded = [p for p in weights if isinstance(p, DTensor)]
-    return [{"params": group} for group in (sharded, [p for p in weights if not isinstance(p, DTensor)]) if group]
+    groups = [[p for p in weights if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
+    return [{"params": group} for group in groups if group]
 
 
 def clip_gradients(weights, most):

@@ -229,7 +229,8 @@ def main(cfg):
     if cfg.shard:
         shard(model)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=True)
     lengths = [len(g.prompt) + sum(map(len, g.responses)) for g in train]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
     inputs = [saved["digest"], [(g.prompt, g.responses, g.pairs) for g in train]]

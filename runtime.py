@@ -228,7 +228,7 @@ class Interrupted(Exception):
 
 
 def whole(state):
-    """Nested dicts and lists with their tensors on the CPU, shares of a tensor put together (by all ranks)."""
+    """Nested dicts and lists with their tensors on the CPU, shares of a tensor put together by all ranks."""
     if isinstance(state, dict):
         return {k: whole(v) for k, v in state.items()}
     if isinstance(state, list):

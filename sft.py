@@ -130,7 +130,8 @@ def main(cfg):
         shard(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     require(weights, "--freeze 1 leaves nothing to train")
-    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
+                                  fused=True)
     lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
     todo = batches(lengths, cfg.batch, cfg.epochs, generator)
     inputs = [saved and saved["digest"], spec, prompts, responses]
