@@ -20,9 +20,6 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def start(device):
@@ -73,10 +70,10 @@ def gather(own):
         return list(own)
     shares = [None] * size()
     dist.all_gather_object(shares, list(own))
-    whole = [None] * sum(map(len, shares))
+    together = [None] * sum(map(len, shares))
     for i, share in enumerate(shares):
-        whole[i::size()] = share
-    return whole
+        together[i::size()] = share
+    return together
 
 
 def total(x, op="sum"):
@@ -98,7 +95,7 @@ def everyone(x):
 def add_gradients(weights):
     """Every rank's gradients become their sum: one message for all weights that are not sharded; the others
     were summed in the backward pass."""
-    weights = [p for p in weights if not isinstance(p, DTensor)]
+    weights = [p for p in weights if not is_share(p)]
     if size() == 1 or not weights:
         return
     flat = total(torch.cat([p.grad.flatten() for p in weights]))
@@ -113,6 +110,8 @@ def shard(*models):
     2023), a layer at a time.  From then on every rank must make the same forward and backward passes."""
     if size() == 1:
         return
+    from torch.distributed.device_mesh import init_device_mesh      # half a second, for those who need it
+    from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(models[0].embed.weight.device.type, (size(),))
     for model in models:
         for block in model.blocks[model.config.frozen:]:
@@ -122,21 +121,27 @@ def shard(*models):
             block.set_force_sum_reduction_for_comms(True)
 
 
+def is_share(x):
+    """Whether the tensor x is this rank's share of one (torch's DTensor, which is slow to import)."""
+    return hasattr(x, "full_tensor")
+
+
 def whole(x):
     """The tensor of which x is a share (all ranks must ask); any other tensor as it is."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_share(x) else x
 
 
 def share_like(x, other):
     """This rank's share of the tensor x, if `other` is one; else x."""
-    if not isinstance(other, DTensor):
+    if not is_share(other):
         return x
+    from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def by_kind(weights):
     """Weights in groups for an optimiser, whose kernels take sharded and other ones apart."""
-    groups = [[p for p in weights if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
+    groups = [[p for p in weights if is_share(p) == sharded] for sharded in (True, False)]
     return [{"params": group} for group in groups if group]
 
 
