@@ -151,7 +151,8 @@ class Linear(nn.Linear):
         if (x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
                 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
                 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()):
-            return OneDNN.apply(x, self.weight, self.bias)
+            linear = OneDNN.apply if torch.is_grad_enabled() else OneDNN.product    # a few µs less
+            return linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 

@@ -533,8 +533,11 @@ def draw_price(ax, swept):
     twin.errorbar(x, [v["mean"] for v in e], yerr=arms(e), fmt="s--", color="#4477aa",
                   label="diversity per input (right axis)")
     twin.set(ylabel="diversity per input, temperature 1", ylim=(0, None))
+    for side in (ax, twin):         # room for the legend
+        low, high = side.get_ylim()
+        side.set_ylim(low, high + 0.25 * (high - low))
     legends = zip(ax.get_legend_handles_labels(), twin.get_legend_handles_labels())
-    ax.legend(*(left + right for left, right in legends), fontsize=7, frameon=False, loc="best")
+    ax.legend(*(left + right for left, right in legends), fontsize=7, frameon=False, loc="upper center")
 
 
 def draw(r, swept, path):
