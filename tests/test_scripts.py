@@ -419,15 +419,15 @@ def test_signals_save_the_state_and_say_where(number, work, tmp_path):
 
 
 def test_gradients_that_are_not_finite_are_skipped_then_stop_the_run(work, tmp_path, monkeypatch, capfd):
-    real, calls = torch.nn.utils.clip_grad_norm_, []
+    real, calls = sft.clip_gradients, []
 
     def sick(weights, limit):
         calls.append(1)
         return torch.tensor(float("nan")) if len(calls) == 2 else real(weights, limit)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", sick)
+    monkeypatch.setattr(sft, "clip_gradients", sick)
     stage("sft", work, tmp_path / "once")
     assert "step 2: the gradient is not finite, skipped; rows" in capfd.readouterr().out
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda w, limit: torch.tensor(float("inf")))
+    monkeypatch.setattr(sft, "clip_gradients", lambda w, limit: torch.tensor(float("inf")))
     with pytest.raises(runtime.Fault, match="10 gradients in a row"):
         stage("sft", work, tmp_path / "always")
     assert not (tmp_path / "always/ckpt_sft.pt").exists()
