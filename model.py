@@ -227,10 +227,10 @@ class GPT(nn.Module):
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = make_norm(cfg)
-        # the head's rows are response tokens, another number at each step: where it is small, oneDNN's kernel
-        # for each would cost more than it saves
-        self.head = (Linear if cfg.vocab_size > 8192 and not scalar else nn.Linear)(
-            cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
+        # the head's rows are response tokens, another number at each step: under a hundred thousand weights,
+        # oneDNN's kernel for each would cost more than it saves
+        large = not scalar and cfg.vocab_size * cfg.d_model > 100_000
+        self.head = (Linear if large else nn.Linear)(cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
         if cfg.tied and not scalar:
             self.head.weight = self.embed.weight
         self.apply(self._init)
