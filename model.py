@@ -230,7 +230,8 @@ class GPT(nn.Module):
         # the head's rows are response tokens, another number at each step: under a hundred thousand weights,
         # oneDNN's kernel for each would cost more than it saves
         large = not scalar and cfg.vocab_size * cfg.d_model > 100_000
-        self.head = (Linear if large else nn.Linear)(cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
+        self.head = (Linear if large else nn.Linear)(
+            cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
         if cfg.tied and not scalar:
             self.head.weight = self.embed.weight
         self.apply(self._init)
