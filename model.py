@@ -4,9 +4,9 @@ padding and masks (`pack`), log-probabilities (`log_probs`), where a reward is r
 
     python model.py                      # the shapes and their sizes; budget.py says what training them takes
 
-Letters used in every script: B batch (packed rows), P prompt, T response, S = a packed row's length, V
-vocabulary, D width, H heads, G key/value heads, E head width, N samples per prompt, R responses, M response
-tokens of a batch, counted one by one.
+Letters used in every script: B batch (packed rows), P prompt, T response, S = a packed row's length, Q
+positions of it that are read, V vocabulary, D width, H heads, G key/value heads, E head width, N samples per
+prompt, R responses, M response tokens of a batch, counted one by one.
 
 Three ideas carry the speed.
 
