@@ -366,8 +366,9 @@ def section_seeds(folder, r, stated):
     wide = [{"low": c["estimate"]["all_low"], "high": c["estimate"]["all_high"]} for c in both]
     changed = [f"{c['claim']}, {c['world']}" for c, w in zip(both, wide)
                if sign(c["estimate"], 1, -1, 0) != sign(w, 1, -1, 0)]
-    ratio = np.median([(w["high"] - w["low"]) / (c["estimate"]["high"] - c["estimate"]["low"])
-                       for c, w in zip(both, wide)])
+    widths = [(w["high"] - w["low"], c["estimate"]["high"] - c["estimate"]["low"])
+              for c, w in zip(both, wide)]
+    ratio = np.median([a / b for a, b in widths if b] or [1.])  # no width: all prompts alike, as at toy size
     holds, open_, against = (sum(c["verdict"] == v for c in stated)
                              for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"))
     widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
