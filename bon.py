@@ -4,31 +4,32 @@
     python bon.py --model ckpt_ppo.pt                            # samples_ppo_*.jsonl, unscored
     python bon.py --model ckpt_ppo.pt --n 1 --temperature 0      # greedy
 
-A line: {"id", "prompt", "reference", "outputs": [N], "rewards": [N] or null, "policy", "split",
-"temperature", "seed"}, and besides "finished": [N], whether each output ended by itself, and
-"trained_against", the reward model that chose the outputs or trained the policy.
+common/samples.py describes the lines of a sample file.
 
 Best-of-N outputs come from a pool of scored samples of a prompt, as in the authors' code: N are drawn without
-replacement and the best is kept, until there are as many as the policy itself has.  Mind what that measures:
-of a pool of 64 the best is in a quarter of all draws of 16, so such outputs repeat more than independent
-best-of-16 would.  `--pool 256 --independent` cuts the pool into 16 disjoint sixteens instead, at four times
-the price.
+replacement and the best is kept, until there are as many as the policy itself has.  This resampling repeats texts: the
+best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool into 16 disjoint
+sixteens instead, at four times the price.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-import model as M
-from parallel import gather, rank, size
-from pretrained import load_model
+from common import pretrained
+from common.checkpoint import load_checkpoint
+from common.dist import gather_rows, rank, world_size
+from common.errors import check
+from common.files import write_jsonl
+from common.flags import Common, Count, Mass, Natural, NonNegative, run, setup
+from common.loop import Run
+from common.samples import sample_line, sample_path
+from common.tokenizer import load_tokenizer
+from model import generate
 from reward import score
-from runtime import Common, Resume, load_checkpoint, require, run, setup, write_jsonl
-from splits import decode, encode_prompts, task_of, tokenizer
-
+from splits import decode, encode_prompts, task_of
 
 PRESETS = {"paper": dict(inputs=500, n=16, pool=64, temperature=1.0)}
 
@@ -39,31 +40,29 @@ class Config(Common):
     reward: str = ""            # reward model that scores, and chooses the best of N; none: plain samples
     policy: str = ""            # its name in files and tables; "" takes ckpt_<name>.pt
     splits: str = ""            # comma-separated; "" is test and every ood_*
-    inputs: int = 100           # prompts of each split; the paper's 500
-    n: int = 16                 # outputs kept for each prompt (K in the paper), and the N of best-of-N
-    pool: int = 0               # scored samples a prompt for best-of-N; 0: 4 x n with --reward, n without
+    inputs: Count = 100         # prompts of each split; the paper's 500
+    n: Count = 16               # outputs kept for each prompt (K in the paper), and the N of best-of-N
+    pool: Natural = 0           # scored samples a prompt for best-of-N; 0: 4 x n with --reward, n without
     independent: bool = False   # best-of-N outputs from disjoint parts of the pool, which must hold n x n
-    temperature: float = 1.0    # 0 is greedy; the paper measures diversity at 1
-    top_k: int = 0              # 0: all tokens
-    top_p: float = 1.0          # 1: all tokens
-    max_new_tokens: int = 0     # tokens of an output; 0: as the checkpoint's task
-    batch: int = 1024           # samples decoded together
+    temperature: NonNegative = 1.0  # 0 is greedy; the paper measures diversity at 1
+    top_k: Natural = 0          # 0: all tokens
+    top_p: Mass = 1.0           # 1: all tokens
+    max_new_tokens: Natural = 0     # tokens of an output; 0: as the checkpoint's task
+    batch_size: Count = 1024    # samples decoded together
     quiet: bool = False         # no progress bar
 
 
 def best_of_n_kl(n):
-    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (Stiennon et al. 2020, appendix G).
-    Raises ValueError for n < 1."""
+    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (Stiennon et al. 2020, appendix G).  Raises
+    ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"best_of_n_kl: n = {n} must be at least 1")
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n(rewards, n, k, rng):
-    """Indices of k best-of-n outputs from one prompt's pool, rewards (pool,): each the best of n drawn
-    without replacement.  (k,)
-
-    Raises ValueError if the pool holds fewer than n."""
+    """Indices (k,) of k best-of-n outputs from one prompt's pool, rewards (pool,): each the best of n drawn without
+    replacement.  rng: numpy's.  Raises ValueError if the pool holds fewer than n."""
     if not 1 <= n <= len(rewards):
         raise ValueError(f"best_of_n: cannot draw {n} of a pool of {len(rewards)}")
     rewards = np.asarray(rewards)
@@ -73,91 +72,97 @@ def best_of_n(rewards, n, k, rng):
 
 
 def best_of_n_independent(rewards, n, k):
-    """Indices (k,) of the best of each of k disjoint parts of n.  Raises ValueError if the pool, rewards
-    (pool,), holds fewer than n x k."""
+    """Indices (k,) of the best of each of k disjoint parts of n.  Raises ValueError if the pool, rewards (pool,),
+    holds fewer than n x k."""
     if len(rewards) < n * k:
         raise ValueError(f"best_of_n_independent: a pool of {len(rewards)} has no {k} disjoint parts of {n}")
     return np.asarray(rewards)[:n * k].reshape(k, n).argmax(axis=1) + np.arange(k) * n
 
 
-def sample_file(out, policy, split):
-    return Path(out) / f"samples_{policy}_{split}.jsonl"
+# ---------------------------------------------------------------------------------------------------- sampling
+
+def load_reward_model(name, policy_name, spec, device, dtype):
+    """--reward -> (reward model, hash of its weights), or (None, None) for ""."""
+    if not name:
+        return None, None
+    reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
+    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: the "
+          "same ids would mean different words; train the reward model from this policy's family (python reward.py "
+          "--model ...)")
+    return reward_model, saved["weights_hash"]
 
 
-def sample_line(enc, row, sampled, rewards, picks, more):
-    """One line of a sample file: the outputs `picks` of one prompt.  sampled: its id lists; rewards: floats
-    or None; more: the fields all lines of the file share."""
-    texts, finished = zip(*(decode(enc, sampled[j]) for j in picks))
-    return {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "outputs": texts,
-            "rewards": rewards and [round(rewards[j], 5) for j in picks], "finished": finished, **more}
+def pool_size(cfg):
+    """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
+    pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
+    check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
+    check(not cfg.independent or pool >= cfg.n ** 2,
+          f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
+    return pool
+
+
+def sample_folder(out):
+    """Makes --out."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        check(False, f"--out {out}: this is a file; sample files need a folder")
+
+
+def write_samples(path, tokenizer, rows, sampled, rewards, picks, **fields):
+    """A sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists; rewards: for each
+    row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of every line."""
+    lines = []
+    for row, ids, r, kept in zip(rows, sampled, rewards, picks):
+        texts, finished = zip(*(decode(tokenizer, ids[j]) for j in kept))
+        lines.append(sample_line(row, texts, finished, r and [r[j] for j in kept], **fields))
+    write_jsonl(path, lines)
 
 
 def main(cfg):
-    device, generator = setup(cfg)
-    require(cfg.n >= 1, f"--n {cfg.n}: at least one output is needed")
-    require(cfg.inputs >= 1 and cfg.batch >= 1,
-            f"--inputs {cfg.inputs} and --batch {cfg.batch} must be at least 1")
-    require(cfg.temperature >= 0, f"--temperature {cfg.temperature}: it cannot be negative; 0 is greedy")
-    require(cfg.top_k >= 0 and 0 < cfg.top_p <= 1,
-            f"--top-k {cfg.top_k} must be at least 0, --top-p {cfg.top_p} in (0, 1]")
-    pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
-    require(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
-    require(not cfg.independent or pool >= cfg.n ** 2,
-            f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
-    model, saved = load_model(cfg.model, "--model", device, cfg.dtype)
-    task, enc = task_of(cfg, saved), tokenizer(saved["tokenizer"])
-    reward, against = None, saved["args"].get("trained_against")
-    if cfg.reward:
-        reward, judged = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
-        require(judged["tokenizer"] == saved["tokenizer"],
-                f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids "
-                "would mean different words; train the reward model from this policy's family (python "
-                "reward.py --model ...)")
-    names = cfg.splits.split(",") if cfg.splits else task.evaluation_splits()
-    require(names, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
-    # all read before anything is written
-    every = {split: task.rows(split, cfg.inputs) for split in names}
+    device, rng = setup(cfg)
+    pool = pool_size(cfg)
+    model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
+    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], device, cfg.dtype)
+    splits = cfg.splits.split(",") if cfg.splits else task.evaluation_splits()
+    check(splits, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
+    rows_of = {split: task.rows(split, cfg.inputs) for split in splits}     # all read before anything is written
     policy = cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_")
-    room = task.room(model.config.context)
-    try:
-        Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        require(False, f"--out {cfg.out}: this is a file; sample files need a folder")
+    best_policy = "bon" if policy == "sft" else f"{policy}-bon"
+    sample_folder(cfg.out)
+    inputs = [saved["weights_hash"], reward_hash, [[r["id"] for r in rows] for rows in rows_of.values()]]
+    run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
+              path=sample_path(cfg.out, policy, "+".join(splits)))          # a state after each split
+    numpy_rng = np.random.default_rng(cfg.seed)
+    numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
 
-    best_name = "bon" if policy == "sft" else f"{policy}-bon"
-    rng = np.random.default_rng(cfg.seed)
-    ids = [[r["id"] for r in rows] for rows in every.values()]
-    inputs = [saved["digest"], judged["digest"] if reward else None, ids]
-    resume = Resume(sample_file(cfg.out, policy, "+".join(names)), cfg, inputs, generator)
-    resume.every = 0            # a state after each split: it is small
-    done, carried = resume.load()
-    if done:
-        rng.bit_generator.state = carried["rng"]
-    bar = tqdm(list(every.items())[done:], desc=f"sample {policy}", disable=cfg.quiet or None)
-    for number, (split, rows) in enumerate(bar, done + 1):
-        prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, f"{split} prompts")
-        sampled = gather(M.generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
-                                    top_k=cfg.top_k, top_p=cfg.top_p, eos=enc.eot_token, generator=generator,
-                                    batch_size=cfg.batch, share=(rank(), size())))
-        rewards = score(reward, prompts, sampled) if reward else [None] * len(rows)
-        own = {"policy": policy, "split": split, "temperature": cfg.temperature, "seed": cfg.seed,
-               "trained_against": against}
-        write_jsonl(sample_file(cfg.out, policy, split),
-                    [sample_line(enc, *row, range(cfg.n), own) for row in zip(rows, sampled, rewards)])
-        if reward:
-            pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=rng)
-            chosen = own | {"policy": best_name, "trained_against": judged["digest"]}
-            write_jsonl(sample_file(cfg.out, best_name, split),
-                        [sample_line(enc, row, ids, r, pick(r, cfg.n, cfg.n), chosen)
-                         for row, ids, r in zip(rows, sampled, rewards)])
-        ended = np.mean([ids[-1] == enc.eot_token for group in sampled for ids in group])
-        print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature "
-              f"{cfg.temperature:g}, {1 - ended:.1%} unfinished", flush=True)
-        resume.step_done(number, rng=rng.bit_generator.state)
-    resume.finish()
-    print(f"wrote {sample_file(cfg.out, policy, '*')}", flush=True)
-    if reward:
-        print(f"wrote {sample_file(cfg.out, best_name, '*')}: KL(best-of-{cfg.n} || {policy}) <= "
+    for step in run.steps(len(splits)):
+        split, rows = splits[step], rows_of[splits[step]]
+        prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(model.config.context),
+                                 f"{split} prompts")
+        sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
+                                       top_k=cfg.top_k, top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng,
+                                       batch_size=cfg.batch_size, ranks=(rank(), world_size())))
+        rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
+        fields = {"task": task.name, "split": split, "temperature": cfg.temperature, "seed": cfg.seed}
+        write_samples(sample_path(cfg.out, policy, split), tokenizer, rows, sampled, rewards,
+                      [range(cfg.n)] * len(rows), **fields, policy=policy,
+                      trained_against=saved["args"].get("trained_against"))
+        if reward_model:
+            pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
+            write_samples(sample_path(cfg.out, best_policy, split), tokenizer, rows, sampled, rewards,
+                          [pick(r, cfg.n, cfg.n) for r in rewards], **fields, policy=best_policy,
+                          trained_against=reward_hash)
+        run.state["numpy_rng"] = numpy_rng.bit_generator.state
+        finished = np.mean([ids[-1] == tokenizer.eot_token for samples in sampled for ids in samples])
+        print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature {cfg.temperature:g}, "
+              f"{1 - finished:.1%} unfinished", flush=True)
+
+    run.finish()
+    print(f"wrote {sample_path(cfg.out, policy, '*')}", flush=True)
+    if reward_model:
+        print(f"wrote {sample_path(cfg.out, best_policy, '*')}: KL(best-of-{cfg.n} || {policy}) <= "
               f"{best_of_n_kl(cfg.n):.2f} nats", flush=True)
 
 

@@ -1,33 +1,35 @@
 """Proximal policy optimisation with a KL penalty: raise the reward, stay near the SFT policy.
 
-    python ppo.py --model ckpt_sft.pt                        # against ckpt_reward.pt
-    python ppo.py --model ckpt_sft.pt --reward truth         # against the embedded task's judge: a ceiling
-    python ppo.py --model ckpt_sft.pt --kl-coef 0            # no penalty: reward rises, truth falls
+    python ppo.py --model ckpt_sft.pt                    # against ckpt_reward.pt
+    python ppo.py --model ckpt_sft.pt --reward gold      # against the synthetic task's gold reward: a ceiling
+    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: the reward rises, the gold reward falls
 
-Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
-1; `reward` and, where known, `truth` rise together until the policy over-optimises; `eos_rate` stays near 1
+Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is 1;
+`reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate` stays near 1
 and `length` near the references'.
 
-Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the
-value network is a second network that starts from the reward model; advantages are whitened over response
-tokens only (the authors' code includes padding), and minibatches do not overlap (theirs do); the score of a
-response that did not end is the fixed `--no-eos-score`.
+Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the value
+model is a second network that starts from the reward model; advantages are whitened over response tokens only (the
+authors' code includes padding); minibatches do not overlap (theirs do); the score of a response that did not end is
+the fixed `--no-eos-score`.
 """
 import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 import model as M
-from parallel import (add_gradients, by_kind, clip_gradients, everyone, gather, mine, passes, rank, shard,
-                      size, total)
-from pretrained import load_model
-from runtime import (Common, Metrics, Resume, Steady, load_checkpoint, out_file, peak_memory, require, run,
-                     save_checkpoint, setup)
-from splits import decode, encode_prompts, task_of, tokenizer
-
+from common import pretrained
+from common.checkpoint import load_checkpoint
+from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank, shard,
+                         world_size)
+from common.errors import check
+from common.flags import Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup
+from common.loop import Run
+from common.tokenizer import load_tokenizer
+from splits import decode, encode_prompts, task_of
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
 PRESETS = {"paper": dict(freeze=0.8, lr=1.5e-6, epochs=4, minibatches=4, kl_coef=0.05, steps=1800),
@@ -36,50 +38,47 @@ PRESETS = {"paper": dict(freeze=0.8, lr=1.5e-6, epochs=4, minibatches=4, kl_coef
 
 @dataclass
 class Config(Common):
-    model: str = "ckpt_sft.pt"  # policy to start from; also the reference the KL is measured against
-    reward: str = "ckpt_reward.pt"  # reward model, or truth: the embedded task's judge
-    steps: int = 45             # rollout batches
-    batch: int = 64             # rollouts a step, each of another prompt
-    epochs: int = 2             # passes over a rollout batch; the paper's 4
-    minibatches: int = 2        # optimiser steps a pass
-    micro: int = 0              # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
-                                # time
-    shard: bool = False         # torchrun: a rank keeps its share of each trained layer; for models that do
-                                # not fit
-    freeze: float = 0.5         # fraction of the layers frozen with the embeddings; below 0: as in the
-                                # checkpoint.  The paper's 0.8
-    lr: float = 1e-3            # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
+    model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy that the KL is measured against
+    reward: str = "ckpt_reward.pt"  # reward model, or gold: the synthetic task's gold reward
+    steps: Count = 45           # rollout batches
+    batch_size: Count = 64      # rollouts a step, each of another prompt
+    epochs: Count = 2           # passes over a rollout batch; the paper's 4
+    minibatches: Count = 2      # optimizer steps a pass
+    micro_batch_size: Natural = 0   # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
+    freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  The
+                                # paper's 0.8
+    lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
                                 # parameters
-    kl_coef: float = 0.1        # beta, the price of one nat of KL in units of reward (standard deviations);
-                                # the paper's 0.05
-    kl_kind: str = "k1"         # estimator in the reward: k1 (log-ratio), k2 (half its square) or k3 (low
-                                # variance)
-    kl_target: float = 0.0      # nats a response; above 0 beta adapts towards it
-    kl_horizon: int = 2000      # responses over which beta adapts
-    temperature: float = 1.0    # of rollouts; log-probabilities are taken at the same one
-    gamma: float = 1.0          # discount
-    lam: float = 0.95           # GAE's lambda
-    clip_ratio: float = 0.2     # policy ratio kept in 1 -+ this
-    clip_value: float = 0.2     # value kept within this of its old prediction
-    vf_coef: float = 0.1        # weight of the value loss
-    clip: float = 1.0           # gradient norm, policy and value network each
-    kl_stop: float = 200.0      # nats a response; beyond it the policy has run away and the run stops; 0:
-                                # never
-    no_eos_score: float = -3.0  # reward of a response that did not end, in standard deviations
+    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the paper's
+                                # 0.05
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"   # estimator in the reward: k1 (log-ratio), k2 (half its square) or
+                                                # k3 (low variance)
+    kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
+    kl_horizon: Count = 2000    # responses over which beta adapts
+    temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one
+    gamma: Fraction = 1.0       # discount
+    lam: Fraction = 0.95        # GAE's lambda
+    clip_ratio: Positive = 0.2  # policy ratio kept in 1 -+ this
+    clip_value: Positive = 0.2  # value kept within this of its old prediction
+    vf_coef: NonNegative = 0.1  # weight of the value loss
+    max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm, policy's and value model's each
+    kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops; 0: never
+    no_eos_score: Finite = -3.0     # reward of a response that did not end, in standard deviations
     quiet: bool = False         # no progress bar and no log lines
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
-# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included; what lies
-# behind it is never read.
+# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  Nothing behind a
+# response's end counts.
 
 def kl_estimate(logp, ref_logp, kind="k1"):
-    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).
-    Returns (B, T), nats.
+    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).  Returns
+    (B, T), nats.
 
-    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
-    unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
+    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are unbiased; k1
+    of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -91,10 +90,9 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def token_rewards(score, kl, mask, kl_coef):
-    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
-    section 4)"""
+    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper, section 4)"""
     rewards = -kl_coef * kl * mask
-    last = mask.sum(1) - 1              # EOS, where it ended: the position the reward model read
+    last = mask.sum(1) - 1              # EOS, if the response ended: the position that the reward model reads
     rewards[torch.arange(len(score), device=score.device), last] += score
     return rewards
 
@@ -102,272 +100,279 @@ def token_rewards(score, kl, mask, kl_coef):
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).  rewards, values, mask: (B, T).
 
-    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
-    Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.  Returns
+    (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
     mask = mask.to(values.dtype)
     rewards, values = rewards * mask, values * mask
-    advantages, ahead, next_value = torch.zeros_like(values), 0., 0.
+    advantages, next_advantage, next_value = torch.zeros_like(values), 0., 0.
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        ahead = (delta + gamma * lam * ahead) * mask[:, t]
-        advantages[:, t], next_value = ahead, values[:, t]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        advantages[:, t], next_value = next_advantage, values[:, t]
     return advantages, advantages + values
 
 
-def masked_mean(x, mask, tokens=None):
-    """Mean of x (B, T) where mask (B, T) is True; with `tokens` the sum over that many: the share of a part
-    in the mean of a whole.  Selects, so that not even a NaN behind the end can leak in."""
+def masked_mean(x, mask, n_tokens=None):
+    """Mean of x (B, T) where mask (B, T) is True; with n_tokens the sum over that many, so that the means of parts
+    add up to the mean of a batch.  Selects, so that not even a NaN behind the end can leak in."""
     inside = x[mask.bool()]
-    return inside.sum() / (tokens or len(inside))
+    return inside.sum() / (n_tokens or len(inside))
 
 
 def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens (of all
-    ranks), 0 elsewhere.  Unbiased variance."""
-    inside = everyone(x[mask.bool()])
+    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens of all ranks, 0
+    elsewhere.  Unbiased variance."""
+    inside = all_gather(x[mask.bool()])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
 
 
-def policy_loss(logp, old_logp, advantages, mask, clip=0.2, tokens=None):
-    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017,
-    equation 7).
+def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
+    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017, equation
+    7).
 
-    All (B, T); tokens as in `masked_mean`.  Returns (loss, share of tokens where the clip binds)."""
+    All (B, T); n_tokens as in `masked_mean`.  Returns (loss, fraction of tokens where the clip binds)."""
     ratio = (logp - old_logp).exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return (masked_mean(torch.maximum(plain, clipped), mask, tokens),
-            masked_mean((clipped > plain).float(), mask, tokens))
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return (masked_mean(torch.maximum(unclipped, clipped), mask, n_tokens),
+            masked_mean((clipped > unclipped).float(), mask, n_tokens))
 
 
-def value_loss(values, old_values, returns, mask, clip=0.2, tokens=None):
-    """Half the squared error, the worse of the plain and of the prediction held within `clip` of the old one.
+def value_loss(values, old_values, returns, mask, clip=0.2, n_tokens=None):
+    """Half the squared error: the larger one of the prediction and of the prediction held within `clip` of the old.
 
-    All (B, T); tokens as in `masked_mean`.  Returns (loss, share of tokens where the clip binds)."""
+    All (B, T); n_tokens as in `masked_mean`.  Returns (loss, fraction of tokens where the clip binds)."""
     near = old_values + (values - old_values).clamp(-clip, clip)
-    plain, clipped = (values - returns).square(), (near - returns).square()
-    loss = 0.5 * masked_mean(torch.maximum(plain, clipped), mask, tokens)
-    return loss, masked_mean((clipped > plain).float(), mask, tokens)
+    unclipped, clipped = (values - returns).square(), (near - returns).square()
+    loss = 0.5 * masked_mean(torch.maximum(unclipped, clipped), mask, n_tokens)
+    return loss, masked_mean((clipped > unclipped).float(), mask, n_tokens)
 
 
 class AdaptiveKL:
-    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the
-    target."""
+    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the target.
+    With target 0 beta stays as it is."""
 
     def __init__(self, init, target, horizon):
         self.value, self.target, self.horizon = init, target, horizon
 
     def update(self, kl, n):
-        """kl: mean KL of n responses, nats."""
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n / self.horizon
+        """kl: mean KL of n responses, nats.  Returns the new beta."""
+        if self.target:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.value *= 1 + error * n / self.horizon
         return self.value
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(returns - values) / Var(returns) over response tokens of all ranks: 1 perfect, 0 no better than the
+    mean, below 0 worse."""
+    y, error = all_gather(returns[mask]), all_gather((returns - values)[mask])
+    return float(1 - error.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
 
 
 # ---------------------------------------------------------------------------------------------- one iteration
 
 @dataclass
 class Rollout:
-    """What one batch of responses needs to be learned from.  Grids are (B, T); each h is a trunk's output,
-    computed once."""
-    packed: M.Packed
-    h_policy: torch.Tensor
-    h_value: torch.Tensor
+    """This rank's responses, and everything that stays fixed while the policy learns from them.  Grids are (B, T)."""
+    prompts: list               # B id lists
+    responses: list             # B id lists
+    h_policy: torch.Tensor      # the policy's trunk output, computed once
+    h_value: torch.Tensor       # the value model's
     mask: torch.Tensor
     logp: torch.Tensor
     ref_logp: torch.Tensor
     values: torch.Tensor
     score: torch.Tensor         # (B,) of the reward model; zeros without one
     finished: torch.Tensor      # (B,) bool, ended with EOS
-    responses: list             # B id lists
+
+    def pack(self, idx):
+        """The rollouts idx (a list) as Packed: each prompt with its one response."""
+        return M.pack([self.prompts[i] for i in idx], [[self.responses[i]] for i in idx], self.mask.device)
 
 
 @torch.no_grad()
-def rollout(policy, reference, value, reward, prompts, max_new_tokens, eos, temperature, generator):
-    """Samples one response to each of this rank's prompts and reads everything that stays fixed while it is
-    learned from.  prompts: those of all ranks; reward: GPT or None."""
-    sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos,
-                         generator=generator, share=(rank(), size()))
-    responses = [one for one, in sampled]
-    packed = M.pack(mine(prompts), sampled, policy.embed.weight.device)
+def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_tokens, eos, temperature, rng):
+    """Samples one response to each of this rank's prompts and scores it.  prompts: those of all ranks; reward_model:
+    GPT or None."""
+    sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, rng=rng,
+                       ranks=(rank(), world_size()))
+    prompts, responses = my_rows(prompts), [response for response, in sampled]
+    packed = M.pack(prompts, sampled, policy.embed.weight.device)
     h = policy.trunk(packed)
-    # a shared trunk runs once
-    trunk = lambda other: h if other.embed is policy.embed else other.trunk(packed)  # noqa: E731
-    h_value = trunk(value)
-    # log-probabilities come from a forward pass, not from the sampler: the first update's ratio is then 1
-    logp = packed.grid(M.log_probs(policy, policy.top(h, packed), packed, temperature))
-    ref_logp = packed.grid(M.log_probs(reference, reference.top(trunk(reference), packed), packed,
-                                       temperature))
-    values = packed.grid(M.values(value, value.top(h_value, packed), packed))
+
+    def trunk(other):           # a shared trunk runs once
+        return h if other.embed is policy.embed else other.trunk(packed)
+    h_value = trunk(value_model)
+    # log-probabilities come from a forward pass, not from the sampler, so that the first update's ratio is 1
+    logp = M.log_probs(policy, policy.top(h, packed), packed, temperature)
+    ref_logp = M.log_probs(ref_policy, ref_policy.top(trunk(ref_policy), packed), packed, temperature)
+    v = M.values(value_model, value_model.top(h_value, packed), packed)
     score = torch.zeros(len(responses), device=h.device)
-    if reward:
-        score = M.rewards(reward, reward.top(trunk(reward), packed), packed)
+    if reward_model:
+        score = M.rewards(reward_model, reward_model.top(trunk(reward_model), packed), packed)
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
-    return Rollout(packed, h, h_value, packed.valid(), logp, ref_logp, values, score, finished, responses)
+    return Rollout(prompts, responses, h, h_value, packed.response_mask(), packed.to_padded(logp),
+                   packed.to_padded(ref_logp), packed.to_padded(v), score, finished)
 
 
-SEEN = ("pg_loss", "v_loss", "pg_clipped", "v_clipped", "entropy", "ratio", "update_kl")
+STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "update_kl")
 
 
-def update(policy, value, optimiser, weights, ro, advantages, returns, cfg, generator, may_step):
-    """Several passes of clipped updates over one rollout.  may_step: function of (gradient norm, rows),
-    whether to take a step.  Returns the means of what was seen on the way, as a dict of floats."""
-    seen, norms, first_off = [], [], torch.zeros((), device=ro.mask.device)
-    # of all rollouts: number i is rank i % size's
-    lengths = torch.tensor(gather(ro.packed.lengths.tolist()))
+def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
+    """Several passes of clipped updates over one rollout.  Returns the means over minibatches of STATS, the gradient
+    norms, and ratio_first: 1 + the largest |ratio - 1| of the first minibatch, when nothing is learned yet."""
+    stats, norms, ratio_off = [], [], torch.zeros(())
+    lengths = torch.tensor(gather_rows([len(r) for r in ro.responses]))     # of all ranks' rollouts
     for _ in range(cfg.epochs):
-        # a partition: no overlap
-        for mb_rows in torch.randperm(len(lengths), generator=generator).chunk(cfg.minibatches):
-            own = (mb_rows[mb_rows % size() == rank()] // size()).to(ro.mask.device)
-            mb_tokens, mb_seen = int(lengths[mb_rows].sum()), torch.zeros(len(SEEN), device=own.device)
-            optimiser.zero_grad()
-            most = int((mb_rows % size()).bincount().max())
-            for rows, weight in passes(own, most, cfg.micro, own.new_zeros(1)):
-                mb = ro.packed.select(rows)
-                T = int(mb.lengths.max())
-                grid = lambda x: x[rows, :T]  # noqa: E731, B023
-                logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[rows], mb), mb, cfg.temperature,
-                                            entropy=True)
-                logp, v = mb.grid(logp), mb.grid(M.values(value, value.top(ro.h_value[rows], mb), mb))
-                mask = mb.valid()
-                pg_loss, pg_clipped = policy_loss(logp, grid(ro.logp), grid(advantages), mask, cfg.clip_ratio,
-                                                  mb_tokens)
-                v_loss, v_clipped = value_loss(v, grid(ro.values), grid(returns), mask, cfg.clip_value,
-                                               mb_tokens)
-                (weight * (pg_loss + cfg.vf_coef * v_loss)).backward()
-                change = (logp - grid(ro.logp)).detach()
-                moved = kl_estimate(-change, torch.zeros_like(change), "k3")
-                part = (pg_loss, v_loss, pg_clipped, v_clipped, entropy.sum() / mb_tokens,
-                        masked_mean(change.exp(), mask, mb_tokens), masked_mean(moved, mask, mb_tokens))
-                mb_seen += weight * torch.stack(part).detach()
-                if not seen:    # the first minibatch, when nothing is learned yet
-                    first_off = torch.maximum(first_off, (change.exp()[mask] - 1).abs().max())
-            add_gradients([p for group in weights for p in group])
-            # clipped apart: the value loss is the larger one, and would otherwise eat the policy's step
-            pg_norm, v_norm = (clip_gradients(w, cfg.clip) for w in weights)
-            if may_step((pg_norm + v_norm).item(), mb_rows.tolist()):
-                optimiser.step()
-            seen.append(mb_seen)
-            norms.append(torch.stack((pg_norm, v_norm)))
-    means = total(torch.stack(seen)).mean(0).tolist()
-    pg_norm, v_norm = torch.stack(norms).mean(0).tolist()
-    # 1 + the largest |ratio - 1| of the first minibatch's tokens
-    return dict(zip(SEEN, means)) | {"ratio_first": 1 + total(first_off, "max").item(), "pg_norm": pg_norm,
-                                     "v_norm": v_norm}
+        # a partition: minibatches do not overlap
+        for mb_idx in torch.randperm(len(lengths), generator=rng).chunk(cfg.minibatches):
+            n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(len(STATS))
+            for idx, weight in run.held_micro_batches(mb_idx.tolist()):
+                loss, part_stats, change = minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens,
+                                                          cfg)
+                (weight * loss).backward()
+                mb_stats += weight * part_stats.cpu()
+                if not stats:
+                    ratio_off = torch.maximum(ratio_off, change.expm1().abs().max().cpu())
+            # clipped apart, because the value loss is the larger one and would eat the policy's step
+            norms.append(run.step_optimizer(policy.trainable(), value_model.trainable(),
+                                            rows=[run.batch[i] for i in mb_idx]))
+            stats.append(mb_stats)
+    means = all_reduce(torch.stack(stats)).mean(0).tolist()
+    pg_norm, v_norm = torch.tensor(norms).mean(0).tolist()
+    return dict(zip(STATS, means)) | {"ratio_first": 1 + all_reduce(ratio_off, "max").item(), "pg_norm": pg_norm,
+                                      "v_norm": v_norm}
 
 
-def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over response tokens (of all ranks): 1 perfect, 0 no better
-    than the mean, below 0 worse."""
-    y, e = everyone(returns[mask]), everyone((returns - values)[mask])
-    return float(1 - e.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
+def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, cfg):
+    """Policy and value loss of the rollouts idx, sums over n_tokens.  Returns (loss, STATS (7,), log-ratios (M,))."""
+    mb = ro.pack(idx)
+    S, T = mb.tokens.shape[1], int(mb.lengths.max())
+    logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[idx, :S], mb), mb, cfg.temperature, entropy=True)
+    v = M.values(value_model, value_model.top(ro.h_value[idx, :S], mb), mb)
+    logp, v, mask = mb.to_padded(logp), mb.to_padded(v), mb.response_mask()
+    old_logp, old_v = ro.logp[idx, :T], ro.values[idx, :T]
+    pg_loss, pg_clipfrac = policy_loss(logp, old_logp, advantages[idx, :T], mask, cfg.clip_ratio, n_tokens)
+    v_loss, v_clipfrac = value_loss(v, old_v, returns[idx, :T], mask, cfg.clip_value, n_tokens)
+    change = (logp - old_logp).detach()
+    update_kl = kl_estimate(-change, torch.zeros_like(change), "k3")
+    stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy.sum() / n_tokens,
+                         masked_mean(change.exp(), mask, n_tokens), masked_mean(update_kl, mask, n_tokens)))
+    return pg_loss + cfg.vf_coef * v_loss, stats.detach(), change[mask]
 
 
-def load_reward(cfg, spec, policy, device):
-    """--reward -> (reward model or None for the truth, a value network that starts from it, or from the
-    policy, its name)."""
-    if cfg.reward == "truth":
-        return None, policy.with_scalar_head(), "truth"
-    reward, saved = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
-    require(saved["tokenizer"] == spec,
-            f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers: the same ids would "
-            "mean different words; train the reward model from this policy's family (python reward.py "
-            "--model ...)")
-    require(reward.config.context >= policy.config.context, f"--reward {cfg.reward}: its context of "
-            f"{reward.config.context} is shorter than the policy's {policy.config.context}")
-    # a second network: value updates must not move the reward
-    value = copy.deepcopy(reward).freeze(policy.config.frozen)
-    M.share_trunk(policy, reward, value)            # frozen parts that are equal lie in memory once
-    return reward.requires_grad_(False), value, saved["digest"]
+# ----------------------------------------------------------------------------------------------- the four models
+
+def load_reward_model(name, policy_name, spec, policy, device, dtype):
+    """--reward -> (reward model, or None for the gold reward; a value model that starts from it, or from the policy;
+    the hash of its weights, or "gold")."""
+    if name == "gold":
+        return None, policy.with_scalar_head(), "gold"
+    reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
+    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: the "
+          "same ids would mean different words; train the reward model from this policy's family (python reward.py "
+          "--model ...)")
+    check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
+          f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
+    # a second network, because value updates must not move the reward
+    value_model = copy.deepcopy(reward_model).freeze(policy.config.frozen)
+    M.share_trunk(policy, reward_model, value_model)      # frozen parts that are equal lie in memory once
+    return reward_model.requires_grad_(False), value_model, saved["weights_hash"]
+
+
+def build(cfg, device):
+    """((policy, ref_policy, value_model, reward_model), tokenizer, its specification, task, (hash of the policy's
+    weights, of the reward model's))."""
+    policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    task, spec = task_of(cfg, saved), saved["tokenizer"]
+    check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
+    if cfg.freeze >= 0:
+        policy.freeze(round(cfg.freeze * policy.config.n_layer))
+    check(policy.trainable(), "all layers of the policy are frozen: nothing to train")
+    ref_policy = copy.deepcopy(policy).requires_grad_(False)
+    M.share_trunk(policy, ref_policy)
+    reward_model, value_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device, cfg.dtype)
+    policy.recompute = value_model.recompute = cfg.recompute
+    models = policy, ref_policy, value_model, reward_model
+    if cfg.shard:
+        shard(*[model for model in models if model])
+    return models, load_tokenizer(spec), spec, task, (saved["weights_hash"], reward_hash)
+
+
+def read_prompts(task, tokenizer, n, context):
+    """At most n rows to sample responses to, and their prompts' ids."""
+    split = "unlabeled" if "unlabeled" in task.splits() else "train"
+    rows = task.rows(split, min(n, 100_000), references=1)
+    return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+def gold_rewards(task, tokenizer, rows, responses, device):
+    """(B,) gold rewards of this rank's responses to rows, or None where the task has none."""
+    if not task.synthetic:
+        return None
+    return torch.tensor([task.synthetic.gold_reward(row["prompt"], *decode(tokenizer, ids))
+                         for row, ids in zip(rows, responses)], device=device)
+
+
+def rollout_metrics(ro, score, gold, returns):
+    """Means over the responses of all ranks."""
+    k1, k3 = (mean_over_ranks((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1)) for kind in ("k1", "k3"))
+    gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
+    return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,
+            "explained_variance": explained_variance(ro.values, returns, ro.mask),
+            "eos_rate": mean_over_ranks(ro.finished), "length": mean_over_ranks(ro.mask.sum(1))}
+
+
+def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
+    """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
+    check(not 0 < kl_stop < kl, f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
+          f"reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
+    state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
+    check(state["endless_steps"] < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
+          f"{max_new_tokens} tokens: the reward model likes length, or --model never learned to stop. No checkpoint "
+          "was written")
 
 
 def main(cfg):
-    device, generator = setup(cfg)
-    require(min(cfg.steps, cfg.batch, cfg.epochs, cfg.minibatches) >= 1 and cfg.lr > 0,
-            "--steps, --batch, --epochs and --minibatches must be at least 1, --lr above 0")
-    require(cfg.minibatches <= cfg.batch and size() <= cfg.batch and cfg.micro >= 0,
-            f"--minibatches {cfg.minibatches} and the {size()} processes must not exceed --batch "
-            f"{cfg.batch}, "
-            f"--micro {cfg.micro} must be at least 0")
-    require(cfg.temperature > 0,
-            f"--temperature {cfg.temperature}: rollouts need one above 0, a greedy policy has no gradient")
-    require(cfg.kl_kind in ("k1", "k2", "k3"), f"--kl-kind {cfg.kl_kind}: choose from k1, k2, k3")
-    require(cfg.kl_coef >= 0 and cfg.kl_target >= 0, "--kl-coef and --kl-target must be at least 0")
-    policy, saved = load_model(cfg.model, "--model", device, cfg.dtype)
-    task, enc, out = task_of(cfg, saved), tokenizer(saved["tokenizer"]), out_file(cfg.out, "ckpt_ppo.pt")
-    require(cfg.reward != "truth" or task.world,
-            "--reward truth: only embedded tasks have a judge that knows the truth")
-    require(cfg.freeze <= 1, f"--freeze {cfg.freeze} must be at most 1")
-    if cfg.freeze >= 0:
-        policy.freeze(round(cfg.freeze * policy.config.n_layer))
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    M.share_trunk(policy, reference)
-    reward, value, reward_name = load_reward(cfg, saved["tokenizer"], policy, device)
+    device, rng = setup(cfg)
+    check(max(cfg.minibatches, world_size()) <= cfg.batch_size, f"--minibatches {cfg.minibatches} and the "
+          f"{world_size()} processes must not exceed --batch-size {cfg.batch_size}")
+    models, tokenizer, spec, task, hashes = build(cfg, device)
+    policy, ref_policy, value_model, reward_model = models
+    rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)
+    optimizer = torch.optim.Adam(param_groups(policy.trainable() + value_model.trainable()), lr=cfg.lr, fused=True)
+    run = Run("ppo", cfg, optimizer, rng, inputs=[*hashes, prompts], policy=policy, value=value_model)
+    beta = AdaptiveKL(run.state.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
 
-    split = "unlabeled" if "unlabeled" in task.splits() else "train"
-    rows = task.rows(split, min(cfg.steps * cfg.batch, 100_000), references=1)
-    prompts = encode_prompts(enc, [r["prompt"] for r in rows], task.room(policy.config.context))
-    policy.recompute = value.recompute = cfg.recompute
-    if cfg.shard:
-        shard(*[model for model in (policy, reference, value, reward) if model])
-    weights = [[p for p in model.parameters() if p.requires_grad] for model in (policy, value)]
-    require(all(weights), "all layers of the policy are frozen: nothing to train")
-    optimiser = torch.optim.Adam(by_kind([p for group in weights for p in group]), lr=cfg.lr, fused=True)
-    inputs = [saved["digest"], reward_name, prompts]
-    resume = Resume(out, cfg, inputs, generator, optimiser, policy=policy, value=value)
-    done, carried = resume.load()
-    beta = AdaptiveKL(carried.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
-    order = carried.get("order", [])    # of prompts; shuffled anew each time they run out
-    metrics, endless = carried.get("metrics"), carried.get("endless", 0)
-    log, steady = Metrics(out, cfg.quiet, done), Steady()
-
-    for step in tqdm(range(done, cfg.steps), "ppo", initial=done, total=cfg.steps, disable=cfg.quiet or None):
-        start = time.time()
-        while len(order) < cfg.batch:
-            order += torch.randperm(len(prompts), generator=generator).tolist()
-        picks, order = order[:cfg.batch], order[cfg.batch:]
-        ro = rollout(policy, reference, value, reward, [prompts[i] for i in picks], task.max_new_tokens,
-                     enc.eot_token, cfg.temperature, generator)
-
-        truth = None
-        if task.world:
-            truth = torch.tensor([task.world.judge(rows[i]["prompt"], *decode(enc, ids))
-                                  for i, ids in zip(mine(picks), ro.responses)], device=device)
-        # the judge prices an open end itself
-        score = truth if reward is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
+    for step in run.steps(cfg.steps):
+        run.set_lr(cfg.lr * (1 - step / cfg.steps))
+        start, batch = time.time(), run.next_rows(len(prompts), cfg.batch_size)
+        # 1. sample; everything that the update compares with is fixed here
+        ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token, cfg.temperature,
+                     rng)
+        gold = gold_rewards(task, tokenizer, [rows[i] for i in my_rows(batch)], ro.responses, device)
+        # a response that did not end gets a fixed score; the gold reward has its own penalty
+        score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
+        # 2. the score at the last token, a KL penalty at every token
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)
         rewards = token_rewards(score, kl, ro.mask, beta.value)
+        # 3. advantages
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
-        for group in optimiser.param_groups:
-            group["lr"] = cfg.lr * (1 - step / cfg.steps)
-        may_step = lambda norm, mb: steady(norm, step + 1, [rows[picks[i]]["id"] for i in mb])  # noqa
-        seen = update(policy, value, optimiser, weights, ro, whiten(advantages, ro.mask), returns, cfg,
-                      generator, may_step)
+        # 4. several epochs of clipped updates
+        stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, rng, run)
 
-        mean = lambda x: everyone(x).float().mean().item()  # noqa: E731  of (B,), over all ranks
-        k1, k3 = (mean((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1)) for kind in ("k1", "k3"))
-        if cfg.kl_target:
-            beta.update(k1, cfg.batch)
-        metrics = {"reward": mean(score), **({} if truth is None else {"truth": mean(truth)}), "kl": k1}
-        length, eos_rate = mean(ro.packed.lengths), mean(ro.finished)
-        log.log(step=step + 1, **metrics, kl_k3=k3, beta=beta.value, **seen,
-                explained_variance=explained_variance(ro.values, returns, ro.mask), eos_rate=eos_rate,
-                length=length, lr=optimiser.param_groups[0]["lr"],
-                tokens_per_second=length * cfg.batch / (time.time() - start),
-                peak_mb=round(peak_memory(device)))
-        require(not 0 < cfg.kl_stop < k1, f"step {step + 1}: the policy has run away, {k1:.0f} nats a "
-                f"response from its reference (--kl-stop {cfg.kl_stop:g}); raise --kl-coef or lower --lr. No "
-                "checkpoint was written")
-        endless = endless + 1 if eos_rate < 0.02 else 0
-        require(endless < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
-                f"{task.max_new_tokens} tokens: the reward model likes length, or --model never learned to "
-                "stop. No checkpoint was written")
-        resume.step_done(step + 1, order=order, beta=beta.value, metrics=metrics, endless=endless)
-    policy = M.whole(policy)
-    save_checkpoint(out, policy, saved["tokenizer"], asdict(task),
-                    asdict(cfg) | {"trained_against": reward_name}, metrics)
-    resume.finish()
-    print(f"wrote {out}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
+        metrics = rollout_metrics(ro, score, gold, returns)
+        run.log(**metrics, beta=beta.update(metrics["kl"], cfg.batch_size), **stats,
+                tokens_per_second=metrics["length"] * cfg.batch_size / (time.time() - start))
+        run.state |= {"beta": beta.value, "metrics": metrics}
+        stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
+
+    metrics = run.state["metrics"]
+    run.save(policy, spec, task, metrics, trained_against=hashes[1])
+    print(f"wrote {run.path}: " + ", ".join(f"{k} {v:.3f}" for k, v in list(metrics.items())[:3]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,68 @@
 """Supervised fine-tuning: teach a language model the references of a task.
 
-    python sft.py                                    # embedded task, from scratch: 2 minutes on 2 CPU cores
+    python sft.py                                    # synthetic task, from scratch: 2 minutes on 2 CPU cores
     python sft.py --data DIR                         # your own JSONL files, from scratch
     python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, 80 % of the layers frozen
     python sft.py --preset small-llama --task tldr   # a published model on one of the paper's tasks
 
 Writes ckpt_sft.pt and metrics_sft.jsonl.
 
-Deviations from the paper: the embedded task starts from scratch, so this is pretraining and fine-tuning in
-one, with a larger learning rate and nothing frozen; all references of a post are learned in one packed row;
-AdamW without weight decay.
+Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in one, with
+a larger learning rate and nothing frozen.  All references of a post are learned in one packed row.  AdamW has no
+weight decay.
 """
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
-import model as M
-from parallel import add_gradients, by_kind, clip_gradients, parts, shard, total
-from pretrained import load_model
-from runtime import (DTYPES, Common, Metrics, Resume, Steady, out_file, peak_memory, require, run,
-                     save_checkpoint, setup)
-from splits import batches, build_tokenizer, encode_prompts, encode_responses, task_of, tokenizer
+from common import pretrained
+from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard, world_size
+from common.errors import check
+from common.flags import DTYPES, Common, Count, Fraction, Natural, Positive, run, setup
+from common.loop import Run
+from common.tokenizer import build_tokenizer, load_tokenizer
+from model import GPT, SHAPES, GPTConfig, log_probs, pack
+from splits import encode_prompts, encode_responses, length_bucketed_batches, task_of
 
-
-_SMALL = dict(freeze=0.8, lr=1e-4, batch=16, references=1, dtype="bf16")     # fit one 24 GB GPU
-PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch=16, epochs=1, references=1),
+_SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, references=1, dtype="bf16")   # fit one 24 GB GPU
+PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=16, epochs=1, references=1),
            "small-gpt2": dict(model="gpt2", **_SMALL), "small-opt": dict(model="facebook/opt-125m", **_SMALL),
            "small-llama": dict(model="HuggingFaceTB/SmolLM2-135M", **_SMALL)}
 
 
 @dataclass
 class Config(Common):
-    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face
-                                # directory
-    rows: int = 0               # train rows used; 0: all
-    epochs: int = 1             # passes over them
-    batch: int = 8              # prompts a step, each with all its references
-    micro: int = 0              # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
-                                # time
-    shard: bool = False         # torchrun: a rank keeps its share of each trained layer; for models that do
-                                # not fit
-    references: int = 4         # references a prompt has in the embedded task
-    lr: float = 2.5e-3          # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
-    warmup: int = 100           # steps of linear warm-up
-    clip: float = 1.0           # gradient norm
-    freeze: float = 0.0         # fraction of the layers frozen with the embeddings; the paper's 0.8 needs a
+    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face directory
+    rows: Natural = 0           # train rows used; 0: all
+    epochs: Count = 1           # passes over them
+    batch_size: Count = 8       # prompts a step, each with all its references
+    micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
+    references: Count = 4       # references a prompt has in the synthetic task
+    lr: Positive = 2.5e-3       # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
+    warmup: Natural = 100       # steps of linear warm-up
+    max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
+    freeze: Fraction = 0.0      # fraction of the layers frozen with the embeddings; the paper's 0.8 needs a
                                 # pretrained model
-    tokenizer: str = "words"    # of a model from scratch: words (bytes and frequent words of train) or a
-                                # tiktoken name (gpt2)
-    n_words: int = 4096         # words in that vocabulary
+    tokenizer: str = "words"    # of a model from scratch: words (bytes and frequent words of train) or a tiktoken
+                                # name (gpt2)
+    n_words: Natural = 4096     # words in that vocabulary
     shape: str = "tiny"         # of a model from scratch; `python model.py` lists them
-    context: int = 512          # of a model from scratch: positions; longer prompts are cut on the left
-    max_new_tokens: int = 0     # tokens of a response; 0: the task's own
-    max_prompt_tokens: int = 0  # tokens of a prompt, cut on the left; 0: the task's own
-    log_every: int = 200        # steps between log lines
+    context: Count = 512        # of a model from scratch: positions; longer prompts are cut on the left
+    max_new_tokens: Natural = 0     # tokens of a response; 0: the task's own
+    max_prompt_tokens: Natural = 0  # tokens of a prompt, cut on the left; 0: the task's own
+    log_every: Count = 200      # steps between log lines
     quiet: bool = False         # no progress bar and no log lines
 
 
-def sft_loss(logp, tokens=None):
-    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x,
-    y_<t).  logp: (M,); tokens: of the whole batch, if logp is of a part of it.  (paper, section 4)"""
-    return -logp.sum() / (tokens or len(logp))
+def sft_loss(logp, n_tokens=None):
+    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x, y_<t).
+
+    logp: (M,); n_tokens: of the whole batch, if logp is of a part of it.  (paper, section 4)"""
+    return -logp.sum() / (n_tokens or len(logp))
 
 
 def learning_rate(step, steps, peak, warmup):
@@ -74,100 +73,109 @@ def learning_rate(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def from_scratch(cfg, train):
-    """(a new model of --shape, its tokenizer's specification)."""
-    spec = {"kind": "tiktoken", "name": cfg.tokenizer}
-    if cfg.tokenizer == "words":    # 5,000 rows are enough to see every frequent word
+# --------------------------------------------------------------------------------------------- model and data
+
+class Example(NamedTuple):
+    """One prompt with its references, as token ids."""
+    id: str
+    prompt: list
+    responses: list
+
+    @property
+    def n_tokens(self):
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+def encode(tokenizer, rows, task, context, what):
+    """Rows of a task -> Examples that fit the context."""
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context), f"{what} prompts")
+    responses = encode_responses(tokenizer, [r["references"] for r in rows], task.max_new_tokens,
+                                 f"{what} responses")
+    return [Example(row["id"], *ids) for row, *ids in zip(rows, prompts, responses)]
+
+
+def from_scratch(shape, context, tokenizer, n_words, train):
+    """A new model of a named shape and its tokenizer's specification, built from the train rows if need be."""
+    spec = {"kind": "tiktoken", "name": tokenizer}
+    if tokenizer == "words":    # 5,000 rows are enough to see every frequent word
         texts = [t for r in train[:5000] for t in (r["prompt"], *(" " + x.lstrip() for x in r["references"]))]
-        spec = build_tokenizer(texts, cfg.n_words)
-    require(cfg.shape in M.SHAPES, f"--shape {cfg.shape}: choose from {', '.join(M.SHAPES)}")
-    config = M.GPTConfig(**{**M.SHAPES[cfg.shape], "vocab_size": tokenizer(spec).n_vocab,
-                            "context": cfg.context})
-    return M.GPT(config), spec
+        spec = build_tokenizer(texts, n_words)
+    check(shape in SHAPES, f"--shape {shape}: choose from {', '.join(SHAPES)}")
+    vocab_size = load_tokenizer(spec).n_vocab
+    return GPT(GPTConfig(**{**SHAPES[shape], "vocab_size": vocab_size, "context": context})), spec
+
+
+def build(cfg, device):
+    """Everything a run starts from: (model, its tokenizer's specification, task, train and validation Examples,
+    hash of the model started from)."""
+    model = saved = None
+    if cfg.model != "scratch":
+        model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    check(model or cfg.freeze == 0,
+          "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
+    task = task_of(cfg, saved)
+    train = task.rows("train", cfg.rows or None, cfg.references)
+    validation = task.rows("validation", 200, cfg.references)
+    if model:
+        spec = saved["tokenizer"]
+    else:
+        model, spec = from_scratch(cfg.shape, cfg.context, cfg.tokenizer, cfg.n_words, train)
+    model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
+    check(model.trainable(), "--freeze 1 leaves nothing to train")
+    model.recompute = cfg.recompute
+    tokenizer, context = load_tokenizer(spec), model.config.context
+    train = encode(tokenizer, train, task, context, "train")
+    validation = encode(tokenizer, validation, task, context, "validation")
+    return model, spec, task, train, validation, saved and saved["weights_hash"]
 
 
 @torch.no_grad()
-def validation_loss(model, prompts, responses, batch, device):
-    loss = torch.zeros(2, dtype=torch.float64)       # sum, tokens
-    for part, weight in parts(range(len(prompts)), batch):
-        packed = M.pack([prompts[i] for i in part], [responses[i] for i in part], device)
-        logp = M.log_probs(model, model(packed), packed)
-        loss += weight * torch.tensor([-logp.sum().item(), len(logp)])
-    return (loss := total(loss))[0].item() / loss[1].item()
+def validation_loss(model, examples, device):
+    """Nats a response token."""
+    total = torch.zeros(2, dtype=torch.float64)     # negative log-likelihood, tokens
+    per_rank = -(-len(examples) // world_size())
+    for part, weight in micro_batches(my_rows(examples), 50, per_rank, examples[:1]):
+        packed = pack([e.prompt for e in part], [e.responses for e in part], device)
+        logp = log_probs(model, model(packed), packed)
+        total += weight * torch.tensor([-logp.sum().item(), len(logp)])
+    nll, n_tokens = all_reduce(total).tolist()
+    return nll / n_tokens
 
+
+# ---------------------------------------------------------------------------------------------------- training
 
 def main(cfg):
-    device, generator = setup(cfg)
-    require(0 <= cfg.freeze <= 1 and cfg.batch >= 1 and cfg.epochs >= 1 and cfg.references >= 1
-            and cfg.lr > 0 and cfg.micro >= 0,
-            f"--freeze {cfg.freeze} must lie in [0, 1], --micro {cfg.micro} be at least 0, --batch "
-            f"{cfg.batch}, --epochs {cfg.epochs} and "
-            f"--references {cfg.references} be at least 1, --lr {cfg.lr} be above 0")
-    require(cfg.rows >= 0, f"--rows {cfg.rows} must be at least 0, which is all")
-    model, saved = None, None
-    if cfg.model != "scratch":
-        model, saved = load_model(cfg.model, "--model", device, cfg.dtype)
-    task = task_of(cfg, saved)
-    out = out_file(cfg.out, "ckpt_sft.pt")
-    train = task.rows("train", cfg.rows or None, cfg.references)
-    held_out = task.rows("validation", 200, cfg.references)
-
-    require(cfg.freeze == 0 or model,
-            "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
-    model, spec = (model, saved["tokenizer"]) if model else from_scratch(cfg, train)
-    model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
-    model.recompute = cfg.recompute
-    enc, room = tokenizer(spec), task.room(model.config.context)
-
-    def encode(rows, what):
-        prompts = encode_prompts(enc, [r["prompt"] for r in rows], room, what)
-        return prompts, encode_responses(enc, [r["references"] for r in rows], task.max_new_tokens,
-                                         what.replace("prompts", "responses"))
-    prompts, responses = encode(train, "train prompts")
-    v_prompts, v_responses = encode(held_out, "validation prompts")
-
+    device, rng = setup(cfg)
+    model, spec, task, train, validation, model_hash = build(cfg, device)
     if cfg.shard:
         shard(model)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    require(weights, "--freeze 1 leaves nothing to train")
-    optimiser = torch.optim.AdamW(by_kind(weights), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
+    optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
                                   fused=True)
-    lengths = [len(p) + sum(map(len, rs)) for p, rs in zip(prompts, responses)]
-    todo = batches(lengths, cfg.batch, cfg.epochs, generator)
-    inputs = [saved and saved["digest"], spec, prompts, responses]
-    resume = Resume(out, cfg, inputs, generator, optimiser, model=model)
-    start, carried = resume.load()
-    steps, tokens = len(todo), carried.get("tokens", 0)
-    log, steady = Metrics(out, cfg.quiet, start), Steady()
-    for step in tqdm(range(start, steps), "sft", initial=start, total=steps, disable=cfg.quiet or None):
-        mb = todo[step]
-        mb_tokens, mb_loss = sum(len(r) for i in mb for r in responses[i]), torch.zeros(1)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
-        optimiser.zero_grad()
-        for part, weight in parts(mb, cfg.micro):
-            packed = M.pack([prompts[i] for i in part], [responses[i] for i in part], device)
-            loss = weight * sft_loss(M.log_probs(model, model(packed), packed), mb_tokens)
+    batches = length_bucketed_batches([e.n_tokens for e in train], cfg.batch_size, cfg.epochs, rng)
+    run = Run("sft", cfg, optimizer, rng, inputs=[model_hash, spec, train], model=model)
+
+    for step in run.steps(len(batches)):
+        run.set_lr(learning_rate(step, len(batches), cfg.lr, cfg.warmup))
+        batch = [train[i] for i in batches[step]]
+        n_tokens = sum(len(r) for e in batch for r in e.responses)
+        batch_loss = torch.zeros(1)
+        for part, weight in run.micro_batches(batch):
+            packed = pack([e.prompt for e in part], [e.responses for e in part], device)
+            # summed over the part, divided by the count of the batch: parts and ranks add up to one gradient
+            loss = weight * sft_loss(log_probs(model, model(packed), packed), n_tokens)
             loss.backward()
-            mb_loss += loss.item()
-        add_gradients(weights)
-        norm = clip_gradients(weights, cfg.clip)
-        if steady(norm.item(), step + 1, [train[i]["id"] for i in mb]):
-            optimiser.step()
-        tokens += mb_tokens
-        if (step + 1) % cfg.log_every == 0 or step + 1 == steps:
-            log.log(step=step + 1, loss=total(mb_loss).item(), lr=optimiser.param_groups[0]["lr"],
-                    grad_norm=norm.item(), response_tokens=tokens,
-                    validation_loss=validation_loss(model, v_prompts, v_responses, 50, device),
-                    peak_mb=round(peak_memory(device)))
-        resume.step_done(step + 1, tokens=tokens)
-    metrics = {"validation_loss": validation_loss(model, v_prompts, v_responses, 50, device), "steps": steps,
-               "response_tokens": tokens}
-    model = M.whole(model)
-    save_checkpoint(out, model, spec, asdict(task), asdict(cfg), metrics)
-    resume.finish()
-    print(f"wrote {out}: {model.n_params():,} parameters, validation loss {metrics['validation_loss']:.4f} "
-          "nats/token", flush=True)
+            batch_loss += loss.item()
+        grad_norm, = run.step_optimizer(model.trainable(), rows=[e.id for e in batch])
+
+        run.state["response_tokens"] = run.state.get("response_tokens", 0) + n_tokens
+        if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
+            run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, **run.state,
+                    validation_loss=validation_loss(model, validation, device))
+
+    metrics = {"validation_loss": validation_loss(model, validation, device), "steps": len(batches), **run.state}
+    run.save(model, spec, task, metrics)
+    print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss "
+          f"{metrics['validation_loss']:.4f} nats/token", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,16 +27,17 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import generalisation  # noqa: E402
 import model as M  # noqa: E402
-import pretrained  # noqa: E402
-import runtime  # noqa: E402
 import splits  # noqa: E402
+from common import pretrained, samples  # noqa: E402
+from common.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from common.tokenizer import build_tokenizer, load_tokenizer, published_spec  # noqa: E402
 
 STAGES = (
     "sft.py --rows 1600 --log-every 5",
     "reward.py --prompts 200 --held-out 40 --log-every 2",
-    "ppo.py --steps 12 --batch 32",
+    "ppo.py --steps 12 --batch-size 32",
     "bon.py --reward ckpt_reward.pt --inputs 20 --n 4 --splits test,ood_article",
     "bon.py --model ckpt_ppo.pt --inputs 20 --n 4 --splits test,ood_article",
 )
@@ -52,7 +53,7 @@ def start(command, cwd):
 def results(folder):
     """Names of all weights, texts of all sample files, metrics without times."""
     times = ("seconds", "tokens_per_second", "peak_mb")
-    found = {p.name: torch.load(p, weights_only=True)["digest"] for p in folder.glob("ckpt_*.pt")}
+    found = {p.name: torch.load(p, weights_only=True)["weights_hash"] for p in folder.glob("ckpt_*.pt")}
     found |= {p.name: p.read_text() for p in folder.glob("samples_*.jsonl")}
     for path in folder.glob("metrics_*.jsonl"):
         rows = map(json.loads, path.read_text().splitlines())
@@ -110,8 +111,8 @@ class Hostile:
 def hostile(rng, folder):
     """Damaged and hostile checkpoints, each of which load_checkpoint must refuse in one line."""
     good, mark = folder / "ckpt_good.pt", folder / "mark"
-    lm, spec = M.GPT(M.GPTConfig(vocab_size=300, n_layer=1)), splits.build_tokenizer(["a b c"])
-    runtime.save_checkpoint(good, lm, spec, None, {}, {})
+    lm, spec = M.GPT(M.GPTConfig(vocab_size=300, n_layer=1)), build_tokenizer(["a b c"])
+    save_checkpoint(good, lm, spec, None, {}, {})
     raw, saved = good.read_bytes(), torch.load(good, weights_only=True)
     state, config = saved["state"], saved["config"]
 
@@ -125,7 +126,7 @@ def hostile(rng, folder):
         at = entry.header_offset + 230 + len(entry.filename) + rng.randrange(max(1, entry.file_size - 400))
         return raw[:at] + bytes([raw[at] ^ 64]) + raw[at + 1:]
     tensors = [i for i in zipfile.ZipFile(good).infolist() if "/data/" in i.filename]
-    without = [{k: v for k, v in saved.items() if k != key} for key in ("tokenizer", "digest", "config")]
+    without = [{k: v for k, v in saved.items() if k != key} for key in ("tokenizer", "weights_hash", "config")]
     cases = [raw[:rng.randrange(len(raw))] for _ in range(8)]
     cases += map(turned, rng.sample(tensors, 8))
     cases += [b"", b"PK", rng.randbytes(5000), b"\x00" * len(raw), pickle.dumps(Hostile(mark))]
@@ -138,10 +139,10 @@ def hostile(rng, folder):
     for number, case in enumerate(cases):
         path.write_bytes(case)
         try:
-            runtime.load_checkpoint(path, "lm")
+            load_checkpoint(path, "lm")
             told.append(f"case {number} was accepted")
-        except runtime.Fault as fault:
-            refused += "\n" not in str(fault) and str(path) in str(fault)
+        except UserError as error:
+            refused += "\n" not in str(error) and str(path) in str(error)
         except Exception as error:
             told.append(f"case {number}: {type(error).__name__}")
     return len(cases) - refused + mark.exists(), (
@@ -189,14 +190,14 @@ def fuzz(rng, folder, wanted=10_000):
     line."""
     refs = json.loads((ROOT / "tests/refs_published.json").read_text())
     words = json.dumps(refs["tokenizers"]["missing bytes"]["json"])
-    encoders = [splits.tokenizer({"kind": "bpe", "eos": 0, "bos": None, "json": words}),
-                splits.tokenizer(splits.build_tokenizer(["some words"]))]
+    tokenizers = [load_tokenizer({"kind": "bpe", "eos": 0, "bos": None, "json": words}),
+                load_tokenizer(build_tokenizer(["some words"]))]
     task = splits.Task("folder", str(folder), 8)
 
     def use(rows):
         for text in (t for row in rows for t in row.values() if isinstance(t, str)):
-            for enc in encoders:
-                splits.decode(enc, splits.encode_response(enc, text, 64))
+            for tokenizer in tokenizers:
+                splits.decode(tokenizer, splits.encode_response(tokenizer, text, 64))
         (json.dumps(rows, ensure_ascii=False) + "\n").encode()
     # a model directory to damage
     pretrained.export(M.GPT(M.GPTConfig(**M.SHAPES["gpt2"] | dict(n_layer=1, n_head=2, d_model=8, context=8,
@@ -210,10 +211,10 @@ def fuzz(rng, folder, wanted=10_000):
         "train.jsonl": (prompts, lambda path: use(task.rows("train"))),
         "preferences.jsonl": ({"prompt": "p", "chosen": "c", "rejected": "d"},
                               lambda path: use(task.preferences())),
-        "samples.jsonl": (sample, lambda path: use(generalisation.read_samples(path))),
+        "samples.jsonl": (sample, lambda path: use(samples.read_samples(path))),
         "outputs.json": ({"instruction": "i", "output": "o", "generator": "g"},
-                         lambda path: use(generalisation.read_samples(path))),
-        "tokenizer.json": (words.encode(), lambda path: splits.tokenizer(pretrained.tokenizer_of(folder))),
+                         lambda path: use(samples.read_samples(path))),
+        "tokenizer.json": (words.encode(), lambda path: load_tokenizer(published_spec(folder))),
         "model.safetensors": (weights, lambda path: pretrained.from_pretrained(str(folder))),
     }
     read, lost, told = 0, 0, {}
@@ -233,8 +234,8 @@ def fuzz(rng, folder, wanted=10_000):
             with contextlib.redirect_stdout(io.StringIO()):
                 load(path)
             read += 1
-        except runtime.Fault as fault:
-            if "\n" in str(fault).strip():
+        except UserError as error:
+            if "\n" in str(error).strip():
                 lost += 1
                 told[name] = f"{name}: more than one line"
         except Exception as error:
@@ -269,7 +270,7 @@ def full_disk(rng, folder, wanted=10):
                 lost += 1
                 told.append(said[-300:])
             lost += ckpt.read_bytes() != before
-            runtime.load_checkpoint(ckpt, "lm")
+            load_checkpoint(ckpt, "lm")
         return lost, (f"disk filled at {wanted} points ({finished} runs had room enough), checkpoints or "
                       f"clear words lost: {lost} {' '.join(told)}")
     finally:

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-import generalisation
-import runtime
 import splits
-from runtime import Fault
+from common import files
+from common.errors import UserError
+from common.samples import read_samples
+from common.tokenizer import build_tokenizer, load_tokenizer
 
 GOOD = {"prompt": "POST: a cat\nTL;DR:", "reference": "a cat"}
 
@@ -36,15 +37,15 @@ def line(**more):
     (b"", "no rows"), (b"\n\n \n", "no rows"), (line(prompt=" ", reference=""), "no rows")])
 def test_what_is_wrong_and_where(content, says, folder):
     task = folder(content or b"\n")
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(UserError) as error:
         task.rows("train")
-    assert says in str(fault.value) and "train.jsonl" in str(fault.value) and "\n" not in str(fault.value)
+    assert says in str(error.value) and "train.jsonl" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_line_without_end_is_cut_by_a_limit(folder, monkeypatch):
-    monkeypatch.setattr(runtime, "LONGEST_LINE", 10_000)
+    monkeypatch.setattr(files, "LONGEST_LINE", 10_000)
     task = folder(line() + b'{"prompt": "' + b"a" * 10**6)
-    with pytest.raises(Fault, match="line 2: longer than 10000 bytes"):
+    with pytest.raises(UserError, match="line 2: longer than 10000 bytes"):
         task.rows("train")
 
 
@@ -52,7 +53,7 @@ def test_a_line_without_end_is_cut_by_a_limit(folder, monkeypatch):
                                     lambda z: b"\x1f\x8b" + z, lambda z: b"plain"])
 def test_damaged_and_nested_gzip(damage, folder):
     task = folder(damage(gzip.compress(line() * 200)), "train.jsonl.gz")
-    with pytest.raises(Fault, match="train.jsonl.gz"):
+    with pytest.raises(UserError, match="train.jsonl.gz"):
         task.rows("train")
 
 
@@ -66,8 +67,8 @@ def test_what_is_dropped_or_renamed_is_counted(folder, capfd):
 def test_odd_text_survives_to_the_tokenizer_and_back(folder):
     odd = ["\x00", "\u2028", "e\u0301", "👩‍👩‍👧", "\U0010ffff", "a\rb", "\u202e"]
     row, = folder(line(prompt="".join(odd))).rows("train")
-    enc = splits.tokenizer(splits.build_tokenizer(["a cat"]))
-    assert enc.decode(enc.encode_ordinary(row["prompt"])) == "".join(odd)
+    tokenizer = load_tokenizer(build_tokenizer(["a cat"]))
+    assert tokenizer.decode(tokenizer.encode_ordinary(row["prompt"])) == "".join(odd)
     row, = folder(rb'{"prompt": "half \ud800 pair", "reference": "x"}' + b"\n").rows("train")
     assert row["prompt"] == "half ? pair"       # no UTF-8 can hold it
 
@@ -75,8 +76,8 @@ def test_odd_text_survives_to_the_tokenizer_and_back(folder):
 def test_sample_files_with_one_id_twice_are_refused(tmp_path):
     row = GOOD | {"id": "a", "outputs": ["x"], "policy": "sft", "split": "test"}
     (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(Fault, match="line 2: the id 'a' is that of line 1"):
-        generalisation.read_samples(tmp_path / "s.jsonl")
+    with pytest.raises(UserError, match="line 2: the id 'a' is that of line 1"):
+        read_samples(tmp_path / "s.jsonl")
 
 
 def test_any_bytes_are_read_or_refused(tmp_path):
@@ -96,6 +97,6 @@ def test_any_bytes_are_read_or_refused(tmp_path):
             kept = task.rows("train")
             assert all(isinstance(r["prompt"], str) and r["reference"].strip() for r in kept)
             assert len({r["id"] for r in kept}) == len(kept)
-        except Fault as fault:
-            assert "\n" not in str(fault).strip()
+        except UserError as error:
+            assert "\n" not in str(error).strip()
     check()

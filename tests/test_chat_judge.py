@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-import chat_judge as J
-from runtime import Fault
+from common.errors import UserError
+from common.samples import read_samples
+from tools import chat_judge as J
 
 KEY = "sk-secret-0123456789"
 
@@ -85,7 +86,7 @@ def test_a_judge_that_always_takes_the_first_place_gives_ties(fake, endpoint):
 
 @pytest.mark.parametrize("reply",
                          ["The better one is A because", "A\nB", '{"verdict": "A"}', "", "AA", "\x00A", "C",
-                                   "answer: A ignore B"])
+                          "answer: A ignore B"])
 def test_a_reply_that_is_more_than_a_verdict_wins_nothing(reply, fake, endpoint):
     fake.script = [reply]
     assert J.judge(endpoint, PAIRS[:1]) == ([0.5], 2)
@@ -120,28 +121,27 @@ def test_time_outs_and_garbage_are_tried_again(fake, endpoint):
 
 
 @pytest.mark.parametrize("trouble", [fails(500), fails(429), lambda h, r: h.reply(200, "[1]"),
-                                     lambda h,
-                                     r: h.reply(200,
-                                                json.dumps({"choices": [{"message": {"content": None}}]}))])
+                                     lambda h, r: h.reply(200, json.dumps({
+                                         "choices": [{"message": {"content": None}}]}))])
 def test_endless_trouble_ends_with_one_line(trouble, fake, endpoint):
     fake.script = [trouble]
-    with pytest.raises(Fault, match="gave up after 4 tries"):
+    with pytest.raises(UserError, match="gave up after 4 tries"):
         endpoint.ask(J.messages(*PAIRS[0][1:]))
     assert len(fake.seen) == 4
 
 
 def test_a_refusal_is_not_tried_again_and_leaks_no_key(fake, endpoint):
     fake.script = [lambda h, r: h.reply(401, f"bad key {KEY}")]
-    with pytest.raises(Fault, match=r"status 401.*bad key \[key\]") as fault:
+    with pytest.raises(UserError, match=r"status 401.*bad key \[key\]") as error:
         J.judge(endpoint, PAIRS, workers=2)
-    assert KEY not in str(fault.value)
+    assert KEY not in str(error.value)
 
 
 def test_nobody_listens(tmp_path):
     endpoint = J.Endpoint("http://127.0.0.1:9", KEY, "judge", tmp_path / "c", tries=2, sleep=lambda s: None)
-    with pytest.raises(Fault, match="gave up after 2 tries"):
+    with pytest.raises(UserError, match="gave up after 2 tries"):
         endpoint.ask(J.messages("p", "a", "b"))
-    with pytest.raises(Fault, match="must begin with"):
+    with pytest.raises(UserError, match="must begin with"):
         J.Endpoint("file:///etc/passwd", KEY, "judge", tmp_path / "c")
 
 
@@ -150,7 +150,7 @@ def test_redirects_are_not_followed(fake, endpoint):
     elsewhere.script, elsewhere.seen = ["A"], []
     threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
     fake.script = [lambda h, r: h.reply(302, "", Location=f"http://127.0.0.1:{elsewhere.server_port}/")]
-    with pytest.raises(Fault, match="status 302"):
+    with pytest.raises(UserError, match="status 302"):
         endpoint.ask(J.messages("p", "a", "b"))
     assert not elsewhere.seen       # the key went nowhere else
     elsewhere.shutdown()
@@ -169,7 +169,7 @@ def test_a_rerun_asks_nothing_and_a_torn_line_is_dropped(fake, endpoint, capfd):
     # another judge is asked anew
     assert J.cost(J.Endpoint(fake.url, KEY, "another", endpoint.path), PAIRS)[0] == 6
     endpoint.path.write_text("garbage\n" + endpoint.path.read_text())
-    with pytest.raises(Fault, match="line 1: not a line of this cache"):
+    with pytest.raises(UserError, match="line 1: not a line of this cache"):
         J.Endpoint(fake.url, KEY, "judge", endpoint.path)
 
 
@@ -206,12 +206,11 @@ def test_the_script_end_to_end(fake, tmp_path, monkeypatch, capfd):
     assert KEY not in "".join(capfd.readouterr()) + "".join(p.read_text() for p in tmp_path.iterdir())
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")
-    with pytest.raises(Fault, match="OPENAI_API_KEY is not set"):
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         J.main(J.Config(**flags))
 
 
 def test_alpaca_eval_s_format_out_and_in(tmp_path):
-    from generalisation import read_samples
     J.main(J.Config(files=[samples(tmp_path / "ppo.jsonl")], export=str(tmp_path / "ppo.json")))
     rows = json.loads((tmp_path / "ppo.json").read_text())
     assert rows[0] == {"instruction": "POST: 0", "output": "a long summary", "generator": "ppo",
@@ -219,5 +218,5 @@ def test_alpaca_eval_s_format_out_and_in(tmp_path):
     back = read_samples(tmp_path / "ppo.json")
     assert back[0]["outputs"] == ["a long summary"] and back[0]["policy"] == "ppo" and len(back) == 4
     (tmp_path / "bad.json").write_text('{"instruction": 3}')
-    with pytest.raises(Fault, match="AlpacaEval's list"):
+    with pytest.raises(UserError, match="AlpacaEval's list"):
         read_samples(tmp_path / "bad.json")

@@ -48,10 +48,10 @@ def test_kl_estimators(refs, inputs):
 
 def test_k1_and_k3_are_unbiased_k3_never_negative():
     p, q = t64([.7, .2, .1]), t64([.4, .4, .2])
-    truth = (p * (p / q).log()).sum()
+    exact = (p * (p / q).log()).sum()
     k1, k3 = (ppo.kl_estimate(p.log(), q.log(), kind) for kind in ("k1", "k3"))
-    close((p * k1).sum(), float(truth), 1e-12)
-    close((p * k3).sum(), float(truth), 1e-12)
+    close((p * k1).sum(), float(exact), 1e-12)
+    close((p * k3).sum(), float(exact), 1e-12)
     assert (k3 >= 0).all() and (k1 < 0).any()
 
 
@@ -79,14 +79,14 @@ def test_rewards_gae_and_whitening_equal_trl(refs, inputs):
 def test_policy_and_value_loss_equal_trl_with_gradients(refs, inputs):
     r = refs["ppo_loss_masked"]
     logp, v = inputs["new_logprobs"].clone().requires_grad_(), inputs["vpred"].clone().requires_grad_()
-    pg, pg_clipped = ppo.policy_loss(logp, inputs["old_logprobs"], t64(r["advantages"]), inputs["mask"],
+    pg, pg_clipfrac = ppo.policy_loss(logp, inputs["old_logprobs"], t64(r["advantages"]), inputs["mask"],
                                      inputs["cliprange"])
-    vf, v_clipped = ppo.value_loss(v, t64(r["values"]), t64(r["returns"]), inputs["mask"],
+    vf, v_clipfrac = ppo.value_loss(v, t64(r["values"]), t64(r["returns"]), inputs["mask"],
                                    inputs["cliprange_value"])
     close(pg.detach(), r["pg_loss"])
     close(vf.detach(), r["vf_loss"])
-    close(pg_clipped, r["pg_clipfrac"])
-    close(v_clipped, r["vf_clipfrac"])
+    close(pg_clipfrac, r["pg_clipfrac"])
+    close(v_clipfrac, r["vf_clipfrac"])
     (pg + inputs["vf_coef"] * vf).backward()
     close(logp.grad, r["grad_new_logprobs"])
     close(v.grad, r["grad_vpred"])
@@ -131,12 +131,12 @@ def test_log_probs_and_entropy_equal_trl(refs):
     # a model whose head is the identity: hidden states are the logits; position t of row b predicts index[b,
     # t]
     batch = M.pack([[0]] * B, [[row.tolist()] for row in index])
-    hidden = torch.zeros(B, batch.read.shape[1], V, dtype=torch.float64)
+    hidden = torch.zeros(B, batch.used.shape[1], V, dtype=torch.float64)
     hidden[:, :T] = logits
     stub = type("Identity", (), {"head": staticmethod(lambda x: x)})
     logp, entropy = M.log_probs(stub, hidden, batch, entropy=True)
-    close(batch.grid(logp), r["out"])
-    close(batch.grid(entropy), r["entropy"])
+    close(batch.to_padded(logp), r["out"])
+    close(batch.to_padded(entropy), r["entropy"])
 
 
 def test_best_of_n_kl(refs):

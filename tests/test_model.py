@@ -29,7 +29,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
     ids = []
     for u in uniform:
         hidden = model(M.plain([prompt + ids]))
-        ids.append(int(M.choose(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
+        ids.append(int(M.sample_token(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
         if ids[-1] == EOS:
             break
     return ids
@@ -38,7 +38,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
 @pytest.mark.parametrize("temperature, kw", [(0, {}), (1.0, {}), (0.7, {"top_k": 9}), (1.3, {"top_p": 0.8})])
 def test_cached_generation_is_uncached_generation(model, temperature, kw):
     out = M.generate(model, PROMPTS, 10, n=3, temperature=temperature, eos=EOS,
-                     generator=torch.Generator().manual_seed(7), **kw)
+                     rng=torch.Generator().manual_seed(7), **kw)
     uniform = torch.rand(len(PROMPTS), 3, 10, generator=torch.Generator().manual_seed(7))
     assert out == [[uncached(model, p, uniform[b, s], temperature, **kw) for s in range(3)] for b,
                    p in enumerate(PROMPTS)]
@@ -48,7 +48,7 @@ def test_rows_that_finish_early_change_nothing():
     """With half the vocabulary as EOS-like mass, rows end at all times and the cache is compacted often."""
     model = M.GPT(M.GPTConfig(**dict(SMALL, vocab_size=6))).requires_grad_(False)
     prompts = [[i % 5] * (1 + i % 7) for i in range(20)]
-    out = M.generate(model, prompts, 20, n=8, eos=EOS, generator=torch.Generator().manual_seed(1))
+    out = M.generate(model, prompts, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(1))
     uniform = torch.rand(20, 8, 20, generator=torch.Generator().manual_seed(1))
     assert out == [[uncached(model, p, uniform[b, s], 1.0) for s in range(8)] for b, p in enumerate(prompts)]
     assert len({len(r) for group in out for r in group}) > 10
@@ -85,46 +85,29 @@ def test_index_convention_by_hand():
     packed = M.pack([[10, 11]], [[[20, 21], [30]]])
     assert packed.tokens.tolist() == [[10, 11, 20, 21, 30] + [0] * 11]     # padded to a multiple of 16
     assert packed.positions.tolist() == [[0, 1, 2, 3, 2] + [0] * 11]
-    assert packed.read[0, :4].tolist() == [1, 2, 3, 4]      # p1 a0 a1 b0: what follows counts from there
-    assert packed.source.tolist() == [0, 1, 0] and packed.target.tolist() == [20, 21, 30]
-    assert packed.last.tolist() == [2, 3] and packed.lengths.tolist() == [2, 1]
+    assert packed.used[0, :4].tolist() == [1, 2, 3, 4]      # p1 a0 a1 b0: what follows counts from there
+    assert packed.predict_idx.tolist() == [0, 1, 0] and packed.target.tolist() == [20, 21, 30]
+    assert packed.last_idx.tolist() == [2, 3] and packed.lengths.tolist() == [2, 1]
     # b0 sees the prompt and itself, not a
     assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True] + [False] * 11
-    assert packed.grid(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
-    assert packed.valid().tolist() == [[True, True], [True, False]]
-    assert torch.equal(packed.mask_at_read()[0, 0, :4], packed.mask[0, 0, 1:5])
+    assert packed.to_padded(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
+    assert packed.response_mask().tolist() == [[True, True], [True, False]]
+    assert torch.equal(packed.mask_at_used()[0, 0, :4], packed.mask[0, 0, 1:5])
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
 @pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_reading_some_positions_is_reading_all_of_them(shape, frozen):
-    """The last layer answers at `read` only; a batch without `read` computes it everywhere."""
+    """The last layer answers at `used` only; a batch without `used` computes it everywhere."""
     model = M.GPT(M.GPTConfig(**SHAPES[shape], frozen=frozen))
     for responses in ([[[1, 2, EOS]], [[3]], [[4, 4, EOS]], [[9, EOS]]],
                       [[[1, 2, EOS], [7]], [[3]], [[4, EOS], [4, 4, EOS]], [[9, EOS]]]):
         packed = M.pack([p + [13] * 15 for p in PROMPTS], responses)
-        everywhere = model(replace(packed, read=None))
-        assert everywhere.shape[1] == packed.tokens.shape[1] > packed.read.shape[1]
-        inside = M.take(packed.tokens, packed.read) > 0     # not the padding
-        torch.testing.assert_close(model(packed)[inside], M.take(everywhere, packed.read)[inside], atol=1e-5,
+        everywhere = model(replace(packed, used=None))
+        assert everywhere.shape[1] == packed.tokens.shape[1] > packed.used.shape[1]
+        inside = M.gather(packed.tokens, packed.used) > 0     # not the padding
+        torch.testing.assert_close(model(packed)[inside], M.gather(everywhere, packed.used)[inside], atol=1e-5,
                                    rtol=0)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("k,n", [(48, 33), (33, 48)])
-def test_products_by_onednn_are_torchs(k, n, bias):
-    ours = M.Linear(k, n, bias=bias)
-    theirs = torch.nn.Linear(k, n, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    x, g, found = torch.randn(2, 7, k), torch.randn(2, 7, n), []
-    for layer in (ours, theirs):
-        at = x.clone().requires_grad_()
-        y = layer(at)
-        y.backward(g)
-        found.append([y, at.grad, *(p.grad for p in layer.parameters())])
-    assert (type(found[0][0].grad_fn).__name__ == "OneDNNBackward") == torch.backends.mkl.is_available()
-    for a, b in zip(*found):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_masks_come_from_lengths_not_token_values():
@@ -135,19 +118,6 @@ def test_masks_come_from_lengths_not_token_values():
     alone = M.pack([[0, 0]], [[[0, 0, 0]]])
     torch.testing.assert_close(M.log_probs(model, model(packed), packed)[:3],
                                M.log_probs(model, model(alone), alone))
-
-
-def test_select_is_packing_those_rows():
-    responses = [[[1, 2, EOS]], [[3]], [[4, 4, EOS]], [[9, EOS]]]
-    model, rows = M.GPT(M.GPTConfig(**SMALL)), [3, 0]
-    part = M.pack(PROMPTS, responses).select(torch.tensor(rows))
-    alone = M.pack([PROMPTS[i] for i in rows], [responses[i] for i in rows])
-    order = torch.argsort(part.response * 100 + part.step)      # select keeps the tokens' old order
-    torch.testing.assert_close(M.log_probs(model, model(part), part)[order],
-                               M.log_probs(model, model(alone), alone), atol=1e-5, rtol=0)
-    torch.testing.assert_close(part.grid(part.target), alone.grid(alone.target))
-    torch.testing.assert_close(model(part).flatten(0, 1)[part.last], model(alone).flatten(0, 1)[alone.last],
-                               atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("frozen", [0, 2, 3])
@@ -186,11 +156,11 @@ def test_filters_keep_what_they_promise():
 
 def test_sampling_follows_the_distribution():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draws = M.choose(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
+    draws = M.sample_token(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(torch.bincount(draws, minlength=4) / 40_000, logits.exp(), atol=0.01, rtol=0)
     edge = torch.tensor([0.0, 1 - 2 ** -24])
     # never a token of probability 0
-    assert M.choose(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
+    assert M.sample_token(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kw",
@@ -232,7 +202,7 @@ def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
     place = lambda m, layer: m.blocks[layer].mlp.up.weight.data_ptr()  # noqa: E731
     assert place(sampler, 0) == place(half, 0) and place(sampler, 2) != place(half, 2)
     assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}
-    out = M.generate(half, PROMPTS, 6, n=2, eos=EOS, generator=torch.Generator().manual_seed(7))
+    out = M.generate(half, PROMPTS, 6, n=2, eos=EOS, rng=torch.Generator().manual_seed(7))
     assert all(1 <= len(r) <= 6 for group in out for r in group)
     assert all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in half.state_dict().items())
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import paper
 import splits
-from runtime import Fault
+from common.errors import UserError
+from tasks import paper
 
 
 def put(folder, name, rows):
@@ -84,7 +84,7 @@ def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
                                                                 for r in task.rows("ood_sentiment")] == ["p1"]
     put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(Fault, match="pip install transformers"):
+    with pytest.raises(UserError, match="pip install transformers"):
         task.rows("train")
     monkeypatch.setattr(paper, "sentiments", lambda posts: [True, False])
     assert [r["id"] for r in task.rows("train")] == ["p0"]
@@ -118,19 +118,19 @@ def test_parquet_copies_in_parts(local):
         Dataset.from_list(rows).to_parquet(str(folder / f"test-0000{i}-of-00002.parquet"))
     assert [r["id"] for r in splits.Task("tldr", str(local)).rows("ood_cnn")] == ["0", "1"]
     (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(Fault, match="cannot be read as parquet"):
+    with pytest.raises(UserError, match="cannot be read as parquet"):
         splits.Task("tldr", str(local)).rows("ood_cnn")
 
 
 def test_a_missing_column_is_named_with_what_was_found(local):
     put(local, "cnn_dailymail/3.0.0/test", [{"id": "c", "document": "News.", "highlights": "N ."}])
-    with pytest.raises(Fault, match=r"cnn_dailymail: column 'article'.*document \(str\)"):
+    with pytest.raises(UserError, match=r"cnn_dailymail: column 'article'.*document \(str\)"):
         splits.Task("tldr", str(local)).rows("ood_cnn")
 
 
 def test_a_missing_copy_says_where_it_should_lie(local):
     (local / "alpaca_eval" / "eval.jsonl").unlink()
-    with pytest.raises(Fault, match="alpaca_eval: no eval.jsonl"):
+    with pytest.raises(UserError, match="alpaca_eval: no eval.jsonl"):
         splits.Task("alpaca", str(local)).rows("ood_alpaca_eval")
 
 
@@ -147,10 +147,10 @@ def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert splits.Task("alpaca").rows("train")[0]["reference"] == "3"
     assert asked == [("tatsu-lab/alpaca_farm", "alpaca_instructions", "sft", "refs/convert/parquet")]
-    with pytest.raises(Fault, match="none of the splits test"):
+    with pytest.raises(UserError, match="none of the splits test"):
         splits.Task("tldr").rows("test")
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: 1 / 0)
-    with pytest.raises(Fault, match="the hub does not give it .*--data DIR"):
+    with pytest.raises(UserError, match="the hub does not give it .*--data DIR"):
         splits.Task("tldr").rows("train")
 
 
@@ -158,10 +158,10 @@ def test_ppo_takes_the_unlabeled_prompts_and_lengths_follow_the_checkpoint(local
     class Flags:
         task, data, max_new_tokens, max_prompt_tokens = "alpaca", str(local), 0, 0
     task = splits.task_of(Flags)
-    assert (task.max_new_tokens, task.max_prompt_tokens) == (128, 1024) and task.room(2048) == 1024
-    assert task.room(200) == 72
-    with pytest.raises(Fault, match="no room"):
-        task.room(128)
+    assert (task.max_new_tokens, task.max_prompt_tokens) == (128, 1024) and task.max_prompt_len(2048) == 1024
+    assert task.max_prompt_len(200) == 72
+    with pytest.raises(UserError, match="no room"):
+        task.max_prompt_len(128)
     Flags.task, Flags.data = "", ""
     saved = {"task": dict(name="alpaca", data=str(local), max_new_tokens=64, max_prompt_tokens=320)}
     assert splits.task_of(Flags, saved) == splits.Task("alpaca", str(local), 64, 320)

@@ -15,9 +15,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import model as M
-import pretrained as P
-import splits
-from runtime import Fault
+from common import pretrained as P
+from common.errors import UserError
+from common.tokenizer import character_bytes, load_tokenizer, published_spec, tokenizer_json
+from splits import decode, encode_prompts
 
 REFS = Path(__file__).parent / "refs_published.json"
 GPT2 = dict(model_type="gpt2", n_embd=24, n_layer=2, n_head=3, n_positions=32, vocab_size=40, n_inner=None,
@@ -66,7 +67,7 @@ def write(folder, case, ref, bins=False, shards=1):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref["config"]))
     letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11}
-    words = P.tokenizer_json(letters, ["a b"], [("<|end|>", ref["config"]["eos_token_id"])])
+    words = tokenizer_json(letters, ["a b"], [("<|end|>", ref["config"]["eos_token_id"])])
     (folder / "tokenizer.json").write_text(json.dumps(words))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
@@ -96,7 +97,7 @@ def refs():
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path):
     ref = refs["models"][case]
-    model = M.GPT.from_pretrained(str(write(tmp_path / "m", case, ref)))
+    model = P.from_pretrained(str(write(tmp_path / "m", case, ref)))
     assert (logits_of(model) - torch.tensor(ref["logits"])).abs().max() < 1e-4
     (out,), = M.generate(model, [TOKENS[:5]], 8, temperature=0)
     assert out == ref["greedy"]
@@ -105,17 +106,17 @@ def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path
 @pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2)])
 def test_sharded_files_and_pickled_weights_give_the_same(bins, shards, refs, tmp_path):
     ref = refs["models"]["gpt2"]
-    model = M.GPT.from_pretrained(str(write(tmp_path, "gpt2", ref, bins, shards)))
+    model = P.from_pretrained(str(write(tmp_path, "gpt2", ref, bins, shards)))
     assert (logits_of(model) - torch.tensor(ref["logits"])).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_export_is_read_back_equal(case, refs, tmp_path):
     ref = refs["models"][case]
-    model, saved = P.load_model(str(write(tmp_path / "in", case, ref)))
-    assert splits.tokenizer(saved["tokenizer"]).encode_ordinary("abba") == [11, 4, 3]
+    model, saved = P.load(str(write(tmp_path / "in", case, ref)))
+    assert load_tokenizer(saved["tokenizer"]).encode_ordinary("abba") == [11, 4, 3]
     P.export(model, saved["tokenizer"], tmp_path / "out")
-    again, saved_again = P.load_model(str(tmp_path / "out"))
+    again, saved_again = P.load(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
     assert saved_again["tokenizer"] == saved["tokenizer"]
     transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
@@ -129,8 +130,8 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
     folder = write(tmp_path, "gpt2", refs["models"]["gpt2"])
     (folder / "tokenizer.json").write_text(json.dumps(refs["tokenizers"]["bytes"]["json"]))
-    with pytest.raises(Fault, match="ids up to 339, its embeddings end at 39"):
-        P.load_model(str(folder))
+    with pytest.raises(UserError, match="ids up to 339, its embeddings end at 39"):
+        P.load(str(folder))
 
 
 def test_safetensors_reader_equals_the_library(tmp_path):
@@ -178,9 +179,9 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkey
     elif damage == "escape":
         index = {"weight_map": {"a": "../../passwd"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(Fault) as fault:
-        M.GPT.from_pretrained(str(folder))
-    assert str(folder) in str(fault.value) and "\n" not in str(fault.value)
+    with pytest.raises(UserError) as error:
+        P.from_pretrained(str(folder))
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -190,25 +191,25 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkey
     ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),
     (GPT2 | dict(n_head=5), "divide"), (GPT2 | dict(scale_attn_by_inverse_layer_idx=True), "scale_attn")])
 def test_variants_that_are_not_implemented_are_named(change, words):
-    with pytest.raises(Fault, match=words):
+    with pytest.raises(UserError, match=words):
         P.config_of(change)
 
 
 def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
-    with pytest.raises(Fault, match="no published architecture"):
+    with pytest.raises(UserError, match="no published architecture"):
         P.export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
-    with pytest.raises(Fault, match="--model .*not a hub name"):
-        P.load_model("no/such/thing")
+    with pytest.raises(UserError, match="--model .*not a hub name"):
+        P.load("no/such/thing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Fault, match="without config.json"):
-        P.load_model(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="without config.json"):
+        P.load(str(tmp_path / "empty"))
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
-    with pytest.raises(Fault, match="hub does not give it"):
-        P.load_model("gpt2-of-nobody")
+    with pytest.raises(UserError, match="hub does not give it"):
+        P.load("gpt2-of-nobody")
 
 
 def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypatch):
@@ -220,7 +221,7 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
         asked.append((name, allow_patterns))
         return str(folder)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    model, saved = P.load_model("facebook/opt-125m")
+    model, saved = P.load("facebook/opt-125m")
     assert (logits_of(model) - torch.tensor(refs["models"]["opt"]["logits"])).abs().max() < 1e-4
     assert {name for name, _ in asked} == {"facebook/opt-125m"}
     assert ["pytorch_model*.bin"] in [p for _, p in asked]      # there is no safetensors file: asked second
@@ -232,11 +233,11 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
 def test_token_ids_equal_the_tokenizers_library(kind, refs, tmp_path):
     ref = refs["tokenizers"][kind]
     spec = {"kind": "bpe", "json": json.dumps(ref["json"]), "eos": 0, "bos": None}
-    enc = splits.tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
     for text, ids in zip(ODD, ref["ids"], strict=True):
-        assert enc.encode_ordinary(text) == ids, text
+        assert tokenizer.encode_ordinary(text) == ids, text
         if kind != "missing bytes":
-            assert enc.decode(ids) == text
+            assert tokenizer.decode(ids) == text
 
 
 def test_bpe_by_hand(tmp_path):
@@ -247,14 +248,14 @@ def test_bpe_by_hand(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\nl o\nlo w\ne r\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(
         {"eos_token": {"content": "</s>"}, "bos_token": "</s>", "add_bos_token": True}))
-    spec = P.tokenizer_of(tmp_path)
-    enc = splits.tokenizer(spec)
-    assert (spec["eos"], spec["bos"], enc.n_vocab) == (8, 8, 9)
-    assert enc.encode_ordinary("lower") == [6, 5] and enc.encode_ordinary("owl") == [4, 0, 3]
-    assert enc.decode([6, 5, 8, 999]) == "lower</s>"            # 999: a vocabulary's padding
+    spec = published_spec(tmp_path)
+    tokenizer = load_tokenizer(spec)
+    assert (spec["eos"], spec["bos"], tokenizer.n_vocab) == (8, 8, 9)
+    assert tokenizer.encode_ordinary("lower") == [6, 5] and tokenizer.encode_ordinary("owl") == [4, 0, 3]
+    assert tokenizer.decode([6, 5, 8, 999]) == "lower</s>"            # 999: a vocabulary's padding
     # begins with </s>, cut behind it
-    assert splits.encode_prompts(enc, ["lower" * 5], 4) == [[8, 5, 6, 5]]
-    assert splits.decode(enc, [6, 5, 8]) == ("lower", True)
+    assert encode_prompts(tokenizer, ["lower" * 5], 4) == [[8, 5, 6, 5]]
+    assert decode(tokenizer, [6, 5, 8]) == ("lower", True)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -268,14 +269,14 @@ def test_tokenizers_that_cannot_be_turned_say_what_works(change, words, refs, tm
     data = refs["tokenizers"]["bytes"]["json"] | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
-    with pytest.raises(Fault, match=words):
-        splits.tokenizer(P.tokenizer_of(tmp_path))
+    with pytest.raises(UserError, match=words):
+        load_tokenizer(published_spec(tmp_path))
 
 
 def test_a_sentencepiece_model_says_what_works(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(Fault, match="SentencePiece's tokenizer.model does not"):
-        P.tokenizer_of(tmp_path)
+    with pytest.raises(UserError, match="SentencePiece's tokenizer.model does not"):
+        published_spec(tmp_path)
 
 
 def test_llama_3_and_opt_begin_prompts_with_their_token(refs, tmp_path):
@@ -285,9 +286,9 @@ def test_llama_3_and_opt_begin_prompts_with_their_token(refs, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(
         data | {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]}}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 5]}))
-    spec = P.tokenizer_of(tmp_path)
+    spec = published_spec(tmp_path)
     assert spec["bos"] == 0 and spec["eos"] == 0
-    assert splits.encode_prompts(splits.tokenizer(spec), ["Hello"], 100)[0][0] == 0
+    assert encode_prompts(load_tokenizer(spec), ["Hello"], 100)[0][0] == 0
 
 
 def make():
@@ -321,7 +322,7 @@ def make():
         tok.pre_tokenizer = {"digits": digits, "split": split}.get(kind, level(add_prefix_space=False))
         alphabet = sorted(level.alphabet())
         if kind == "missing bytes":     # no control characters, and none of the bytes of high planes
-            alphabet = [c for c in alphabet if P._byte_names()[c] not in (4, 19, 241, 242, 244)]
+            alphabet = [c for c in alphabet if character_bytes()[c] not in (4, 19, 241, 242, 244)]
         tok.train_from_iterator([t for t in corpus if kind != "missing bytes" or t.isascii()
                                  and t.isprintable()],
                                 T.trainers.BpeTrainer(vocab_size=340, special_tokens=["<|end|>"],

@@ -93,7 +93,7 @@ def test_the_whole_chain_on_real_text(build, tmp_path, capfd):
     sft.main(sft.Config(data=str(tmp_path), rows=64, context=256, n_words=1000, **same))
     reward.main(reward.Config(model=str(tmp_path / "ckpt_sft.pt"), prompts=64, held_out=32, **same))
     ppo.main(ppo.Config(model=str(tmp_path / "ckpt_sft.pt"), reward=str(tmp_path / "ckpt_reward.pt"), steps=1,
-                        batch=8, **same))
+                        batch_size=8, **same))
     for name, scored in (("sft", str(tmp_path / "ckpt_reward.pt")), ("ppo", "")):
         bon.main(bon.Config(model=str(tmp_path / f"ckpt_{name}.pt"), reward=scored, inputs=4, n=2, **same))
     files = [str(p) for p in sorted(tmp_path.glob("samples_*.jsonl"))]

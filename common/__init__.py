@@ -1,0 +1,1 @@
+"""What any training script needs and nothing about RLHF: flags, files, checkpoints, ranks, tokenizers, statistics."""

@@ -1,0 +1,112 @@
+"""Checkpoints and the states that a killed run continues from: read with weights only, checked by a hash.
+
+A checkpoint is one file that the next stage can start from: kind (lm or reward), config, tokenizer, task, arguments,
+metrics, weights and the hash of the weights.  The hash names the weights: samples remember which reward model their
+policy was trained against.
+"""
+import hashlib
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from common import dist
+from common.errors import UserError, check, first_line
+from common.files import atomic_write
+from common.flags import DTYPES
+from model import GPT, GPTConfig
+
+MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py --model ckpt_sft.pt",
+           "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
+
+
+def weights_hash(state):
+    """A name for weights, {name: tensor}: a hash of their bytes, 16 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        sha.update(name.encode())
+        if state[name].numel():
+            sha.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def save_checkpoint(path, model, tokenizer, task, args, metrics):
+    """tokenizer: its specification; task, args, metrics: dicts of plain values."""
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(dict(kind="reward" if model.scalar else "lm", config=asdict(model.config), tokenizer=tokenizer,
+                    task=task, args=args, metrics=metrics, weights_hash=weights_hash(state), state=state), buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
+    """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged, hostile or
+    wrong file.  torch.load reads weights only, so it refuses a pickle that would run code."""
+    path = Path(path)
+    if not path.is_file():
+        made = MADE_BY.get(path.name) or MADE_BY["ckpt_sft.pt" if kind == "lm" else "ckpt_reward.pt"]
+        raise UserError(f"{flag} {path}: no such file; `{made}` makes one")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        found, config = saved["kind"], GPTConfig(**saved["config"])
+        check(found == kind, f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
+        model = GPT(config, scalar=kind == "reward")
+        state = saved.pop("state")
+        check(weights_hash(state) == saved["weights_hash"],
+              f"{flag} {path}: damaged: its weights are not those that were saved")
+        model.load_state_dict(state)
+        for key in ("tokenizer", "task", "args", "metrics"):
+            saved[key]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
+        raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: "
+                        f"{first_line(error)})") from None
+    return model.to(device).compute_in(DTYPES[dtype]), saved
+
+
+# ----------------------------------------------------------------------------------- states of interrupted runs
+
+def save_state(path, name, step, state, rng, optimizer, models):
+    """What a run needs to continue behind `step`.  name: hash of its flags and inputs; state: what the loop carries
+    from step to step; rng: torch.Generator; optimizer or None; models: {name: GPT}, of which the trained
+    parameters are kept."""
+    found = {"name": name, "step": step, "state": state, "rng": rng.get_state(),
+             "optimizer": optimizer and optimizer.state_dict(),
+             "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
+                        for n, m in models.items()}}
+    buffer = io.BytesIO()
+    torch.save(_full_tensors(found), buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def _full_tensors(x):
+    """Nested dicts and lists with their tensors on the CPU and unsharded."""
+    if isinstance(x, dict):
+        return {k: _full_tensors(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [_full_tensors(v) for v in x]
+    return dist.unshard(x).cpu() if isinstance(x, torch.Tensor) else x
+
+
+def load_state(path, name, rng, optimizer, models):
+    """Puts a saved state back into rng, optimizer and models.  Returns (steps done, what the loop carried), or None
+    if the state belongs to a run with other flags or inputs.  Raises UserError on a damaged state."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["name"] != name:
+            return None
+        for key, model in models.items():
+            params = dict(model.named_parameters())
+            model.load_state_dict({k: dist.shard_like(x, params[k]) for k, x in saved["models"][key].items()},
+                                  strict=False)
+        if optimizer:
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {i: {k: dist.shard_like(x, params[i]) if x.dim() else x for k, x in of.items()}
+                       for i, of in saved["optimizer"]["state"].items()}
+            optimizer.load_state_dict(saved["optimizer"] | {"state": moments})
+        rng.set_state(saved["rng"])
+        return saved["step"], saved["state"]
+    except Exception as error:      # whatever a damaged file makes torch raise
+        raise UserError(f"{path}: a damaged state ({type(error).__name__}); remove it to start anew") from None

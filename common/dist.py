@@ -1,0 +1,161 @@
+"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python ppo.py ...`.
+
+    torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                       # one node
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...      # on each of two nodes
+
+One idea serves several GPUs and small GPUs.  Every rank knows the rows of a step's batch.  Rank r takes rows r,
+r + world_size, ..., and forwards at most --micro-batch-size of them at a time.  A loss is a sum over the terms of
+a part, divided by the count of the *whole* batch.  Therefore the gradients of all parts add up to the batch's
+gradient, whether the parts are micro-batches, ranks or both.  Random numbers belong to rows, not to ranks.  So
+ranks and micro-batches change memory and time, and they change results only by rounding (1e-5 of a loss, fp32).
+
+Every rank holds the whole model and takes the same optimizer step.  This is plain data parallelism, written out,
+because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages gradients
+behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its gradient and of its
+optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common folder.
+"""
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def start(device):
+    """Joins the ranks that torchrun started, if it did.  Returns the device of this rank."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def stop():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# ---------------------------------------------------------------------------------------------- rows of a batch
+
+def my_rows(rows):
+    """This rank's rows: every world_size-th one, because neighbours in a batch have similar lengths."""
+    return rows[rank()::world_size()]
+
+
+def gather_rows(mine):
+    """The inverse of `my_rows`: the lists of all ranks, of any objects, put back into one list."""
+    if world_size() == 1:
+        return list(mine)
+    lists = [None] * world_size()
+    dist.all_gather_object(lists, list(mine))
+    together = [None] * sum(map(len, lists))
+    for r, rows in enumerate(lists):
+        together[r::world_size()] = rows
+    return together
+
+
+def micro_batches(rows, size, n_passes_for=None, spare=None):
+    """Cuts this rank's rows into parts of at most `size` rows (0: one part).  Returns a list of (part, weight).
+
+    n_passes_for: the largest number of rows that any rank has (default: len(rows)).  Every rank gets as many
+    parts as that number needs, because with --shard all ranks must make equal numbers of passes.  A rank that
+    has run out of rows gets (spare, 0): it computes and its gradients count nothing."""
+    most = len(rows) if n_passes_for is None else n_passes_for
+    step = size or max(1, most)
+    parts = [rows[i:i + step] for i in range(0, most, step)]
+    return [(part, 1) if len(part) else (spare, 0) for part in parts]
+
+
+# --------------------------------------------------------------------------------------------------- reductions
+
+def all_reduce(x, op="sum"):
+    """The sum (or, op="max", the maximum) of a tensor over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
+    return x
+
+
+def all_gather(x):
+    """The tensors x (n_rank, ...) of all ranks, one behind the other: (n, ...)."""
+    if world_size() == 1:
+        return x
+    found = [None] * world_size()
+    dist.all_gather_object(found, x.cpu())
+    return torch.cat(found).to(x.device)
+
+
+def mean_over_ranks(x):
+    """The mean of x (n_rank,) over all rows of all ranks, a float."""
+    return all_gather(x).float().mean().item()
+
+
+def sum_gradients(params):
+    """Replaces every rank's gradients by their sum: one message for all parameters that are not sharded.  The
+    backward pass has summed those of sharded parameters already."""
+    params = [p for p in params if not is_sharded(p)]
+    if world_size() == 1 or not params:
+        return
+    flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
+    for p, g in zip(params, flat.split([p.numel() for p in params])):
+        p.grad.copy_(g.view_as(p))
+
+
+# ---------------------------------------------------------------------------------- layers sharded over the ranks
+
+def shard(*models):
+    """Shards the trained layers of models over the ranks, a layer at a time: PyTorch's fully_shard (Zhao et al.
+    2023).  From then on every rank must make the same forward and backward passes."""
+    if world_size() == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh      # half a second, only where it is needed
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh(models[0].embed.weight.device.type, (world_size(),))
+    for model in models:
+        for block in model.blocks[model.config.frozen:]:
+            fully_shard(block, mesh=mesh)
+            # gradients are sums over rows, as in `sum_gradients`, not means over ranks
+            block.set_gradient_divide_factor(1.)
+            block.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(x):
+    """Whether the tensor x is this rank's shard of a larger one (torch's DTensor, which is slow to import)."""
+    return hasattr(x, "full_tensor")
+
+
+def unshard(x):
+    """The full tensor of a sharded one (all ranks must call); any other tensor as it is."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def shard_like(x, other):
+    """This rank's shard of the tensor x, if `other` is sharded; else x."""
+    if not is_sharded(other):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def param_groups(params):
+    """Parameters in groups for an optimizer, because its kernels take sharded and other ones apart."""
+    sharded = [p for p in params if is_sharded(p)]
+    others = [p for p in params if not is_sharded(p)]
+    return [{"params": group} for group in (sharded, others) if group]
+
+
+def clip_grad_norm(params, max_norm):
+    """Scales all gradients so that their joint norm is at most max_norm.  Returns the norm before: ()."""
+    groups = [group["params"] for group in param_groups(params)]
+    norms = [unshard(torch.nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
+    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm

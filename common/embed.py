@@ -1,0 +1,88 @@
+"""Models that read texts for the measures: encoders (ours, published ones, Sentence-BERT), a classifier of
+entailment.
+
+--encoder and --nli name a model.  `load_encoder` and `load_nli` turn the name into a function of texts.
+Sentence-BERT and the entailment classifier need `pip install sentence-transformers`, which brings
+transformers. """
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import pretrained
+from common.errors import UserError, check
+from common.tokenizer import load_tokenizer
+from model import plain
+
+DEFAULT_ENCODER = "ckpt_sft.pt"
+NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
+
+
+@torch.no_grad()
+def embed(model, tokenizer, texts, batch_size=256):
+    """Mean of the last hidden states over each text's tokens: (n, D) array.  Each text is read by itself and
+    cut at the model's context; an empty text is embedded as EOS."""
+    device, found = model.embed.weight.device, []
+    ids = [tokenizer.encode_ordinary(text)[:model.config.context] or [tokenizer.eot_token] for text in texts]
+    for i in range(0, len(ids), batch_size):
+        part = ids[i:i + batch_size]
+        hidden = model(plain(part, device))                                             # (B, S, D)
+        lengths = torch.tensor([len(row) for row in part], device=device)
+        mask = torch.arange(hidden.shape[1], device=device) < lengths[:, None]          # (B, S)
+        mean = (hidden * mask[:, :, None]).sum(1) / lengths[:, None]                    # (B, D)
+        found.append(mean.float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def encoder_wanted(name):
+    """Whether --encoder asks for one: "" does not, and the default does not where its file is missing."""
+    return name and (name != DEFAULT_ENCODER or Path(name).is_file())
+
+
+def load_encoder(name, device, dtype="fp32"):
+    """--encoder -> function of n texts giving an (n, D) array.  name: a checkpoint or a published model,
+    whose hidden states embed a text, or sbert:NAME.  Raises UserError if it cannot be had."""
+    if not name.startswith("sbert:"):
+        model, saved = pretrained.load(name, "--encoder", device, dtype)
+        return partial(embed, model, load_tokenizer(saved["tokenizer"]))
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise UserError("--encoder sbert: Sentence-BERT needs `pip install sentence-transformers`") from None
+    try:
+        return SentenceTransformer(name.removeprefix("sbert:"), device=str(device)).encode
+    except Exception as error:      # no network, no such model, ...
+        raise UserError(f"--encoder {name}: cannot be loaded ({type(error).__name__})") from None
+
+
+def load_nli(name, device, batch_size=64):
+    """--nli -> function of [(premise, hypothesis)] giving an (n,) array: the points of each pair's likeliest
+    label (NLI_POINTS) times its probability, as the authors compute them.  Raises UserError if the classifier
+    cannot be had, or has other labels."""
+    try:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    except ImportError:
+        raise UserError("--nli: NLI diversity needs `pip install transformers`") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
+    except Exception as error:      # no network, no such model, ...
+        raise UserError(f"--nli {name}: cannot be loaded ({type(error).__name__})") from None
+    labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
+    check(set(labels) == set(NLI_POINTS), f"--nli {name}: its labels are {', '.join(labels)}; contradiction, "
+          "neutral and entailment are needed")
+    return partial(_nli_points, model, tokenizer, [NLI_POINTS[label] for label in labels], batch_size)
+
+
+@torch.no_grad()
+def _nli_points(model, tokenizer, points_of_label, batch_size, pairs):
+    points_of_label = torch.tensor(points_of_label, device=model.device)
+    found = []
+    for i in range(0, len(pairs), batch_size):
+        premises, hypotheses = map(list, zip(*pairs[i:i + batch_size]))
+        encoded = tokenizer(premises, hypotheses, padding=True, truncation=True, max_length=512,
+                            return_tensors="pt")
+        probability, label = model(**encoded.to(model.device)).logits.softmax(-1).max(-1)
+        found.append((probability * points_of_label[label]).cpu().numpy())
+    return np.concatenate(found)

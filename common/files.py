@@ -1,0 +1,99 @@
+"""Files that are complete or not there, and JSON lines whose errors name file and line."""
+import glob
+import gzip
+import json
+import os
+import zlib
+from pathlib import Path
+
+from common import dist
+from common.errors import UserError, check
+
+LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the memory
+
+
+def output_path(out, default):
+    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns a
+    Path."""
+    path = Path(out) if out.endswith(".pt") else Path(out) / default
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot make the folder {path.parent} ({error.strerror})") from None
+    return path
+
+
+def atomic_write(path, payload):
+    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it.  Only rank
+    0 writes."""
+    if dist.rank():
+        return
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):   # by a run killed while it wrote
+        stale.unlink(missing_ok=True)
+    try:
+        with open(temporary, "wb") as f:
+            f.write(payload)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); the file that stood there before is "
+                        "unchanged") from None
+
+
+def write_json(path, content, indent=1):
+    atomic_write(path, json.dumps(content, indent=indent).encode())
+
+
+def write_jsonl(path, rows):
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def loads(text):
+    """json.loads with one kind of error, ValueError, and with strings that can be written again."""
+    try:
+        return _encodable(json.loads(text))
+    except RecursionError:
+        raise ValueError("brackets nested too deep") from None
+
+
+def _encodable(x):
+    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark."""
+    if isinstance(x, str):
+        return x if x.isascii() else x.encode("utf-8", "replace").decode()
+    if isinstance(x, list):
+        return [_encodable(v) for v in x]
+    return {_encodable(k): _encodable(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def read_jsonl(path, needs):
+    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises UserError that names file and
+    line."""
+    path = Path(path)
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    rows = []
+    try:
+        with opened as f:
+            for number, line in enumerate(iter(lambda: f.readline(LONGEST_LINE), b""), 1):
+                check(len(line) < LONGEST_LINE, f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
+                if line.strip():
+                    rows.append(_parse_line(line, f"{path}, line {number}", needs))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: the gzip file is damaged ({error})") from None
+    return rows
+
+
+def _parse_line(line, where, needs):
+    try:
+        row = loads(line)
+    except ValueError as error:     # bad UTF-8 raises one too
+        raise UserError(f"{where}: not JSON ({error})") from None
+    check(isinstance(row, dict), f"{where}: a JSON object is needed, this is a {type(row).__name__}")
+    for field, kind in needs.items():
+        check(field in row, f"{where}: field {field!r} is missing; fields found: {', '.join(row) or 'none'}")
+        check(isinstance(row[field], kind),
+              f"{where}: field {field!r} must be of type {kind.__name__}, it is {type(row[field]).__name__}")
+    return row

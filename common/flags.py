@@ -1,0 +1,200 @@
+"""A dataclass becomes the flags of a script: each field's comment is its help text, each field's type its domain.
+
+Every script is a dataclass `Config` and a function `main(cfg)`.  `run(main, Config, __doc__)` parses the command
+line.  It turns a UserError into one line and exit status 2.  A field's type says which values make sense (`Count`,
+`Positive`, `Fraction`, ...), and Config checks them when it is built, so a main holds no range checks.
+"""
+import argparse
+import dataclasses
+import inspect
+import math
+import os
+import random
+import re
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args, get_origin
+
+import numpy as np
+import torch
+
+from common import dist
+from common.errors import UserError, check
+
+
+# -------------------------------------------------------------------------------------------- types of flags
+
+@dataclass(frozen=True)
+class Domain:
+    """Which values of a type a flag accepts: `says` in words, `holds` as a function."""
+    says: str
+    holds: object
+
+
+Count = Annotated[int, Domain("an integer of at least 1", lambda x: x >= 1)]
+Natural = Annotated[int, Domain("an integer of at least 0", lambda x: x >= 0)]
+Seed = Annotated[int, Domain("an integer from 0 to 2^63 - 1", lambda x: 0 <= x < 2 ** 63)]
+Positive = Annotated[float, Domain("a finite number above 0", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[float, Domain("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
+Fraction = Annotated[float, Domain("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+Mass = Annotated[float, Domain("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
+Frozen = Annotated[float, Domain("a number from 0 to 1, or -1 for the checkpoint's own",
+                                 lambda x: x == -1 or 0 <= x <= 1)]
+Finite = Annotated[float, Domain("a finite number", math.isfinite)]
+
+
+def flag_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def check_domain(field, value):
+    """Raises UserError if the value of a dataclass field lies outside the field's type."""
+    if get_origin(field.type) is Literal:
+        known = get_args(field.type)
+        check(value in known, f"{flag_of(field.name)} {value}: choose from {', '.join(known)}")
+    if get_origin(field.type) is Annotated:
+        _, domain = get_args(field.type)
+        check(domain.holds(value), f"{flag_of(field.name)} {value}: it must be {domain.says}")
+
+
+@dataclass
+class Common:
+    task: str = ""              # synthetic (default), synthetic-independent, synthetic-mixed, instruct,
+                                # instruct-mixed, folder, tldr, tldr-length, tldr-subreddit, tldr-sentiment or
+                                # alpaca; "" takes the checkpoint's
+    data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of
+                                # local copies of the paper's data sets; "" takes the checkpoint's
+    seed: Seed = 0              # varies initialisation, data order and sampling; never the data
+    out: str = "."              # folder of the files written, or a file name ending in .pt
+    device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
+    dtype: Literal["fp32", "bf16"] = "fp32"     # of matrix products; trained weights and their optimizer stay
+                                                # fp32
+    threads: Natural = 0        # CPU threads; 0 leaves torch's choice
+    save_every: NonNegative = 60.0      # seconds between the states that a killed run continues from; 0: after
+                                        # each step
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_domain(field, getattr(self, field.name))
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+def help_of(config):
+    """{field: the comment behind it and on the comment lines below}, over a dataclass and its bases."""
+    texts, field = {}, None
+    for cls in reversed(config.__mro__):
+        for line in inspect.getsource(cls).splitlines() if dataclasses.is_dataclass(cls) else ():
+            if found := re.match(r"\s+(\w+): .*?#\s*(.+)$", line):
+                field = found[1]
+                texts[field] = found[2].replace("%", "%%")
+            elif field in texts and (more := re.match(r"\s{8,}#\s*(.+)$", line)):
+                texts[field] += " " + more[1].replace("%", "%%")
+    return texts
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its whole usage with an error.  A mistake in a flag gets one line like any other."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}; {self.prog} --help names every flag\n")
+
+
+def _add_flag(group, field, text):
+    flag, text = flag_of(field.name), f"{text} (default: {field.default!r})"
+    if field.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+    elif get_origin(field.type) is Literal:
+        group.add_argument(flag, default=field.default, metavar="|".join(get_args(field.type)), help=text)
+    else:
+        kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+        group.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
+
+
+def parse(config, doc, argv=None, presets=None):
+    """Command line -> config.  Flags are the field names with dashes.  Booleans take --flag and --no-flag.
+
+    presets: {name: {field: value}}.  --preset NAME puts these in place of the defaults, and flags still win."""
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
+    texts, common = help_of(config), {f.name for f in dataclasses.fields(Common)}
+    if presets:
+        known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in preset.items())}"
+                          for name, preset in presets.items())
+        own.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
+    for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):    # its own first
+        if field.name == "files":
+            parser.add_argument("files", nargs="*", help=texts["files"])
+        else:
+            _add_flag(shared if field.name in common else own, field, texts[field.name])
+    if presets:
+        preset = parser.parse_known_args(argv)[0].preset
+        parser.set_defaults(**presets.get(preset, {}))
+    given = vars(parser.parse_args(argv))
+    given.pop("preset", None)
+    return config(**given)
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps done."""
+
+    def __str__(self):
+        _, path, step = self.args
+        return (f"interrupted after step {step}: {path} holds the state; the same command continues from "
+                "there")
+
+
+def run(main, config, doc, presets=None):
+    """The last line of every script."""
+    try:
+        main(parse(config, doc, presets=presets))
+    except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission; it names the path
+        sys.exit(_say(f"error: {error}", 2))
+    except Interrupted as stop:
+        sys.exit(_say(str(stop), 128 + stop.args[0]))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted", 130))
+    finally:
+        dist.stop()
+
+
+def _say(line, status):
+    print(line, file=sys.stderr)
+    return status
+
+
+# ------------------------------------------------------------------------------------------ device and seeds
+
+def setup(cfg):
+    """Device and seeds of a run.  Returns (torch.device, rng: a CPU torch.Generator for sampling and data
+    order)."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = dist.start(_device(cfg.device))
+    if dist.rank():
+        sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
+    check(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
+          "--dtype bf16: this GPU does not have it; use fp32")
+    # threads add up the gradients of one position in any order; a fixed order costs next to nothing on a CPU
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    random.seed(cfg.seed)
+    np.random.seed(cfg.seed % 2**32)
+    torch.manual_seed(cfg.seed)
+    return device, torch.Generator().manual_seed(cfg.seed)
+
+
+def _device(name):
+    """--device -> torch.device.  Raises UserError on one that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = re.fullmatch(r"cpu|cuda(:\d+)?", name)
+    check(known, f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda"):
+        n, index = torch.cuda.device_count(), int((known[1] or ":0")[1:])
+        check(index < n, f"--device {name}: torch sees {n} GPUs here; use "
+              f"{'cpu' if n == 0 else f'cuda:0 to cuda:{n - 1} or cpu'}")
+    return torch.device(name)

@@ -1,0 +1,216 @@
+"""Run: what every training loop needs around its steps, so that the script shows only the algorithm.
+
+A Run picks up an interrupted run, counts steps with a progress bar, cuts a batch into this rank's micro-batches,
+takes the optimizer step, writes the log line, and saves the result.  It never calls the model and has no hooks: the
+forward pass, the loss and `.backward()` stand in the script.
+
+Killed at any moment, the same command continues to the same result.  A state counts only for the flags and inputs
+that it was made with.  The threads and the device that computed it do not count, but only a run on the same ones is
+equal to the last bit.
+"""
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common import dist
+from common.checkpoint import load_state, save_checkpoint, save_state
+from common.errors import UserError, check
+from common.files import atomic_write, output_path
+from common.flags import Interrupted
+from model import full_copy
+
+MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
+
+
+class Run:
+    """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
+    torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models: the
+    GPTs that are trained, by name.
+
+    `state` is a dict that the script may fill with plain values; it survives an interruption."""
+
+    def __init__(self, name, cfg, optimizer, rng, inputs, path=None, **models):
+        self.cfg, self.name, self.optimizer, self.rng, self.models = cfg, name, optimizer, rng, models
+        self.path = path or output_path(cfg.out, f"ckpt_{name}.pt")
+        self.state_path = self.path.with_suffix(".resume")
+        self.inputs_hash = _hash_of(cfg, inputs)
+        self.state, self.step, self.skipped = {}, 0, 0
+        if self.state_path.is_file():
+            self._continue()
+        self.metrics = Metrics(self.path, cfg.quiet, self.step) if optimizer else None
+
+    def _continue(self):
+        found = load_state(self.state_path, self.inputs_hash, self.rng, self.optimizer, self.models)
+        if found:
+            self.step, self.state = found
+            print(f"{self.state_path}: going on after step {self.step}", flush=True)
+        else:
+            print(f"{self.state_path} is of other flags or inputs: starting anew", flush=True)
+
+    # -------- the loop
+
+    def steps(self, total):
+        """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the state
+        every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
+        with _Signals() as signals:
+            saved_at = time.time()
+            for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
+                             disable=self.cfg.quiet or None):
+                self.step = step
+                yield step
+                # all ranks must agree: rank 0's clock counts, and anyone's signal
+                due = dist.rank() == 0 and time.time() - saved_at >= self.cfg.save_every
+                due, number = dist.all_reduce(torch.tensor([int(due), signals.number]), "max").tolist()
+                if due or number:
+                    self.save_state(step + 1)
+                    saved_at = time.time()
+                if number:
+                    raise Interrupted(number, self.state_path, step + 1)
+
+    def save_state(self, step):
+        save_state(self.state_path, self.inputs_hash, step, self.state, self.rng, self.optimizer, self.models)
+
+    def next_rows(self, n_rows, batch_size):
+        """The row numbers of the next batch: all rows in random order, shuffled again when they run out."""
+        order = self.state.setdefault("order", [])
+        while len(order) < batch_size:
+            order += torch.randperm(n_rows, generator=self.rng).tolist()
+        self.batch, self.state["order"] = order[:batch_size], order[batch_size:]
+        return self.batch
+
+    def micro_batches(self, batch):
+        """This rank's rows of a batch (a list), --micro-batch-size at a time: [(rows, weight)].  Multiply the loss
+        by the weight, which is 0 where this rank has run out of rows."""
+        most = -(-len(batch) // dist.world_size())
+        return dist.micro_batches(dist.my_rows(batch), self.cfg.micro_batch_size, most, batch[:1])
+
+    def held_micro_batches(self, idx):
+        """The same for rows that the ranks hold already: row i of all ranks is row i // world_size of rank
+        i % world_size.  idx: list of i.  Returns [(numbers of rows that this rank holds, weight)]."""
+        n = dist.world_size()
+        mine = [i // n for i in idx if i % n == dist.rank()]
+        most = max(sum(i % n == r for i in idx) for r in range(n))
+        return dist.micro_batches(mine, self.cfg.micro_batch_size, most, [0])
+
+    def set_lr(self, lr):
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def step_optimizer(self, *param_lists, rows):
+        """Sums the gradients over ranks, clips each list of parameters to --max-grad-norm, takes a step and clears
+        the gradients.  Returns the list of gradient norms before clipping.
+
+        A step whose gradient is not finite is skipped and reported with the batch's `rows`.  Raises UserError after
+        MAX_SKIPPED_STEPS of them in a row."""
+        dist.sum_gradients([p for params in param_lists for p in params])
+        norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in param_lists]
+        if math.isfinite(sum(norms)):
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            print(f"step {self.step + 1}: the gradient is not finite, skipped; rows {', '.join(map(str, rows))}",
+                  flush=True)
+            check(self.skipped < MAX_SKIPPED_STEPS, f"step {self.step + 1}: {self.skipped} gradients in a row were "
+                  "not finite; lower --lr. No checkpoint was written; what stood there before is unchanged")
+        self.optimizer.zero_grad()
+        return norms
+
+    def log(self, **metrics):
+        lr, device = self.optimizer.param_groups[0]["lr"], next(iter(self.models.values())).embed.weight.device
+        self.metrics.log(step=self.step + 1, **metrics, lr=lr, peak_mb=round(peak_memory(device)))
+
+    # -------- the end
+
+    def save(self, model, tokenizer, task, metrics, **args):
+        """Writes the checkpoint.  tokenizer: its specification; task: the Task; args: more than the flags to
+        remember."""
+        save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args, metrics)
+        self.finish()
+
+    def finish(self):
+        """The result is written, so the state is no longer needed."""
+        self.state_path.unlink(missing_ok=True)
+
+
+def _hash_of(cfg, inputs):
+    """A name for flags and inputs.  Flags that change no result do not count."""
+    flags = {k: v for k, v in asdict(cfg).items() if k not in ("out", "quiet", "device", "threads", "save_every")}
+    return hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM in `number` (else 0), so that a step can end.  A second one stops at
+    once.  Outside the main thread signals stay as they are."""
+
+    def __enter__(self):
+        self.number, self.before = 0, {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _remember(self, number, frame):
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        os.write(2, b"stops after this step and saves the state; signal again to stop at once\n")
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Metrics:
+    """One flat dict a step: printed, and appended to metrics_<name>.jsonl beside the checkpoint.
+
+    A run starts its file anew.  A run that continues after step `after` keeps the lines up to there and drops a torn
+    last line.  With quiet=True only the file is written."""
+
+    def __init__(self, checkpoint, quiet=False, after=0):
+        path = Path(checkpoint)
+        self.path = path.with_name(path.stem.replace("ckpt_", "metrics_", 1) + ".jsonl")
+        kept = self._lines(after) if after and self.path.is_file() else []
+        atomic_write(self.path, b"".join(line for line, _ in kept))
+        self.file, self.quiet = open(os.devnull if dist.rank() else self.path, "a"), quiet
+        self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
+
+    def _lines(self, after):
+        """[(line, parsed)] of the steps up to `after`."""
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+                if row["step"] <= after and line.endswith(b"\n"):
+                    kept.append((line, row))
+            except (ValueError, KeyError, TypeError):
+                print(f"{self.path}: a torn line is dropped", flush=True)
+        return kept
+
+    def log(self, **row):
+        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+        row["seconds"] = round(time.time() - self.start, 2)
+        try:
+            print(json.dumps(row), file=self.file, flush=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        if not self.quiet:
+            print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                  flush=True)
+
+
+def peak_memory(device):
+    """Peak memory of this process in MB: the GPU's if one is used, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,437 @@
+"""Published weights, in and out: GPT-2, OPT and the LLaMA family as Hugging Face directories.
+
+    python sft.py --model gpt2                          # a hub name or a directory; no checkpoint is needed
+    python -m tools.convert --model ckpt_sft.pt --export DIR    # writes a directory that transformers loads
+
+A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
+tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
+fetches a hub name. Weights are held in fp32.
+
+Families differ from our one class in two things.  `FAMILIES` says what they call a parameter and how they lay
+it out. `config_of` and `hf_config` say how config.json spells a choice. """
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.checkpoint import load_checkpoint
+from common.errors import UserError, check, first_line
+from common.flags import DTYPES
+from common.tokenizer import load_tokenizer, published_spec, read_json_object
+from model import GPT, GPTConfig
+
+
+# ------------------------------------------------------------------------------------------------ in, and out
+
+def load(name, flag="--model", device="cpu", dtype="fp32"):
+    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
+    carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
+    if name.endswith(".pt") or Path(name).is_file():
+        return load_checkpoint(name, "lm", flag, device, dtype)
+    try:
+        folder = find(name)
+        model, spec = from_pretrained(folder), published_spec(folder)
+        size, used = model.config.vocab_size, load_tokenizer(spec).n_vocab
+        check(used <= size,
+              f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at {size - 1}")
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
+    saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
+                 weights_hash=name)
+    return model.to(device).compute_in(DTYPES[dtype]), saved
+
+
+def from_pretrained(name_or_dir):
+    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
+    implemented, missing or damaged."""
+    folder = find(name_or_dir)
+    hf = read_json_object(folder / "config.json")
+    kind, config = config_of(hf)
+    with torch.device("meta"):          # shapes only: the weights come from the file
+        model = GPT(config)
+    theirs = without_prefixes(read_weights(folder))
+    if config.tied:
+        theirs.pop("lm_head.weight", None)
+    shapes = {name: x.shape for name, x in model.state_dict().items()
+              if name != "head.weight" or not config.tied}
+    zero = zero_biases(kind, config, hf, shapes)
+    state = {}
+    for name, shape in shapes.items():
+        if name in zero:
+            state[name] = torch.zeros(shape)
+            continue
+        names = their_names(FAMILIES[kind], name)
+        missing = [n for n in names if n not in theirs]
+        check(not missing, f"{folder}: the weights lack {', '.join(missing)}")
+        state[name] = to_ours(FAMILIES[kind], name, [theirs.pop(n).float() for n in names])
+        check(state[name].shape == shape, f"{folder}: {', '.join(names)} make a {name} of shape "
+              f"{tuple(state[name].shape)}, config.json says {tuple(shape)}")
+    check(not theirs, f"{folder}: weights that a {kind} of this configuration has no place for: "
+          f"{', '.join(sorted(theirs)[:5])}")
+    if config.tied:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tied:
+        model.head.weight = model.embed.weight      # they were assigned apart; make them one matrix again
+    return model.freeze(0)
+
+
+def export(model, spec, folder):
+    """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
+    tokenizer is a published one, tokenizer.json.  Returns the file names written.  Raises UserError as
+    `hf_config` does."""
+    folder, config = Path(folder), model.config
+    tokenizer = load_tokenizer(spec) if spec["kind"] == "bpe" else None
+    eos, bos = (tokenizer.eot_token, tokenizer.bos) if tokenizer else (None, None)
+    kind, hf = hf_config(config, eos, bos)
+    family, theirs = FAMILIES[kind], {}
+    for name, x in model.state_dict().items():
+        if name == "head.weight" and config.tied:
+            continue
+        names = their_names(family, name)
+        prefix = "" if name.startswith("head.") else family.prefix
+        for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
+            theirs[prefix + their_name] = part.float()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", theirs)
+    (folder / "config.json").write_text(json.dumps(hf, indent=1))
+    written = ["config.json", "model.safetensors"]
+    return written + (_write_tokenizer(folder, spec["json"], tokenizer, config.context) if tokenizer else [])
+
+
+def _write_tokenizer(folder, text, tokenizer, context):
+    """Writes tokenizer.json and tokenizer_config.json of a Published tokenizer.  Returns their names."""
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
+    for special, i in tokenizer.special.items():
+        if i == tokenizer.eot_token:
+            names["eos_token"] = special
+        if i == tokenizer.bos:
+            names["bos_token"] = special
+    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1))
+    return ["tokenizer.json", "tokenizer_config.json"]
+
+
+def find(name_or_dir):
+    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
+    neither is to be had."""
+    if Path(name_or_dir).is_dir():
+        check((Path(name_or_dir) / "config.json").is_file(),
+              f"{name_or_dir}: a directory without config.json is no published model")
+        return Path(name_or_dir)
+    check(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_dir),
+          f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")
+    from huggingface_hub import snapshot_download
+    try:
+        folder = Path(snapshot_download(name_or_dir, allow_patterns=["*.json", "merges.txt"]))
+        # one kind of weights: hubs often hold the same ones three times
+        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+            folder = Path(snapshot_download(name_or_dir, allow_patterns=[pattern]))
+            if any(folder.glob(pattern)):
+                break
+        return folder
+    except Exception as error:      # no network, no such repository, a gated one, ...
+        raise UserError(f"{name_or_dir}: no such file or directory, and the hub does not give it "
+                        f"({type(error).__name__}: {first_line(error)})") from None
+
+
+# ------------------------------------------------------------------------------- parameters: names and layout
+
+@dataclass
+class Family:
+    """What one architecture calls the parameters of our class, and how it lays them out."""
+    prefix: str                 # of every name but the head's
+    top: dict                   # our module: theirs
+    layer: str                  # what stands before the names of layer {}
+    parts: dict                 # our module: theirs, in the order in which our matrix stacks them
+    transposed: bool = False    # GPT-2 keeps the matrices of linear layers as (in, out)
+    position_offset: int = 0    # rows of the position table before position 0; in OPT a legacy of its padding
+
+
+FAMILIES = {
+    "gpt2": Family("transformer.", {"embed": "wte", "embed_position": "wpe", "norm": "ln_f"}, "h.{}.",
+                   {"norm1": ["ln_1"], "norm2": ["ln_2"], "attn.qkv": ["attn.c_attn"],
+                    "attn.out": ["attn.c_proj"], "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
+                   transposed=True),
+    "opt": Family("model.decoder.",
+                  {"embed": "embed_tokens", "embed_position": "embed_positions", "norm": "final_layer_norm"},
+                  "layers.{}.",
+                  {"norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
+                   "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                   "attn.out": ["self_attn.out_proj"], "mlp.up": ["fc1"], "mlp.down": ["fc2"]},
+                  position_offset=2),
+    "llama": Family("model.", {"embed": "embed_tokens", "norm": "norm"}, "layers.{}.",
+                    {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+                     "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                     "attn.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
+                     "mlp.down": ["mlp.down_proj"]}),
+}
+# buffers that old files carry beside their parameters
+BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+
+
+def their_names(family, name):
+    """The name of one of our parameters -> their names, without prefix, in the order in which ours stacks
+    them."""
+    module, kind = name.rsplit(".", 1)
+    if module == "head":
+        return ["lm_head." + kind]
+    if found := re.match(r"blocks\.(\d+)\.(.+)", module):
+        return [f"{family.layer.format(found[1])}{part}.{kind}" for part in family.parts[found[2]]]
+    return [f"{family.top[module]}.{kind}"]
+
+
+def without_prefixes(weights):
+    """{name: tensor} of a file without buffers and without the names' prefixes, which come and go between
+    versions of one model."""
+    return {re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.)", "", name): x
+            for name, x in weights.items() if not BUFFERS.search(name)}
+
+
+def to_ours(family, name, parts):
+    """Their tensors of our parameter `name` -> ours, one tensor."""
+    if family.transposed and _is_matrix_of_a_layer(name):
+        parts = [p.T for p in parts]
+    if name.startswith("embed_position"):
+        parts = [p[family.position_offset:] for p in parts]
+    return torch.cat(parts).contiguous()
+
+
+def to_theirs(family, config, name, x):
+    """The inverse of `to_ours`: our parameter x -> their tensors, a list."""
+    parts = [x]
+    if len(their_names(family, name)) > 1:
+        q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
+        parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
+    if family.transposed and _is_matrix_of_a_layer(name):
+        parts = [p.T for p in parts]
+    if name.startswith("embed_position"):
+        parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
+    return parts
+
+
+def _is_matrix_of_a_layer(name):
+    return re.search(r"(attn|mlp)\.\w+\.weight", name)
+
+
+def zero_biases(kind, config, hf, names):
+    """Those of our parameters `names` that the model lacks and that are zero in our class: a LLaMA may have
+    biases in its attention only or in its MLPs only, and our class has all or none."""
+    if kind != "llama" or not config.bias:
+        return set()
+    lacking = [part for part, flag in ((".attn.", "attention_bias"), (".mlp.", "mlp_bias"))
+               if not hf.get(flag, False)]
+    return {name for name in names if name.endswith(".bias") and any(part in name for part in lacking)}
+
+
+# ------------------------------------------------------------------------------------------------ config.json
+
+def config_of(hf):
+    """config.json as a dict -> (family name, GPTConfig).  Raises UserError on an architecture, or a variant
+    of one, that is not implemented."""
+    kind = hf.get("model_type")
+    readers = {"gpt2": _read_gpt2, "opt": _read_opt, "llama": _read_llama}
+    check(kind in readers, f"config.json: model_type {kind!r} is not implemented; {', '.join(readers)} are")
+    try:
+        shared = dict(vocab_size=hf["vocab_size"], tied=hf.get("tie_word_embeddings", kind != "llama"))
+        return kind, GPTConfig(**shared, **readers[kind](hf))
+    except KeyError as missing:
+        raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.json: {error}") from None
+
+
+def _check_only(hf, name, needed, meaning):
+    """Raises UserError unless hf[name], if it is there, has the one value that is implemented."""
+    check(hf.get(name, needed) == needed,
+          f"config.json: {name} = {hf.get(name)!r} ({meaning}) is not implemented, only {needed!r} is")
+
+
+def _read_gpt2(hf):
+    _check_only(hf, "scale_attn_weights", True, "unscaled attention")
+    _check_only(hf, "scale_attn_by_inverse_layer_idx", False, "attention scaled by layer")
+    _check_only(hf, "add_cross_attention", False, "an encoder's states")
+    return dict(n_layer=hf["n_layer"], n_head=hf["n_head"], d_model=hf["n_embd"], d_ff=hf.get("n_inner") or 0,
+                context=hf["n_positions"], position="learned", norm="layernorm", bias=True,
+                norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+                activation=_activation(hf.get("activation_function", "gelu_new")))
+
+
+def _read_opt(hf):
+    _check_only(hf, "do_layer_norm_before", True, "norms behind the layers, as in opt-350m")
+    _check_only(hf, "word_embed_proj_dim", hf["hidden_size"], "embeddings of another width, as in opt-350m")
+    _check_only(hf, "_remove_final_layer_norm", False, "no final norm")
+    _check_only(hf, "layer_norm_elementwise_affine", True, "norms without weights")
+    return dict(n_layer=hf["num_hidden_layers"], n_head=hf["num_attention_heads"], d_model=hf["hidden_size"],
+                d_ff=hf["ffn_dim"], context=hf["max_position_embeddings"], position="learned",
+                norm="layernorm", bias=hf.get("enable_bias", True),
+                activation=_activation(hf.get("activation_function", "relu")))
+
+
+def _read_llama(hf):
+    _check_only(hf, "hidden_act", "silu", "another activation")
+    _check_only(hf, "head_dim", hf["hidden_size"] // hf["num_attention_heads"], "heads of another width")
+    theta, scaling = _read_rope(hf)
+    return dict(n_layer=hf["num_hidden_layers"], n_head=hf["num_attention_heads"],
+                n_kv_head=hf.get("num_key_value_heads") or 0, d_model=hf["hidden_size"],
+                d_ff=hf["intermediate_size"],
+                context=hf["max_position_embeddings"], position="rope", norm="rmsnorm", activation="swiglu",
+                bias=hf.get("attention_bias", False) or hf.get("mlp_bias", False),
+                norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling)
+
+
+def _activation(name):
+    known = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+    check(name in known, f"config.json: activation {name!r} is not implemented; {', '.join(known)} are")
+    return known[name]
+
+
+ROPE_SCALING = {  # type: its numbers
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+
+
+def _read_rope(hf):
+    """(theta, scaling of GPTConfig), in the spelling of transformers 4 (rope_scaling) or 5
+    (rope_parameters)."""
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    check(kind in ("default", *ROPE_SCALING), f"config.json: rope scaling of type {kind!r} is not "
+          "implemented; default, linear and llama3 are")
+    if kind == "default":
+        return theta, None
+    return theta, {"rope_type": kind} | {name: float(rope[name]) for name in ROPE_SCALING[kind]}
+
+
+def hf_config(config, eos=None, bos=None):
+    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
+    on a shape that no published architecture has."""
+    c = config
+    shared = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, eos_token_id=eos, bos_token_id=bos,
+                  dtype="float32")
+    if (c.position, c.norm, c.activation) == ("rope", "rmsnorm", "swiglu"):
+        return "llama", shared | _write_llama(c)
+    gated, grouped = c.activation == "swiglu", c.n_kv_head < c.n_head
+    if (c.position, c.norm, gated, grouped) == ("learned", "layernorm", False, False):
+        if c.activation == "relu" and c.norm_eps == 1e-5:
+            return "opt", shared | _write_opt(c)
+        if c.bias:
+            return "gpt2", shared | _write_gpt2(c)
+    raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
+                    f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT and LLaMA "
+                    "shapes (sft.py --shape)")
+
+
+def _write_gpt2(c):
+    activation = {"gelu_tanh": "gelu_new"}.get(c.activation, c.activation)
+    return dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=c.d_model, n_layer=c.n_layer,
+                n_head=c.n_head, n_inner=c.d_ff, n_positions=c.context, activation_function=activation,
+                layer_norm_epsilon=c.norm_eps)
+
+
+def _write_opt(c):
+    return dict(model_type="opt", architectures=["OPTForCausalLM"], hidden_size=c.d_model,
+                word_embed_proj_dim=c.d_model, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
+                ffn_dim=c.d_ff, max_position_embeddings=c.context, activation_function="relu",
+                do_layer_norm_before=True, enable_bias=c.bias, dropout=0.0)
+
+
+def _write_llama(c):
+    rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
+    return dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=c.d_model,
+                num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head,
+                head_dim=c.d_head, intermediate_size=c.d_ff, max_position_embeddings=c.context,
+                hidden_act="silu", rms_norm_eps=c.norm_eps, attention_bias=c.bias, mlp_bias=c.bias,
+                rope_theta=c.rope_theta, rope_scaling=c.rope_scaling, rope_parameters=rope)
+
+
+# ----------------------------------------------------------------------------------------------- weight files
+
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def read_safetensors(path):
+    """{name: tensor} of a .safetensors file: eight bytes with the length of a JSON header, the header, raw
+    bytes. Tensors are views of the mapped file.  Raises ValueError where header and file disagree."""
+    size = path.stat().st_size
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(f.read(length))
+    header.pop("__metadata__", None)
+    if not header:
+        return {}
+    data = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length)
+    return {name: _view(data, name, STORED[entry["dtype"]], entry["shape"], *entry["data_offsets"])
+            for name, entry in header.items()}
+
+
+def _view(data, name, dtype, shape, start, end):
+    """The tensor that bytes start to end of data hold."""
+    count = math.prod(shape)
+    if not 0 <= start <= end <= len(data) or end - start != count * dtype.itemsize:
+        raise ValueError(f"{name}: bytes {start} to {end} do not hold a {dtype} of shape {shape}")
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=start).view(shape)
+
+
+def write_safetensors(path, tensors):
+    """The inverse of `read_safetensors`."""
+    names, header, place = {v: k for k, v in STORED.items()}, {"__metadata__": {"format": "pt"}}, 0
+    for name, x in tensors.items():
+        size = x.numel() * x.element_size()
+        header[name] = {"dtype": names[x.dtype], "shape": list(x.shape),
+                        "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)     # so that the data start at a multiple of 8
+    with open(path, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for x in tensors.values():
+            f.write(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def read_weights(folder):
+    """{name: tensor} of a directory's weights.  Raises UserError if there are none or they are damaged.
+    torch.load reads weights only, so it refuses a pickle that would run code."""
+    weights = {}
+    for name in _weight_files(folder):
+        path = folder / name
+        check(path.is_file(), f"{path}: a shard is missing")
+        try:
+            weights |= _read_file(path)
+        except Exception as error:  # a damaged file makes the readers raise many kinds
+            raise UserError(f"{path}: damaged, or not plain weights ({first_line(error)})") from None
+    return weights
+
+
+def _weight_files(folder):
+    """Names of the files that hold a directory's weights: one file, or the shards that an index names."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(read_json_object(index).get("weight_map", {}).values()))
+            check(files and all(Path(f).name == f for f in files),
+                  f"{index}: weight_map must name files of this directory")
+            return files
+    raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
+
+
+def _read_file(path):
+    if path.suffix == ".bin":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        from safetensors.torch import load_file     # checks faster, where it is installed
+    except ImportError:
+        return read_safetensors(path)
+    return load_file(path)

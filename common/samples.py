@@ -1,0 +1,139 @@
+"""Sample files, in and out: outputs of a policy on the prompts of one test set, one prompt a line.
+
+A line is a JSON object:
+
+    id               names the prompt; policies are compared on equal ids
+    prompt, reference
+    outputs          N texts
+    rewards          N scores of a reward model, or null
+    finished         N booleans: whether each output ended by itself; absent: all did
+    task             name of the task that the prompts come from ("synthetic", "tldr", ...); may be absent
+    policy, split    names; all lines of a file share them and the fields below
+    temperature      of sampling; may be absent
+    seed             of the run; may be absent
+    trained_against  weights_hash of the reward model that chose the outputs or trained the policy, or null
+
+A .json file holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
+"""
+from pathlib import Path
+
+from common.errors import UserError, check
+from common.files import loads, read_jsonl
+
+NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
+OPTIONAL = {"finished": list, "task": str, "temperature": (int, float), "seed": int}
+KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
+NAMES = ["split", "policy", "T", "seed"]            # of the columns that name a run in a table
+POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
+
+
+# -------------------------------------------------------------------------------------------------------- out
+
+def sample_path(out, policy, split):
+    return Path(out) / f"samples_{policy}_{split}.jsonl"
+
+
+def sample_line(row, outputs, finished, rewards, **shared):
+    """One line of a sample file.  row: of the task, with id, prompt and reference; outputs: N texts;
+    finished: N booleans; rewards: N floats or None; shared: the fields that all lines of the file
+    share."""
+    return {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "outputs": list(outputs),
+            "rewards": None if rewards is None else [round(r, 5) for r in rewards],
+            "finished": list(finished), **shared}
+
+
+# --------------------------------------------------------------------------------------------------------- in
+
+def read_samples(path):
+    """Lines of a sample file, or AlpacaEval's .json: dicts with at least id, prompt, reference, outputs,
+    finished, policy and split.  Raises UserError, which names file and line, on one that is no sample."""
+    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
+    check(rows, f"{path}: no samples; python bon.py writes them")
+    n_outputs, first_line = len(rows[0]["outputs"]), {}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, line {number}"
+        row.setdefault("id", f"line {number}")
+        row.setdefault("finished", [True] * len(row["outputs"]))
+        check(row["outputs"] and all(isinstance(text, str) for text in row["outputs"]),
+              f"{where}: outputs must be a non-empty list of strings")
+        check(len(row["outputs"]) == n_outputs,
+              f"{where}: {len(row['outputs'])} outputs, line 1 has {n_outputs}")
+        _check_optional(row, where)
+        first = first_line.setdefault(str(row["id"]), number)
+        check(first == number, f"{where}: the id {row['id']!r} is that of line {first} already")
+    return rows
+
+
+def _check_optional(row, where):
+    for field, kind in OPTIONAL.items():
+        value = row.get(field)
+        check(value is None or isinstance(value, kind),
+              f"{where}: field {field!r} is of type {type(value).__name__}")
+    check(isinstance(row["finished"], list) and len(row["finished"]) == len(row["outputs"]),
+          f"{where}: finished must be a list, as long as outputs")
+
+
+def read_all(paths):
+    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
+    UserError on no path, and on two files with one key."""
+    check(paths, "no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt writes "
+                 "samples_*.jsonl")
+    runs = {}
+    for path in paths:
+        check(Path(path).is_file(), f"{path}: no such file; python bon.py writes sample files")
+        rows = read_samples(path)
+        key = tuple(rows[0].get(field) for field in KEY)
+        check(key not in runs,
+              f"{path}: policy {key[0]}, temperature {key[1]}, seed {key[2]}, split {key[3]} was already "
+              "read from another file")
+        runs[key] = rows
+    return {key: runs[key] for key in sorted(runs, key=study_order)}
+
+
+def study_order(key):
+    """Sorts (policy, temperature, seed, split) as tables show them: the test set first, then the other splits
+    by name; in each split the policies of the study in its order, then others by name."""
+    policy, temperature, seed, split = key
+    place = POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
+    return split != "test", split, place, policy, *(-1 if x is None else x for x in (temperature, seed))
+
+
+def names_of(line):
+    """Cells of the columns NAMES.  line: dict with the fields KEY."""
+    cells = [line[field] for field in ("split", "policy", "temperature", "seed")]
+    return ["-" if cell is None else cell for cell in cells]
+
+
+def known_task(rows):
+    """The name of the task that all rows carry, or None."""
+    names = {row.get("task") for row in rows}
+    return names.pop() if len(names) == 1 else None
+
+
+# ---------------------------------------------------------------------------------------- AlpacaEval's format
+
+def instruction_prompt(instruction, given=""):
+    """The Alpaca prompt of an instruction, with or without an input."""
+    head = ("Below is an instruction that describes a task{}. Write a response that appropriately completes "
+            "the request.")
+    if given:
+        head = head.format(", paired with an input that provides further context")
+        return f"{head}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
+    return f"{head.format('')}\n\n### Instruction:\n{instruction}\n\n### Response:"
+
+
+def read_alpaca_eval(path):
+    """AlpacaEval's model_outputs as sample lines with one output and an empty reference.  This is how outputs
+    of published models are measured.  Raises UserError on a file of another format."""
+    try:
+        rows = loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    needs = ("instruction", "output", "generator")
+    check(isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+          and all(isinstance(row.get(field), str) for row in rows for field in needs),
+          f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
+    return [{"id": f"{i}", "prompt": instruction_prompt(row["instruction"], row.get("input") or ""),
+             "reference": "", "outputs": [row["output"]], "policy": row["generator"],
+             "split": Path(path).stem}
+            for i, row in enumerate(rows)]

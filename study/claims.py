@@ -1,0 +1,163 @@
+"""The paper's claims as differences between policies: their estimates and verdicts, and everything in results.json.
+
+A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over prompts lies on one
+side of zero and every seed agrees; else these runs do not decide.
+"""
+import numpy as np
+
+from common.stats import over_seeds
+from study.names import BETA, DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, SWEEP, ppo_name, short
+
+HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
+GOLD = "per_input_gold_diversity"
+
+
+def verdict(estimate, expected):
+    """Of the claim that a difference has the sign `expected`, +1 or -1."""
+    low, high = sorted((expected * estimate["low"], expected * estimate["high"]))
+    seeds = [expected * v for v in estimate["per_seed"]]
+    if low > 0 and min(seeds) > 0:
+        return HOLDS
+    if high < 0 and max(seeds) < 0:
+        return OPPOSITE
+    return NOT_SHOWN
+
+
+def claims(measures):
+    """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate, details: more
+    numbers}], the same claims for each kind of noise."""
+    return [{"claim": claim, "task": task, "noise": noise, "difference": difference, "expected": expected,
+             "verdict": verdict(estimate, expected), "estimate": estimate, "details": details}
+            for task, noise in NOISE.items()
+            for claim, expected, difference, estimate, details in (*of_generalisation(measures, task),
+                                                                   *of_diversity(measures, task),
+                                                                   *of_best_of_n(measures, task),
+                                                                   *of_sharpening(measures, task))]
+
+
+# Each function below lists (claim, sign that it expects, what is measured, estimate, details) on one task.
+
+def of_generalisation(r, task):
+    in_words = "win rate, PPO - SFT"
+    advantage = {s: r.wins(task, "ppo", s) - r.wins(task, "sft", s) for s in SETS}
+    grows = np.mean([advantage[s] for s in SHIFTED], axis=0) - advantage["test"]
+    return [("PPO beats SFT in distribution", +1, in_words, over_seeds(advantage["test"]), {}),
+            ("PPO beats SFT out of distribution", +1, f"{in_words}, mean over the OOD sets",
+             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft", *SHIFTED)), {}),
+            ("PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)", +1,
+             "advantage OOD - advantage ID", over_seeds(grows),
+             {short(s): float(np.mean(a)) for s, a in advantage.items()})]
+
+
+def of_diversity(r, task):
+    def varied(policy, measure):        # (seeds, prompts), or (seeds, 1) across inputs
+        return r.get(task, policy, "test", DIVERSITY, measure)
+
+    def lost(kind):                     # (seeds,)
+        return 1 - np.nanmean(varied("ppo", kind), 1) / np.nanmean(varied("sft", kind), 1)
+    out = []
+    for key, what in (("gold_diversity", "gold diversity"), ("ead", "EAD"), ("embedding", "embeddings")):
+        cut = varied("ppo", f"per_input_{key}") - varied("sft", f"per_input_{key}")
+        out.append((f"PPO cuts per-input diversity ({what})", -1, "PPO - SFT", over_seeds(cut), {}))
+    for key, what in (("gold_diversity", "gold diversity"), ("ead", "EAD")):
+        per_input, across = lost(f"per_input_{key}"), lost(f"across_{key}")
+        out.append((f"PPO cuts per-input diversity more than across-input ({what})", +1,
+                    "relative loss per input - across inputs (range over seeds)", range_over_seeds(per_input - across),
+                    {"per input": float(per_input.mean()), "across inputs": float(across.mean())}))
+    return out
+
+
+def range_over_seeds(d):
+    """The estimate where there is one number a seed, (seeds,): its interval is the range of the seeds."""
+    return {"mean": float(d.mean()), "low": float(d.min()), "high": float(d.max()), "seed_sd": None,
+            "per_seed": d.tolist()}
+
+
+def of_best_of_n(r, task):
+    def varied(policy):
+        return r.get(task, policy, "test", DIVERSITY, GOLD)
+    return [("best-of-16 beats SFT", +1, "win rate in distribution, best-of-16 - SFT",
+             over_seeds(r.wins(task, "bon", "test") - r.wins(task, "sft", "test")), {}),
+            ("PPO beats best-of-16", +1, "win rate in distribution, PPO - best-of-16",
+             over_seeds(r.wins(task, "ppo", "test") - r.wins(task, "bon", "test")), {}),
+            ("PPO beats best-of-16 out of distribution", +1, "win rate, PPO - best-of-16",
+             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "bon", *SHIFTED)), {}),
+            ("best-of-16 is less varied per input than SFT", -1, "gold diversity, best-of-16 - SFT",
+             over_seeds(varied("bon") - varied("sft")), {}),
+            ("PPO is less varied per input than best-of-16", -1, "gold diversity, PPO - best-of-16",
+             over_seeds(varied("ppo") - varied("bon")), {})]
+
+
+def of_sharpening(r, task):
+    in_words = "PPO - matched SFT"
+    return [("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", +1,
+             f"win rate in distribution, {in_words}",
+             over_seeds(r.wins(task, "ppo", "test") - r.wins(task, "sft_matched", "test")), {}),
+            ("the same out of distribution", +1, f"win rate, {in_words}",
+             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft_matched", *SHIFTED)), {})]
+
+
+# ---------------------------------------------------------------------------------------- what the tables show
+
+def kl_sweep(r):
+    """PPO over the KL coefficient with systematic noise: its last training step, means over seeds; its win rate at the
+    temperature of quality and gold diversity at that of diversity."""
+    out = []
+    for beta in sorted((*SWEEP, BETA)):
+        name = ppo_name(beta)
+        logged = [r.ppo["synthetic", seed][name] for seed in r.seeds]
+        means = {key: float(np.mean([step[key] for step in logged]))
+                 for key in ("reward", "gold_reward", "kl", "length", "eos_rate")}
+        out.append({"beta": beta, **means, "win": r.estimate("synthetic", name, "test", QUALITY, "wins"),
+                    "diversity": r.estimate("synthetic", name, "test", DIVERSITY, GOLD)})
+    return out
+
+
+def unfinished(r, task):
+    """{split: the largest fraction of samples without an end, over SFT, best-of-16, PPO and seeds}."""
+    return {s: float(max(r.get(task, p, s, QUALITY, "unfinished").max() for p in ("sft", "bon", "ppo")))
+            for s in SETS}
+
+
+def matched_temperatures(r, task):
+    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
+    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
+
+
+def results(r, settings, cost):
+    """Everything in results.json."""
+    def row(key):
+        return dict(zip(("task", "policy", "split", "temperature"), key))
+    lines = {key: r.lines[(*key, r.seeds[0])] for key in r.keys()}
+    return {"settings": settings | {"seeds": r.seeds}, "cost": cost, "claims": claims(r), "kl_sweep": kl_sweep(r),
+            "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
+            "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
+                          for m in line if m.startswith(("per_input_", "across_"))],
+            "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
+            "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
+            "unfinished": {task: unfinished(r, task) for task in NOISE}}
+
+
+# ------------------------------------------------------------------------------------------------- error bars
+
+def decided(low, high):
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def over_seeds_too(stated):
+    """What changes if seeds are resampled as well as prompts: counts of verdicts, claims that would be decided
+    otherwise, how much wider the median interval is, and the claim whose seeds differ most.  stated: claims."""
+    both = [c for c in stated if "all_low" in c["estimate"]]
+    changed, ratios = [], []
+    for c in both:
+        e = c["estimate"]
+        if decided(e["low"], e["high"]) != decided(e["all_low"], e["all_high"]):
+            changed.append({"claim": c["claim"], "task": c["task"]})
+        if e["high"] > e["low"]:        # at toy size all prompts may be alike
+            ratios.append((e["all_high"] - e["all_low"]) / (e["high"] - e["low"]))
+    widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
+    return {"verdicts": {v: sum(c["verdict"] == v for c in stated) for v in (HOLDS, NOT_SHOWN, OPPOSITE)},
+            "resampled_both_ways": len(both), "decided_otherwise": changed,
+            "times_wider_in_the_median": float(np.median(ratios or [1.])),
+            "seeds_differ_most": {"claim": widest["claim"], "task": widest["task"],
+                                  "seed_sd": widest["estimate"]["seed_sd"]}}

@@ -1,0 +1,122 @@
+"""Does RLHF's advantage over SFT grow with the shift?  The advantage of each test set against its distance from train.
+
+`python reproduce.py --full` runs this: test sets between the study's (--splits graded_*), five measures of shift, and a
+least-squares line through advantage against shift, over all test sets and along one kind of shift at a time.
+"""
+import json
+
+import numpy as np
+
+from common.files import write_json
+from common.samples import read_samples
+from common.stats import interval_of_draws, over_seeds
+from common.tokenizer import build_tokenizer, load_tokenizer
+from generalisation import gold_scores, wins
+from study.measures import encoder_of
+from study.names import GRADED, NOISE, QUALITY, SETS
+from study.shift import SHIFTS, shift
+
+DRAWS = 1000
+
+
+def _by_number(kind):
+    return sorted((s for s in (*SETS, *GRADED) if kind in s), key=lambda s: int(s.split(kind)[1]))
+
+
+KINDS = {"new words": ["test", *_by_number("words")],               # of shift, by one thing more at a time
+         "more distractors": ["test", *_by_number("distractors")]}
+
+
+# ------------------------------------------------------------------------------------------------- the stages
+
+def measure_graded(here):
+    """Win rates of the sample files in here/graded -> graded.json: {split: {policy: (prompts,)}}."""
+    found = {}
+    for path in sorted((here / "graded").glob("samples_*.jsonl")):
+        rows = read_samples(path)
+        found.setdefault(rows[0]["split"], {})[rows[0]["policy"]] = wins(*gold_scores(rows)).tolist()
+    write_json(here / "graded.json", found, indent=None)
+
+
+def measure_shift(here, task, splits, n, **draws):
+    """How far the prompts of each split lie from train -> shift.json: {split: as `study.shift.shift`}.  The SFT model
+    in the folder `here` embeds them.  task: module of the synthetic task; n: prompts a side; draws: numbers of
+    resampling."""
+    encode, _ = encoder_of(here / "ckpt_sft.pt")
+    train = task.rows("train", 2 * n)
+    words = load_tokenizer(build_tokenizer([text for row in train for text in (row["prompt"], *row["references"])]))
+    prompts = [row["prompt"] for row in train]
+    found = {split: shift(prompts, [row["prompt"] for row in task.rows(split, n)], words, encode, **draws)
+             for split in splits}
+    write_json(here / "shift.json", found, indent=None)
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+def slope(x, advantages, rng=None, redraw_sets=True):
+    """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
+    advantages: one (seeds, prompts) array for each set.
+
+    With rng of one bootstrap draw: seeds and prompts, and with redraw_sets the sets too, are resampled; nan if one
+    shift only remains."""
+    picks, y = np.arange(len(x)), [a.mean() for a in advantages]
+    if rng:
+        picks = rng.integers(0, len(x), len(x)) if redraw_sets else picks
+        seeds = rng.integers(0, len(advantages[0]), len(advantages[0]))
+        y = [a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in advantages]
+    u, v = x[picks], np.array(y)[picks]
+    span, u = np.ptp(u), u - u.mean()
+    return float(u @ v / (u @ u) * span) if span > 0 else np.nan
+
+
+def change(x, advantage, rng, redraw_sets=True):
+    """{policy: {mean, low, high} of the slope}.  advantage: {policy: arrays as for `slope`}."""
+    return {policy: interval_of_draws([slope(x, a, rng, redraw_sets) for _ in range(DRAWS)], slope(x, a))._asdict()
+            for policy, a in advantage.items()}
+
+
+def direction(e):
+    """What an interval shows of a change."""
+    return "grows" if e["low"] > 0 else "shrinks" if e["high"] < 0 else "not shown"
+
+
+def advantages(measures, folder, task):
+    """{policy: {split: (seeds, prompts) win rate less SFT's}} on all test sets."""
+    graded = [json.loads((folder / f"seed{s}" / task / "graded.json").read_text()) for s in measures.seeds]
+
+    def won(policy, split):
+        if split in GRADED:
+            return np.array([seed[split][policy] for seed in graded])
+        return measures.get(task, policy, split, QUALITY, "wins")
+    return {p: {s: won(p, s) - won("sft", s) for s in (*SETS, *GRADED)} for p in ("ppo", "bon")}
+
+
+def numbers(measures, folder):
+    """What reviewers.json holds of this question."""
+    sets, rng = [*SETS, *GRADED], np.random.default_rng(0)
+    slopes, along, points, far = [], [], {}, {}
+    for task, noise in NOISE.items():
+        far[task] = json.loads((folder / f"seed{measures.seeds[0]}" / task / "shift.json").read_text())
+        advantage = advantages(measures, folder, task)
+        points[task] = {p: [over_seeds(of_set[s]) for s in sets] for p, of_set in advantage.items()}
+        for m in SHIFTS:
+            x = np.array([far[task][s][m] for s in sets])
+            slopes.append({"task": task, "noise": noise, "measure": m, "low": float(x.min()), "high": float(x.max()),
+                           "farthest": sets[int(x.argmax())],
+                           **change(x, {p: list(of_set.values()) for p, of_set in advantage.items()}, rng)})
+        for kind, chosen in KINDS.items():
+            x = np.array([far[task][s]["js"] for s in chosen])
+            of_kind = {p: [of_set[s] for s in chosen] for p, of_set in advantage.items()}
+            along.append({"task": task, "noise": noise, "kind": kind, "sets": chosen,
+                          **change(x, of_kind, rng, redraw_sets=False)})
+    return {"slopes": slopes, "along": along, "shift": far, "advantages": points, "sets": sets,
+            **counts(slopes)}
+
+
+def counts(slopes):
+    """How many of a policy's slopes grow, shrink or are not shown, and the sets that some measure calls the
+    farthest."""
+    said = {p: [direction(line[p]) for line in slopes] for p in ("ppo", "bon")}
+    return {"counts": {p: {word: words.count(word) for word in ("grows", "shrinks", "not shown")}
+                       for p, words in said.items()},
+            "farthest": sorted({line["farthest"] for line in slopes})}

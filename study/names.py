@@ -1,0 +1,39 @@
+"""What the study compares, and what its tables and pictures call it."""
+from tasks import instructions, synthetic
+
+NOISE = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}     # of the references
+POLICIES = {"sft": "SFT", "sft_matched": "SFT, matched temperature", "bon": "best-of-16", "ppo": "PPO",
+            "ppo_gold": "PPO on the gold reward", "oracle": "oracle best-of-16"}
+
+# test sets, the one in distribution first
+SETS = ["test", *(s for s in synthetic.SPLITS if s.startswith("ood_"))]
+SHIFTED = SETS[1:]
+GRADED = [s for s in synthetic.SPLITS if s.startswith("graded_")]      # test sets between the study's
+INSTRUCT_SETS = {"test": "single, known pair", "ood_pairs": "single, unseen pair", "ood_then2": "A, then B",
+                 "ood_then3": "A, then B, then C"}
+INSTRUCT_SPLITS = [s for s in instructions.SPLITS if s != "train"]
+
+SFT_TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+QUALITY, DIVERSITY = 0.7, 1.0       # temperatures at which win rates and diversity are measured, as in the paper
+BETA = 0.1                          # the KL coefficient of `ppo`
+SWEEP = (0.0, 0.3)                  # the others
+FULL_SWEEP = (0.03, 1.0)            # more of them, with --full
+BETAS = sorted((*SWEEP, *FULL_SWEEP, BETA))
+BEST_OF = (1, 2, 4, 8, 16, 32, 64)
+
+
+def ppo_name(beta):
+    """What PPO with KL coefficient beta is called in files."""
+    return "ppo" if beta == BETA else f"ppo_b{beta:g}"
+
+
+def short(split):
+    return split.removeprefix("ood_").removeprefix("graded_")
+
+
+def pick(rows, **wanted):
+    """The one row of a list of dicts whose fields are as wanted.  Raises KeyError if there is not exactly one."""
+    found = [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} rows with {wanted}")
+    return found[0]

@@ -1,0 +1,255 @@
+"""One resumable runner for every study: stages as data, done side by side, with one progress bar and the time left.
+
+A stage is done once its mark <name>.done stands.  A run killed at any moment goes on where it stopped: the same command
+skips the stages that are done, and a training stage that was cut continues from its own saved state.
+
+The time left is not extrapolated from the bar.  The rest of the plan is played through on paper: each stage with the
+seconds that it usually takes, times the pace of the stages already done, on as many workers as there are.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from common.errors import UserError, check, first_line
+from common.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_CODE_OF_A_STUDY = ("tests", "tools", "docs")     # folders whose changes leave its results as they are
+PRIOR_SECONDS = 20.     # weight of the usual pace against the pace seen
+
+
+class Stage(NamedTuple):
+    name: str               # and the path of its mark and its log: <folder>/<name>.done, <folder>/<name>.log
+    needs: tuple            # names of the stages that must be done before
+    leaves: tuple           # paths in <folder> that must stand afterwards
+    seconds: float          # what it usually takes
+    work: object            # a function without arguments, or a command: list of strings
+
+
+# ------------------------------------------------------------------------------------------------ what is done
+
+def mark_of(stage, folder):
+    """{"seconds", "processor_seconds", "command"} of a stage that has run, or None.  A mark counts for the same command
+    only, and while everything stands that the stage left."""
+    path = Path(folder) / f"{stage.name}.done"
+    if not path.is_file() or not all((Path(folder) / left).exists() for left in stage.leaves):
+        return None
+    mark = json.loads(path.read_text())
+    return mark if mark["command"] == _command_of(stage) else None
+
+
+def _command_of(stage):
+    """Script and flags of a command; the folders of Python and of the script may move."""
+    return None if callable(stage.work) else [Path(stage.work[1]).name, *stage.work[2:]]
+
+
+def marks(stages, folder):
+    """{name: mark} of the stages that are done.  A stage counts only if those that it needs count too."""
+    found = {}
+    for stage in stages:        # what a stage needs stands before it
+        mark = mark_of(stage, folder)
+        if mark and all(name in found for name in stage.needs):
+            found[stage.name] = mark
+    return found
+
+
+def cost(stages, folder):
+    """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed while they
+    ran, one after another or side by side; processors were busy for `processor_seconds` of all their threads."""
+    found = marks(stages, folder).values()
+    return {"stages": len(found), **{key: round(sum(m[key] for m in found), 1)
+                                     for key in ("seconds", "processor_seconds")}}
+
+
+def fingerprint(settings):
+    """A name for settings and code.  A changed study starts anew; an unchanged one goes on.  settings: anything JSON."""
+    code = sorted(path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py"))
+                  if path.parent.name not in NO_CODE_OF_A_STUDY)
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in code:
+        sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return sha.hexdigest()[:10]
+
+
+# ---------------------------------------------------------------------------------------------- order and time
+
+def by_urgency(stages):
+    """The stages, those first that the longest chain of others waits for.  Raises ValueError on a stage that stands
+    before one that it needs."""
+    chain, known = {}, set()        # chain: seconds from a stage's start to the end of what follows from it
+    for stage in stages:
+        if not set(stage.needs) <= known:
+            raise ValueError(f"{stage.name} needs {', '.join(set(stage.needs) - known)}, which must stand before it")
+        known.add(stage.name)
+    for stage in reversed(stages):
+        after = [chain[s.name] for s in stages if stage.name in s.needs]
+        chain[stage.name] = stage.seconds + max(after, default=0)
+    return sorted(stages, key=lambda stage: -chain[stage.name])
+
+
+def next_stages(order, done, running, slots):
+    """Stages that can start now, at most `slots`.  done, running: containers of names."""
+    ready = [stage for stage in order if stage.name not in done and stage.name not in running
+             and all(name in done for name in stage.needs)]
+    return ready[:slots]
+
+
+def pace_of(stages, done, running):
+    """How much longer stages take here than usually: 1 at first, then as seen.  done: {name: mark}; running: {name:
+    seconds since its start}, of which those count that are overdue."""
+    usual = seen = PRIOR_SECONDS
+    for stage in stages:
+        passed = done[stage.name]["seconds"] if stage.name in done else running.get(stage.name, 0)
+        if stage.name in done or passed > stage.seconds:
+            usual, seen = usual + stage.seconds, seen + passed
+    return seen / usual
+
+
+def time_left(order, done, running, jobs, pace):
+    """Seconds until all stages are done on `jobs` workers.  done: names; running: {name: seconds since its start}."""
+    done, now, ends = set(done), 0., {}
+    for stage in order:
+        if stage.name in running:
+            expected = stage.seconds * pace
+            ends[stage.name] = max(expected - running[stage.name], expected / 20)
+    while True:
+        for stage in next_stages(order, done, ends, jobs - len(ends)):
+            ends[stage.name] = now + stage.seconds * pace
+        if not ends:
+            return now
+        first = min(ends, key=ends.get)
+        now = ends.pop(first)
+        done.add(first)
+
+
+def duration(seconds):
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
+# ------------------------------------------------------------------------------------------------- the runner
+
+def run_stages(stages, folder, jobs=1):
+    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one fails; what
+    runs beside it is finished first."""
+    order, done, running = by_urgency(stages), marks(stages, folder), {}        # running: {future: (stage, start)}
+    with _bar(stages) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+        while len(done) < len(stages):
+            names = {stage.name for stage, _ in running.values()}
+            for stage in next_stages(order, done, names, jobs - len(running)):
+                running[pool.submit(do_stage, stage, folder)] = stage, time.time()
+            _show(bar, order, done, running.values(), jobs)
+            for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                stage, _ = running.pop(future)
+                done[stage.name] = _result(future, stage, folder)
+        _show(bar, order, done, (), jobs)
+
+
+def _result(future, stage, folder):
+    try:
+        return future.result()
+    except Exception as error:
+        log = Path(folder) / f"{stage.name}.log"
+        raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
+
+
+def _bar(stages):
+    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed{postfix}"
+    # a log file gets a line now and then, a terminal sees it move
+    return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look,
+                mininterval=0.5 if sys.stderr.isatty() else 60)
+
+
+def _show(bar, order, done, running, jobs):
+    passed = {stage.name: time.time() - start for stage, start in running}
+    pace = pace_of(order, done, passed)
+    left = time_left(order, done, passed, jobs, pace)
+    part = sum(min(passed[stage.name] / pace, 0.95 * stage.seconds) for stage, _ in running)
+    bar.n = part + sum(stage.seconds for stage in order if stage.name in done)
+    bar.set_postfix_str(f"{duration(left)} left: {', '.join(passed)}" if passed else "", refresh=False)
+    if time.time() - bar.last_print_t >= bar.mininterval:
+        bar.refresh()
+        bar.last_print_t = time.time()
+
+
+# ------------------------------------------------------------------------------------------ in a worker process
+
+_command = None         # the running command of this worker
+
+
+def do_stage(stage, folder):
+    """One stage from start to mark.  Returns the mark."""
+    path = Path(folder) / stage.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start, processor = time.time(), _processor_seconds()
+    with open(f"{path}.log", "a") as log:
+        (_call if callable(stage.work) else _run_command)(stage.work, log)
+    missing = [left for left in stage.leaves if not (Path(folder) / left).exists()]
+    check(not missing, f"it ended without {', '.join(missing)}")
+    mark = {"seconds": round(time.time() - start, 2),
+            "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage)}
+    write_json(f"{path}.done", mark)
+    return mark
+
+
+def _processor_seconds():
+    """Of this process with all its threads, and of the commands that it ran."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _call(function, log):
+    # Ctrl-C reaches all processes of a terminal: a training stage saves its state, anything else stops
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with contextlib.redirect_stdout(log):
+            function()
+    except Exception:
+        traceback.print_exc(file=log)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_command(command, log):
+    """Raises UserError with the command's last line if it fails."""
+    global _command
+    _command = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    status = _command.wait()
+    last = (Path(log.name).read_text().strip().splitlines() or ["no output"])[-1]
+    check(status == 0, f"{Path(command[1]).name} ended with status {status}: {last}")
+
+
+def _start_worker():
+    """Ctrl-C is for the stage that runs, not for a worker that waits.  And a worker whose parent was killed must stop,
+    or it would race the run that resumes."""
+    signal.signal(signal.SIGINT, _do_nothing)       # a handler, because commands would inherit SIG_IGN
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _do_nothing(number, frame):
+    pass
+
+
+def _watch_parent(parent):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    if _command:
+        _command.terminate()        # which makes a training script save its state
+    os._exit(1)

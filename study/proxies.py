@@ -1,0 +1,274 @@
+"""Which diversity measure to believe: each against gold diversity, temperature, and known content.
+
+    python -m study.proxies samples_*.jsonl        # of several temperatures, policies, seeds, from bon.py
+    python -m study.proxies t*/samples_sft_test.jsonl --encoder sbert:all-MiniLM-L6-v2
+
+Prints tables and writes proxies.json.  What should vary is what outputs say.  The paper's measures see words
+or vectors instead, so they are proxies.  Four tests rate them.  1 is right every time; chance is 0, but a
+half in `two_prompts` and `form`:
+
+  gold         on the synthetic tasks, where gold diversity is known: Spearman's rank correlation with it,
+               over conditions (policy and temperature: does the measure order policies rightly?) and over the
+               inputs of one condition, each also with the mean length held fixed
+  temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
+  content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
+               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
+  form         the same facts in K phrasings against K different stories in one phrasing: how often the
+               stories measure as more varied.  A measure of words alone prefers the phrasings.
+
+Deviation from Tevet and Berant: people write their content sets.  Here the outputs of different prompts are
+mixed, because length alone cannot tell these sets apart, and the form test comes from the synthetic task's
+grammar.
+"""
+import random
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+import diversity
+from common.embed import encoder_wanted, load_encoder
+from common.errors import check
+from common.files import output_path, write_json
+from common.flags import Common, Domain, run, setup
+from common.samples import known_task, read_all
+from common.stats import Interval, auc, bootstrap, bootstrap_statistic, ranks, spearman
+from splits import synthetic_task
+from tasks import synthetic
+
+GOLD = "gold_diversity"
+MEASURES = {k: diversity.COLUMNS[k]
+            for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi", "length")}
+MEASURES["self_bleu"] = "1 - self-BLEU"     # because the others rise with diversity
+Sets = Annotated[int, Domain("an integer of at least 10, enough for an interval", lambda x: x >= 10)]
+
+
+@dataclass
+class Config(Common):
+    files: list = None          # sample files
+    encoder: str = "ckpt_sft.pt"    # as of diversity.py: a checkpoint, a published model or sbert:NAME
+    sets: Sets = 100            # sets of each kind in the content and form tests
+
+
+# ------------------------------------------------------------------------------------------- one sample file
+
+def measure_sets(sets, embeddings, vocabulary, gold):
+    """{measure: (S,)} of S sets of K texts.  embeddings: (S, K, D) or None; gold: module of a synthetic
+    task or None."""
+    tokens = [[diversity.words(text) for text in texts] for texts in sets]
+    found = diversity.lexical_measures(tokens, vocabulary=vocabulary)
+    return _upward(found | diversity.content_measures(sets, embeddings, gold))
+
+
+def _upward(found):
+    """The measures that are tested, all turned so that more is more varied."""
+    found = found | {"self_bleu": 1 - found["self_bleu"]}
+    return {m: found[m] for m in (*MEASURES, GOLD) if m in found}
+
+
+def content_sets(groups, sets, rng):
+    """Sets of K outputs to m prompts, for m = 1, 2, 4, ... up to K: [(m, [(input, output)])] with numbers of
+    inputs and of their outputs.  groups: n lists of K outputs; sets: how many for each m."""
+    n, k, out, m = len(groups), len(groups[0]), [], 1
+    while m <= min(n, k):
+        for _ in range(sets):
+            inputs = rng.choice(n, m, replace=False)
+            out.append((m, [(i, j) for part, i in zip(np.array_split(np.arange(k), m), inputs)
+                            for j in rng.choice(k, len(part), replace=False)]))
+        m *= 2
+    return out
+
+
+def condition(rows, vocabulary, encode=None, sets=100):
+    """Everything that the tests need of one sample file, as plain lists: per_input {measure: (n,)}, across
+    {measure: its mean}, content {m, measure: one value a set}.  encode: function of texts giving (n, D), or
+    None."""
+    groups, gold = [row["outputs"] for row in rows], synthetic_task(known_task(rows))
+    embeddings = diversity.embed_outputs(rows, encode) if encode else None
+    found = diversity.measure_samples(rows, embeddings, gold, vocabulary=vocabulary)
+    mixed = content_sets(groups, sets, np.random.default_rng(0))
+    content = measure_sets([[groups[i][j] for i, j in chosen] for _, chosen in mixed],
+                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed])
+                           if encode else None, vocabulary, gold)
+    return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
+            "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [row["id"] for row in rows],
+            "per_input": {m: x.tolist() for m, x in _upward(found["per_input"]).items()},
+            "across": {m: float(np.mean(x)) for m, x in _upward(found["across"]).items()},
+            "content": {"m": [m for m, _ in mixed], **{m: x.tolist() for m, x in content.items()}}}
+
+
+# -------------------------------------------------------------------------------------------------- the tests
+# Each gives Intervals.  conditions: as from `condition`.
+
+def by_policy(conditions):
+    """{(policy, temperature): its conditions, of several seeds and splits}."""
+    names = sorted({(c["policy"], c["temperature"]) for c in conditions}, key=str)
+    return {name: [c for c in conditions if (c["policy"], c["temperature"]) == name] for name in names}
+
+
+def gold_test(conditions, measure):
+    """Rank correlations of a measure with gold diversity: {test: Interval}.  Conditions with one policy and
+    temperature, of different seeds, are drawn together in the bootstrap.  Empty for fewer than three policies
+    and temperatures, because these have no order to speak of."""
+    groups = list(by_policy(conditions).values())
+    if len(groups) < 3:
+        return {}
+    out = {"between": _between(groups, measure, "per_input", False),
+           "within": _within(groups, measure, False),
+           "across": _between(groups, measure, "across", False)}
+    if measure != "length":
+        out |= {"between_length": _between(groups, measure, "per_input", True),
+                "within_length": _within(groups, measure, True),
+                "across_length": _between(groups, measure, "across", True)}
+    return out
+
+
+def _between(groups, measure, kind, fix_length):
+    """Over conditions.  kind: per_input or across."""
+    means = [np.array([[np.nanmean(c[kind][m]) for m in (measure, GOLD, "length")] for c in group])
+             for group in groups]       # (conditions of a group, 3) each
+
+    def statistic(picks):
+        x, gold, length = np.concatenate([means[i] for i in picks]).T
+        return spearman(x, gold, length if fix_length else None)
+    return bootstrap_statistic(statistic, len(groups))
+
+
+def _within(groups, measure, fix_length):
+    """Over the inputs of a condition, averaged over the conditions of a group; the interval is over
+    groups."""
+    found = [np.nanmean([spearman(c["per_input"][measure], c["per_input"][GOLD],
+                                  c["per_input"]["length"] if fix_length else None) for c in group])
+             for group in groups]
+    return bootstrap([x for x in found if not np.isnan(x)] or [np.nan])
+
+
+def breaks(conditions, measure):
+    """Where a measure orders conditions least as gold diversity does: (policy, temperature, its rank by the
+    measure, its rank by gold diversity, conditions), 1 the most varied.  Seeds are averaged."""
+    groups = by_policy(conditions)
+
+    def places(m):      # of the groups by a measure
+        return len(groups) - ranks([np.mean([np.nanmean(c["per_input"][m]) for c in group])
+                                    for group in groups.values()])
+    by_measure, by_gold = places(measure), places(GOLD)
+    worst = int(np.argmax(np.abs(by_measure - by_gold)))
+    return (*list(groups)[worst], int(by_measure[worst]), int(by_gold[worst]), len(groups))
+
+
+def temperature_test(conditions, measure):
+    """Rank correlation of a measure with the temperature over (temperature, input), averaged over policies
+    and seeds with three temperatures or more: Interval, bootstrapped over inputs; None without any."""
+    ladders = {}
+    for c in conditions:
+        if measure in c["per_input"] and isinstance(c["temperature"], (int, float)):
+            ladders.setdefault((c["policy"], c["seed"], c["split"]), []).append(c)
+    ladders = [g for g in ladders.values() if len(g) > 2 and len({tuple(c["ids"]) for c in g}) == 1]
+    if not ladders:
+        return None
+    grids = [(np.array([c["temperature"] for c in g]), np.array([c["per_input"][measure] for c in g]))
+             for g in ladders]
+    n = min(x.shape[1] for _, x in grids)
+
+    def statistic(picks):
+        return float(np.mean([spearman(np.repeat(t, len(picks)), x[:, picks].ravel()) for t, x in grids]))
+    return bootstrap_statistic(statistic, n, 200)
+
+
+def content_test(conditions, measure):
+    """(rank correlation with the number of prompts m, how often two prompts' outputs measure as more
+    varied than one's), Intervals.  Both are averaged over conditions and bootstrapped over them, or over
+    sets if there is one condition only.  (None, None) without any."""
+    chosen = [c["content"] for c in conditions if measure in c["content"] and 2 in c["content"]["m"]]
+    if not chosen:
+        return None, None
+    pairs = [(np.array(c["m"]), np.array(c[measure])) for c in chosen]
+    if len(chosen) == 1:
+        (m, x), = pairs
+        return (bootstrap_statistic(lambda picks: spearman(m[picks], x[picks]), len(m), 200),
+                bootstrap_statistic(lambda picks: _two_above_one(m[picks], x[picks]), len(m), 200))
+    found = bootstrap([(spearman(m, x), _two_above_one(m, x)) for m, x in pairs])
+    return tuple(Interval(*map(float, test)) for test in zip(*found))
+
+
+def _two_above_one(m, x):
+    return auc(x[m == 1], x[m == 2])
+
+
+def form_test(vocabulary, encode=None, sets=100, k=16):
+    """{measure: Interval of how often k different stories in one phrasing measure as more varied than one
+    story in k phrasings}, gold diversity among them."""
+    rng, values = random.Random(0), []
+    for write in (synthetic.phrasings, synthetic.stories):
+        texts = [write(rng, k) for _ in range(sets)]
+        embeddings = np.array([encode(t) for t in texts]) if encode else None
+        values.append(measure_sets(texts, embeddings, vocabulary, synthetic))
+    phrasings, stories = values
+
+    def interval(m):
+        return bootstrap_statistic(lambda picks: auc(phrasings[m][picks], stories[m][picks]), sets, 200)
+    return {m: interval(m) for m in phrasings}
+
+
+def all_tests(conditions, form):
+    """[{measure, test: Interval or None}] for every measure that all conditions have, gold diversity
+    first.  form: as from `form_test`."""
+    known = [m for m in (GOLD, *MEASURES) if all(m in c["per_input"] for c in conditions)]
+    out = []
+    for m in known:
+        content, two_prompts = content_test(conditions, m)
+        line = {"measure": m, "temperature": temperature_test(conditions, m), "form": form.get(m),
+                "content": content, "two_prompts": two_prompts}
+        against_gold = gold_test(conditions, m) if GOLD in known and m != GOLD else {}
+        if against_gold:
+            line |= against_gold | {"breaks": breaks(conditions, m)}
+        out.append(line)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
+         "within_length": "length fixed", "across": "across inputs", "across_length": "length fixed",
+         "temperature": "temperature", "content": "content", "two_prompts": "2 prompts > 1", "form": "form"}
+NAMES = MEASURES | {GOLD: "gold diversity"}
+
+
+def cells(line):
+    """One line of `all_tests` as strings, in the order of TESTS."""
+    return ["{:.2f} [{:.2f}, {:.2f}]".format(*line[test]) if line.get(test) else "" for test in TESTS]
+
+
+def print_tests(line):
+    print(f"\n{NAMES[line['measure']]}")
+    for (test, title), cell in zip(TESTS.items(), cells(line)):
+        if cell:
+            print(f"  {test:15} {title:14} {cell}")
+    if "breaks" in line:
+        policy, temperature, by_measure, by_gold, n = line["breaks"]
+        print(f"  breaks most on {policy} at temperature {temperature}: number {by_measure} of {n} by it, "
+              f"{by_gold} by gold diversity")
+
+
+def main(cfg):
+    device, _ = setup(cfg)
+    runs = read_all(cfg.files)
+    for (policy, _, _, split), rows in runs.items():
+        check(len(rows[0]["outputs"]) >= 4 and len(rows) >= 8,
+              f"policy {policy}, split {split}: {len(rows)} prompts with {len(rows[0]['outputs'])} outputs "
+              "each; at least 8 prompts with 4 are needed (python bon.py --n 16)")
+    encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
+    if encode is None:
+        print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
+    vocabulary = diversity.reference_vocabulary(runs.values())
+    conditions = [condition(rows, vocabulary, encode, cfg.sets) for rows in runs.values()]
+    lines = all_tests(conditions, form_test(vocabulary, encode, cfg.sets))
+    for line in lines:
+        print_tests(line)
+    path = output_path(cfg.out, "proxies.json")
+    write_json(path, {"vocabulary": vocabulary, "tests": lines, "conditions": conditions}, indent=None)
+    print(f"\nwrote {path}")
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)

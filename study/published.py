@@ -1,0 +1,196 @@
+"""The study on a published model and real text: every stage for several seeds, one table with intervals.
+
+    python reproduce.py --task tldr --size gpu                                  # from the hub
+    python reproduce.py --model DIR --data DIR --judge-data DIR --size cpu      # local, hours on 2 cores
+
+Writes OUT/seed-<s>/ (checkpoints, samples, logs), OUT/replication.json and OUT/replication.md.
+
+The judge is a reward model too, trained from the first seed's SFT model on --judge-data's preferences (another
+annotator's, or other posts').  Without --judge-data the next seed's reward model judges each seed's policies; its errors
+are more like those of their own reward model.  No policy is judged by the reward model it was trained against.
+
+Deviation from the paper: its judge is GPT-4.
+"""
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import diversity
+from common.checkpoint import load_checkpoint
+from common.embed import load_encoder
+from common.errors import check
+from common.files import atomic_write, write_json
+from common.samples import read_samples
+from common.stats import bootstrap
+from common.tokenizer import load_tokenizer
+from generalisation import reward_scores, rouge, wins
+from splits import Task
+from study.pipeline import ROOT, Stage, run_stages
+from study.report import interval, signed, table
+
+SIZES = {  # flags of each stage
+    "paper": dict(sft=["--preset", "paper"], reward=["--preset", "paper"], ppo=["--preset", "paper"],
+                  bon=["--preset", "paper"]),
+    "gpu": dict(sft=["--preset", "small-llama"], reward=["--preset", "small-llama", "--prompts", "20000"],
+                ppo=["--preset", "small-llama"], bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
+    "cpu": dict(sft=["--preset", "small-llama", "--rows", "800", "--max-prompt-tokens", "320"],
+                reward=["--preset", "small-llama", "--batch-size", "8"],
+                ppo=["--preset", "small-llama", "--steps", "20", "--batch-size", "32", "--minibatches", "2",
+                     "--lr", "1e-4"],
+                bon=["--inputs", "30", "--dtype", "bf16", "--batch-size", "256"]),
+}
+# a guess at each stage's seconds with --size cpu, for the first time left; the runner then goes by what it sees
+SECONDS = dict(sft=900, reward=900, ppo=1800, sampled_sft=1800, sampled_ppo=600, judge=900)
+POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
+PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
+VOCABULARY = 50257      # V of EAD, the authors'
+
+
+class Study(NamedTuple):
+    """What is run and measured, and where."""
+    out: Path
+    model: str              # a hub name or a Hugging Face directory
+    task: str
+    data: str
+    judge_data: str         # folder whose preferences train the judge; "": the next seed's reward model
+    size: str
+    flags: dict             # {script: list of flags}
+    encoder: str            # of the embedding measures
+    seeds: range
+    device: str
+    dtype: str
+    threads: int
+
+
+# --------------------------------------------------------------------------------------------------- the plan
+
+def plan(study):
+    """The stages of a Study, in order.  Each script continues by itself what was cut."""
+    common = ["--device", study.device, "--threads", str(study.threads), "--quiet"]
+    task = ["--task", study.task] if study.task else []
+    data = ["--data", study.data] if study.data else []
+    stages = []
+
+    def add(name, needs, leaves, script, *flags):
+        command = [sys.executable, str(ROOT / f"{script}.py"), *study.flags[script], *map(str, flags), *common]
+        stages.append(Stage(name, needs, leaves, SECONDS[name.split("/")[-1]], command))
+    for seed in study.seeds:
+        home, here = f"seed-{seed}", study.out / f"seed-{seed}"
+        own = ["--seed", seed, "--out", here]
+        sft, reward, ppo = (here / f"ckpt_{kind}.pt" for kind in ("sft", "reward", "ppo"))
+        add(f"{home}/sft", (), (f"{home}/ckpt_sft.pt",), "sft", "--model", study.model, *task, *data, *own)
+        add(f"{home}/reward", (f"{home}/sft",), (f"{home}/ckpt_reward.pt",), "reward", "--model", sft, *own)
+        add(f"{home}/ppo", (f"{home}/reward",), (f"{home}/ckpt_ppo.pt",), "ppo", "--model", sft, "--reward", reward,
+            *own)
+        add(f"{home}/sampled_sft", (f"{home}/reward",), (), "bon", "--model", sft, "--reward", reward, *own)
+        add(f"{home}/sampled_ppo", (f"{home}/ppo",), (), "bon", "--model", ppo, *own)
+    if study.judge_data:
+        first = study.seeds[0]
+        add("judge", (f"seed-{first}/sft",), ("ckpt_judge.pt",), "reward",
+            "--model", study.out / f"seed-{first}" / "ckpt_sft.pt", *task, "--data", study.judge_data,
+            "--seed", first + 1000, "--out", study.out / "ckpt_judge.pt")
+    return stages
+
+
+# ------------------------------------------------------------------------------------------------- measuring
+
+def judge_of(study, seed, device):
+    """The judge of one seed's policies: a function of sample rows giving scores of outputs and of references."""
+    following = study.seeds[(study.seeds.index(seed) + 1) % len(study.seeds)]
+    path = study.out / ("ckpt_judge.pt" if study.judge_data else f"seed-{following}/ckpt_reward.pt")
+    model, saved = load_checkpoint(path, "reward", "judge", device, study.dtype)
+    return partial(reward_scores, model=model, tokenizer=load_tokenizer(saved["tokenizer"]), task=Task(**saved["task"]))
+
+
+def measure_file(rows, score, encode):
+    """{measure: (n,) values of n prompts, or (K,) across inputs} of one sample file."""
+    found = {"win rate": wins(*score(rows)),
+             "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
+             "words": [np.mean([len(t.split()) for t in r["outputs"]]) for r in rows],
+             "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
+    varied = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), vocabulary=VOCABULARY)
+    for kind, names in (("per_input", ("ead", "self_bleu", "embedding")), ("across", ("ead", "embedding"))):
+        found |= {f"{kind.replace('_', ' ')} {name}": varied[kind][name] for name in names}
+    return {name: np.asarray(values, dtype=float) for name, values in found.items()}
+
+
+def measure(study, device):
+    """{(policy, split, measure): (seeds, n)}."""
+    encode, found = load_encoder(study.encoder or study.model, device, study.dtype), {}
+    for seed in study.seeds:
+        here, score = study.out / f"seed-{seed}", judge_of(study, seed, device)
+        for policy in POLICIES:
+            for path in sorted(here.glob(f"samples_{policy}_*.jsonl")):
+                split = path.stem.removeprefix(f"samples_{policy}_")
+                for name, values in measure_file(read_samples(path), score, encode).items():
+                    found.setdefault((policy, split, name), []).append(values)
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def summary(values, measure):
+    """(seeds, n) -> {"mean", "low", "high": 95 % over prompts of their means over seeds, "seeds": each seed's mean}.
+    Across-input values are not of prompts: their interval is the seeds' range."""
+    each = values.mean(1)
+    if measure.startswith("across"):
+        mean, low, high = each.mean(), each.min(), each.max()
+    else:
+        mean, low, high = bootstrap(values.mean(0))
+    return {"mean": float(mean), "low": float(low), "high": float(high), "seeds": [round(float(x), 4) for x in each]}
+
+
+def results_of(study, device):
+    """Everything in replication.json."""
+    found = measure(study, device)
+    differences = {f"{a} - {b} | {split} | {m}": summary(values - found[b, split, m], m) for a, b in PAIRS
+                   for (policy, split, m), values in found.items() if policy == a and (b, split, m) in found}
+    paths = [study.out / f"seed-{s}/ckpt_{kind}.pt" for s in study.seeds for kind in ("reward", "ppo")]
+    paths += [study.out / "ckpt_judge.pt"] if study.judge_data else []
+    models = {str(path.relative_to(study.out)):
+              load_checkpoint(path, "lm" if path.name == "ckpt_ppo.pt" else "reward")[1]["metrics"] for path in paths}
+    return {"model": Path(study.model).name if Path(study.model).is_dir() else study.model, "size": study.size,
+            "seeds": len(study.seeds),
+            "values": {f"{policy} | {split} | {m}": summary(v, m) for (policy, split, m), v in found.items()},
+            "differences": differences, "models": models}
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+def verdict(difference):
+    """A difference in words: clear only if the interval over prompts and every seed lie on one side of zero."""
+    one_side = difference["low"] > 0 or difference["high"] < 0
+    agree = len({x > 0 for x in difference["seeds"]}) == 1
+    return ("higher" if difference["mean"] > 0 else "lower") if one_side and agree else "not shown"
+
+
+def markdown(results):
+    """replication.md as a string."""
+    splits = sorted({key.split(" | ")[1] for key in results["values"]}, key=lambda s: (s != "test", s))
+    measures = dict.fromkeys(key.split(" | ")[2] for key in results["values"])
+
+    def row(measure, split):
+        different = [results["differences"][f"{pair} | {split} | {measure}"] for pair in ("ppo - sft", "bon - sft")]
+        return [measure, split, *(interval(results["values"][f"{p} | {split} | {measure}"], 3) for p in POLICIES),
+                *(f"{signed(d, 3)} {verdict(d)}" for d in different)]
+    models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
+               f"{m['longer_wins']:.3f}", str(m["pairs"])] for name, m in results["models"].items() if "accuracy" in m]
+    return "\n\n".join([
+        f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across inputs: the seeds' "
+        "range).",
+        table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
+              [row(m, s) for m in measures for s in splits]),
+        table(["model", "held-out accuracy", "the longer wins", "pairs"], models)]) + "\n"
+
+
+def run_study(study, device):
+    """Runs what is not done yet, measures, and writes replication.json and replication.md."""
+    check(study.judge_data or len(study.seeds) > 1,
+          f"--seeds {len(study.seeds)}: without --judge-data the judge is another seed's reward model, so 2 are needed")
+    run_stages(plan(study), study.out)
+    results = results_of(study, device)
+    write_json(study.out / "replication.json", results)
+    text = markdown(results)
+    atomic_write(study.out / "replication.md", text.encode())
+    print(f"{text}\nwrote {study.out}/replication.md and replication.json")

@@ -1,0 +1,251 @@
+"""The stages of the synthetic study: what is trained, sampled and measured for each seed, with the recipe's numbers.
+
+For each seed a base model is pretrained on posts with mixed reference noise.  Then for each kind of noise, systematic
+and independent: SFT, a reward model, PPO, PPO on the gold reward, and best-of-16; with systematic noise also PPO with
+other KL coefficients.  Seeds vary initialisation, data order and sampling.  Posts, references and test sets are the
+same for all, so differences are paired by prompt.
+
+Deviations from the paper: its two tasks are replaced by the synthetic one and its GPT-4 judge by the gold reward;
+generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature that gives it PPO's
+per-input diversity, to tell learning from sharpening.
+"""
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import bon
+import ppo
+import reward
+import sft
+from common.files import write_json
+from common.flags import Common, setup
+from common.samples import read_samples, sample_path
+from splits import synthetic_task
+from study import frontier, growth, proxies
+from study.measures import encoder_of, measure, vocabulary_of
+from study.names import (BETA, DIVERSITY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS, NOISE, QUALITY, SETS, SFT_TEMPERATURES,
+                         SWEEP, ppo_name)
+from study.pipeline import Stage
+
+MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a study that its results depend on, and save_every."""
+    inputs: int = 100           # prompts of each test set
+    base_rows: int = 24576      # posts that the base model is pretrained on
+    sft_rows: int = 8192        # posts of SFT for each kind of noise
+    prompts: int = 8000         # prompts with preferences
+    held_out: int = 500         # prompts of the reward model's held-out pairs
+    ppo_steps: int = 45         # rollout batches of PPO
+    batch_size: int = 64        # rollouts of a batch
+    pool: int = 64              # scored samples a prompt for best-of-16
+    instruct_base: tuple = (32768, 3)   # rows and epochs of the base model of the instruction task
+    instruct_longer: int = 2    # times the PPO steps there, because PPO on the gold reward still rose
+    shift_prompts: int = 500    # prompts a side of the measures of shift
+    resampling: tuple = ()      # (draws, floors) of the measures of shift; (): study.shift's own
+    content_sets: int = 40      # sets of outputs in the content test of the diversity measures
+    quick: bool = False         # toy sizes: a check of the code, not a result
+    device: str = "auto"
+    dtype: str = "fp32"
+    save_every: float = 60.0
+
+    def settings(self):
+        return {k: v for k, v in asdict(self).items() if k != "save_every"}
+
+
+QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24, ppo_steps=3, batch_size=16, pool=32,
+               instruct_base=(1024, 1), shift_prompts=64, resampling=(20, 4), content_sets=10, quick=True)
+
+
+class Trial:
+    """One task and one seed: the methods are the work of its stages, on files in the folder `here`."""
+
+    def __init__(self, recipe, seed, folder, task):
+        self.recipe, self.seed, self.task = recipe, seed, task
+        self.here = Path(folder) / f"seed{seed}" / task
+        # the two kinds of noise share a base model
+        self.base = self.here.parent / "ckpt_base.pt" if task in NOISE else self.here / "ckpt_base.pt"
+        self.same = dict(seed=seed, threads=1, device=recipe.device, dtype=recipe.dtype, save_every=recipe.save_every,
+                         quiet=True)
+
+    def checkpoint(self, name):
+        return str(self.here / f"ckpt_{name}.pt")
+
+    # -------- training
+
+    def pretrain(self, task, rows, epochs=1):
+        sft.main(sft.Config(task=task, rows=rows, epochs=epochs, out=str(self.base), **self.same))
+
+    def train_sft(self):
+        sft.main(sft.Config(model=str(self.base), task=self.task, rows=self.recipe.sft_rows, lr=1.5e-3,
+                            out=self.checkpoint("sft"), **self.same))
+
+    def train_reward(self):
+        reward.main(reward.Config(model=self.checkpoint("sft"), prompts=self.recipe.prompts,
+                                  held_out=self.recipe.held_out, out=self.checkpoint("reward"), **self.same))
+
+    def train_ppo(self, name, beta=BETA, gold=False, longer=1):
+        ppo.main(ppo.Config(model=self.checkpoint("sft"), reward="gold" if gold else self.checkpoint("reward"),
+                            kl_coef=beta, steps=longer * self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
+                            out=self.checkpoint(name), **self.same))
+
+    # -------- sampling
+
+    def sample(self, name, temperature, splits="", scored=False, folder="", inputs=0, policy=""):
+        """Sample files of one policy in `folder`, t<temperature> by default.  scored: best-of-16's too."""
+        bon.main(bon.Config(model=self.checkpoint(name), reward=self.checkpoint("reward") if scored else "",
+                            pool=self.recipe.pool if scored else 0, splits=splits, temperature=temperature,
+                            policy=policy, inputs=inputs or self.recipe.inputs,
+                            out=str(self.here / (folder or f"t{temperature:g}")), **self.same))
+
+    def sample_all(self, more=()):
+        for name in ("sft", "ppo", "ppo_gold"):
+            self.sample(name, QUALITY, scored=name == "sft")
+            self.sample(name, DIVERSITY, "test", scored=name == "sft")
+        for name in more:
+            self.sample(name, QUALITY)
+
+    def sweep(self, beta):
+        """PPO with another KL coefficient, and its samples."""
+        self.train_ppo(ppo_name(beta), beta)
+        for temperature in (QUALITY, DIVERSITY):
+            self.sample(ppo_name(beta), temperature, "test")
+
+    def match(self):
+        """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at the
+        temperature of quality, on validation prompts."""
+        for temperature in SFT_TEMPERATURES:
+            if temperature not in (QUALITY, DIVERSITY):
+                self.sample("sft", temperature, "test")
+        wanted = self.validation_diversity("ppo", QUALITY)
+        # diversity grows with temperature, from 0 of greedy decoding; maximum.accumulate guards np.interp against
+        # noise between neighbours
+        curve = np.maximum.accumulate([0., *(self.validation_diversity("sft", t) for t in SFT_TEMPERATURES)])
+        temperature = round(float(np.interp(wanted, curve, (0., *SFT_TEMPERATURES))), 3)
+        self.sample("sft", temperature, folder="matched", policy="sft_matched")
+
+    def validation_diversity(self, name, temperature):
+        folder = f"match{temperature:g}"
+        self.sample(name, temperature, "validation", folder=folder, inputs=min(60, self.recipe.inputs))
+        rows = read_samples(sample_path(self.here / folder, name, "validation"))
+        task = synthetic_task(self.task)
+        return float(np.mean([task.gold_diversity(row["outputs"])[0] for row in rows]))
+
+    # -------- with --full
+
+    def graded(self):
+        """SFT, best-of-16 and PPO on the test sets between the study's."""
+        for name in ("sft", "ppo"):
+            self.sample(name, QUALITY, ",".join(GRADED), scored=name == "sft", folder="graded")
+        growth.measure_graded(self.here)
+
+    def shift(self, splits):
+        draws = dict(zip(("draws", "floors"), self.recipe.resampling))
+        growth.measure_shift(self.here, synthetic_task(self.task), splits, self.recipe.shift_prompts, **draws)
+
+    def temperatures(self):
+        """SFT and PPO's policies at the temperatures between which the study did not look."""
+        for name in ("sft", *(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))):
+            for temperature in MORE_TEMPERATURES:
+                if name != "sft" or temperature not in SFT_TEMPERATURES:
+                    self.sample(name, temperature, "test")
+
+    def conditions(self):
+        """conditions.json: what study.proxies needs of every sample file on the test prompts."""
+        encode, _ = encoder_of(self.checkpoint("sft"))
+        vocabulary = vocabulary_of(synthetic_task(self.task))
+        paths = sorted(self.here.glob("t*/samples_*_test.jsonl"))
+        found = [proxies.condition(read_samples(path), vocabulary, encode, self.recipe.content_sets) for path in paths]
+        write_json(self.here / "conditions.json",
+                   {"conditions": found, "form": proxies.form_test(vocabulary, encode)}, indent=None)
+
+
+# --------------------------------------------------------------------------------------------------- the plan
+# Seconds are those of one thread of a 2-core server.
+
+def plan(recipe, seeds, folder, full=False):
+    """All stages of the study, with `full` those that answer the paper's reviewers too."""
+    stages = []
+    for seed in seeds:
+        trials = {task: Trial(recipe, seed, folder, task) for task in (*NOISE, "instruct")}
+        todo = base_stages(trials["synthetic"], f"seed{seed}/base") + [
+            line for task in NOISE for line in task_stages(trials[task], f"seed{seed}/base")]
+        if full:
+            first = seed == seeds[0]        # the shift of the prompts is the same for all seeds
+            todo += [line for task in NOISE for line in full_stages(trials[task], first)]
+            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("measure",)) + frontier_stages(trials["synthetic"])
+            todo += instruct_stages(trials["instruct"], first)
+        stages += [Stage(name, needs, leaves, 0.5 + seconds / 30 if recipe.quick else seconds,
+                         partial(in_worker, seed, work)) for name, needs, leaves, seconds, work in todo]
+    return stages
+
+
+def in_worker(seed, work):
+    """What every stage starts with: one thread, fixed seeds, deterministic algorithms."""
+    setup(Common(seed=seed, threads=1))
+    work()
+
+
+def _stage(trial, name, needs, leaves, seconds, work):
+    """One line of a plan.  needs, leaves: names of stages and of files of the same trial."""
+    home = f"seed{trial.seed}/{trial.task}"
+    return (f"{home}/{name}", tuple(n if "/" in n else f"{home}/{n}" for n in needs),
+            tuple(f"{home}/{path}" for path in leaves), seconds, work)
+
+
+def base_stages(t, name):
+    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 139, partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows))]
+
+
+def task_stages(t, base):
+    """The study's stages on one task."""
+    sweep = SWEEP if t.task == "synthetic" else ()
+    return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 30, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 28, partial(t.train_ppo, "ppo")),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 25, partial(t.train_ppo, "ppo_gold", gold=True)),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 40, t.sample_all),
+            _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
+            *sweep_stages(t, sweep, ("reward",)),
+            _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 20,
+                   partial(measure, t.here, synthetic_task(t.task)))]
+
+
+def sweep_stages(t, betas, needs):
+    return [_stage(t, ppo_name(beta), needs, (f"ckpt_{ppo_name(beta)}.pt",), 30, partial(t.sweep, beta))
+            for beta in betas]
+
+
+def full_stages(t, first):
+    shift = _stage(t, "shift", ("sft",), ("shift.json",), 70, partial(t.shift, [*SETS, *GRADED]))
+    return [_stage(t, "graded", ("ppo",), ("graded.json",), 20, t.graded), *([shift] if first else [])]
+
+
+def frontier_stages(t):
+    """They read all sample files, so they come after those that measures.json must not hold."""
+    sampled = ("temperatures", "measure")
+    best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
+    return [_stage(t, "temperatures", tuple(map(ppo_name, (BETA, *SWEEP, *FULL_SWEEP))), ("t1.3",), 40, t.temperatures),
+            _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 110, best_of),
+            _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 120,
+                   partial(frontier.measure_frontier, t.here)),
+            _stage(t, "proxies", sampled, ("conditions.json",), 70, t.conditions)]
+
+
+def instruct_stages(t, first):
+    rows, epochs = t.recipe.instruct_base
+    train_ppo = partial(t.train_ppo, longer=t.recipe.instruct_longer)
+    shift = _stage(t, "shift", ("sft",), ("shift.json",), 20, partial(t.shift, INSTRUCT_SPLITS))
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 150, partial(t.pretrain, "instruct-mixed", rows, epochs)),
+            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 13, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 30, t.train_reward),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 20, partial(train_ppo, "ppo")),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 18, partial(train_ppo, "ppo_gold", gold=True)),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 20, partial(t.sample_all, ("base",))),
+            _stage(t, "measure", ("sample",), ("measures.json",), 10,
+                   partial(measure, t.here, synthetic_task(t.task))),
+            *([shift] if first else [])]

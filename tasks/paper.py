@@ -1,0 +1,241 @@
+"""The paper's tasks: where their rows come from, and the prompts made of them.
+
+    python splits.py --task tldr                      # from the hub, through `datasets`; needs a network once
+    python splits.py --task alpaca --data DIR         # the same data sets from local copies
+
+Local copies lie at DIR/<data set's name without its owner>/<split>.jsonl, .jsonl.gz or .parquet, or one
+folder deeper under the configuration's name, with the hub's fields.
+
+    tldr             TL;DR posts; out of distribution: CNN/DailyMail articles
+    tldr-length      posts of at most 245 words; out of distribution: longer ones
+    tldr-subreddit   five subreddits about relationships and the like; out of distribution: all others
+    tldr-sentiment   posts that a classifier calls positive; out of distribution: the negative ones
+    alpaca           AlpacaFarm; out of distribution: AlpacaEval (near), Sequential Instructions (far)
+
+Deviations from the paper: which side of the sentiment split is in distribution, and by which classifier, is
+our choice.  The authors drew subsets with replacement; here every row counts once.
+"""
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError, check, first_line
+from common.files import read_jsonl
+from common.samples import instruction_prompt
+
+PARQUET = "refs/convert/parquet"    # a branch that the hub makes of data sets that were loading scripts
+LENGTH_LIMIT = 245                  # words of a post
+SUBREDDITS = ("relationships", "relationship_advice", "AskReddit", "tifu", "dating_advice")
+SENTIMENT_MODEL = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
+
+
+# ------------------------------------------------------------------------------------------------ the sources
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one data set."""
+    name: str                       # owner/name
+    split: tuple                    # names it may have; the first that exists is taken
+    config: str | None = None
+    revision: str | None = None
+
+    def rows(self, data=""):
+        """All rows as dicts, from local copies under `data` or, without `data`, from the hub.  Raises
+        UserError if they are not there."""
+        if data:
+            return self._local(Path(data))
+        from datasets import get_dataset_split_names, load_dataset      # slow to import, and only needed here
+        try:
+            found = get_dataset_split_names(self.name, self.config, revision=self.revision)
+            split = next((s for s in self.split if s in found), found[0] if len(found) == 1 else None)
+            check(split, f"{self.name}: none of the splits {', '.join(self.split)} in {', '.join(found)}")
+            return load_dataset(self.name, self.config, split=split, revision=self.revision).to_list()
+        except UserError:
+            raise
+        except Exception as error:      # no network, renamed, gated: datasets and the hub raise many kinds
+            raise UserError(f"{self.name}: the hub does not give it ({type(error).__name__}: "
+                            f"{first_line(error)}); --data DIR reads local copies from "
+                            f"DIR/{self.short}/{self.split[0]}.jsonl or .parquet") from None
+
+    @property
+    def short(self):
+        return self.name.split("/")[1]
+
+    def _local(self, data):
+        folders = [data / self.short / self.config] if self.config else []
+        for folder in (*folders, data / self.short):
+            for split in self.split:
+                for ending in (".jsonl", ".jsonl.gz"):
+                    if (folder / (split + ending)).is_file():
+                        return read_jsonl(folder / (split + ending), {})
+                # one file, or the hub's numbered parts
+                parts = [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
+                if parts:
+                    return self._parquet(sorted(map(str, parts)))
+        raise UserError(f"{data / self.short}: no {self.split[0]}.jsonl, .jsonl.gz or .parquet; it should "
+                        f"hold that split of {self.name}")
+
+    @staticmethod
+    def _parquet(parts):
+        from datasets import load_dataset
+        try:
+            return load_dataset("parquet", data_files=parts, split="train").to_list()
+        except Exception as error:
+            raise UserError(f"{parts[0]}: cannot be read as parquet ({type(error).__name__})") from None
+
+
+_TLDR = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"
+_FARM = "tatsu-lab/alpaca_farm"
+TLDR = {s: Source(_TLDR, (s,)) for s in ("train", "validation", "test")}
+CNN = Source("abisee/cnn_dailymail", ("test",), "3.0.0")
+COMPARISONS = {s: Source("openai/summarize_from_feedback", (s,), "comparisons", PARQUET)
+               for s in ("train", "validation")}
+ALPACA = {"train": Source(_FARM, ("sft",), "alpaca_instructions", PARQUET),
+          "validation": Source(_FARM, ("val",), "alpaca_instructions", PARQUET),
+          "unlabeled": Source(_FARM, ("unlabeled",), "alpaca_instructions", PARQUET),
+          "test": Source("UCL-DARK/alpaca-farm-id-test", ("test", "train")),
+          "ood_alpaca_eval": Source("tatsu-lab/alpaca_eval", ("eval", "test"), "alpaca_eval", PARQUET),
+          "ood_sequential": Source("UCL-DARK/sequential-instructions", ("test", "train"))}
+ALPACA_PREFERENCES = Source(_FARM, ("preference",), "alpaca_human_preference", PARQUET)
+
+TASKS = {  # name: its out-of-distribution splits
+    "tldr": ["ood_cnn"], "tldr-length": ["ood_long"], "tldr-subreddit": ["ood_subreddit"],
+    "tldr-sentiment": ["ood_sentiment"], "alpaca": ["ood_alpaca_eval", "ood_sequential"]}
+
+
+def splits(task):
+    """Names of a task's splits.  `unlabeled` has prompts for PPO."""
+    return ["train", "validation", "test", *TASKS[task], *(["unlabeled"] if task == "alpaca" else [])]
+
+
+# ------------------------------------------------------------------------------------------------ the prompts
+
+def tldr_prompt(subreddit, title, post):
+    return f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
+
+
+def article_prompt(article):
+    return f"ARTICLE: {article}\nTL;DR:"
+
+
+def instruction_of(prompt):
+    """What a prompt asks, without the frame around it, as a judge has to see it."""
+    frame = r"### Instruction:\n(.*?)(?:\n\n### Input:\n(.*))?\n\n### Response:\s*$"
+    if found := re.search(frame, prompt, re.S):
+        return "\n\n".join(filter(None, found.groups()))
+    return re.sub(r"\s*TL;DR:\s*$", "", prompt)
+
+
+# --------------------------------------------------------------------------------------------------- the rows
+
+def field(row, name, source, kind=str):
+    """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
+    if not isinstance(row.get(name), kind):
+        found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
+        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
+    return row[name]
+
+
+def instruction_row(row, source):
+    """A row with an instruction, an input or none, and its answer."""
+    answers = [name for name in ("output", "reference", "response") if name in row] or ["response"]
+    given = row.get("input") or ""
+    return {"prompt": instruction_prompt(field(row, "instruction", source), given),
+            "reference": field(row, answers[0], source), "instruction": row["instruction"], "input": given}
+
+
+def post_row(row, source):
+    """A row of the TL;DR data set."""
+    subreddit, title, post, summary = (field(row, name, source)
+                                       for name in ("subreddit", "title", "post", "summary"))
+    found = {"id": str(row.get("id", "")), "prompt": tldr_prompt(subreddit, title, post),
+             "reference": summary.strip(), "subreddit": subreddit, "post": post}
+    return found | ({"sentiment": row["sentiment"]} if "sentiment" in row else {})
+
+
+def article_row(row, number):
+    """A row of the CNN/DailyMail data set."""
+    return {"id": str(row.get("id", f"ood_cnn-{number}")),
+            "prompt": article_prompt(field(row, "article", CNN)), "reference": field(row, "highlights", CNN)}
+
+
+def sentiments(posts, batch_size=64):
+    """Whether a classifier calls each post positive: list of bool.  Raises UserError where transformers is
+    not installed."""
+    try:
+        from transformers import pipeline
+    except ImportError:
+        raise UserError("task tldr-sentiment needs a classifier: pip install transformers, or give rows a "
+                        "boolean column `sentiment`, true where positive") from None
+    classify = pipeline("sentiment-analysis", SENTIMENT_MODEL, truncation=True)
+    return [out["label"] == "POSITIVE" for out in classify(posts, batch_size=batch_size)]
+
+
+def in_distribution(task, rows):
+    """Which posts lie on the training side of a task's split: list of bool.  rows: dicts with `post` and
+    `subreddit`."""
+    if task == "tldr-length":
+        return [len(r["post"].split(" ")) <= LENGTH_LIMIT for r in rows]
+    if task == "tldr-subreddit":
+        return [r["subreddit"] in SUBREDDITS for r in rows]
+    if task == "tldr-sentiment":
+        if all(isinstance(r.get("sentiment"), bool) for r in rows):
+            return [r["sentiment"] for r in rows]
+        return sentiments([r["post"] for r in rows])
+    return [True] * len(rows)
+
+
+def rows(task, split, data=""):
+    """All rows of a task's split: dicts with id, prompt, reference and metadata.  Raises UserError on a
+    source that cannot be had or lacks a column."""
+    if task == "alpaca":
+        source = ALPACA[split]
+        return [{"id": f"{split}-{i}"} | instruction_row(row, source)
+                for i, row in enumerate(source.rows(data))]
+    if split == "ood_cnn":
+        return [article_row(row, i) for i, row in enumerate(CNN.rows(data))]
+    inside = not split.startswith("ood_")
+    source = TLDR[split if inside else "test"]
+    posts = [post_row(row, source) for row in source.rows(data)]
+    return [row for row, found in zip(posts, in_distribution(task, posts)) if found == inside]
+
+
+# -------------------------------------------------------------------------------------------- the preferences
+
+def comparison(row, source):
+    """A human comparison of two summaries of one post -> a preference row, or None for an article's (the data
+    set holds both)."""
+    info, pair = field(row, "info", source, dict), field(row, "summaries", source, list)
+    choice = field(row, "choice", source, int)
+    if not info.get("post"):
+        return None
+    check(len(pair) == 2 and choice in (0, 1),
+          f"{source.name}: two summaries and a choice of 0 or 1 are needed")
+    texts = [summary["text"].strip() for summary in pair]
+    return {"prompt": tldr_prompt(info["subreddit"], info["title"], info["post"]), "chosen": texts[choice],
+            "rejected": texts[1 - choice], "post": info["post"], "subreddit": info["subreddit"]}
+
+
+def instruction_comparison(row, source):
+    """A human comparison of two responses to one instruction -> a preference row, or None where the annotator
+    preferred neither."""
+    first, second = field(row, "output_1", source), field(row, "output_2", source)
+    better = field(row, "preference", source, int)
+    if better not in (1, 2):
+        return None
+    chosen, rejected = (first, second) if better == 1 else (second, first)
+    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def preferences(task, validation=False, data=""):
+    """Preference rows of a task: dicts with prompt, chosen, rejected.  None where it has none of that kind:
+    AlpacaFarm's are one split, without validation."""
+    if task == "alpaca":
+        if validation:
+            return None
+        source, read = ALPACA_PREFERENCES, instruction_comparison
+    else:
+        source, read = COMPARISONS["validation" if validation else "train"], comparison
+    found = [row for row in (read(row, source) for row in source.rows(data)) if row]
+    return [row for row, inside in zip(found, in_distribution(task, found)) if inside]

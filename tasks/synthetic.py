@@ -1,0 +1,344 @@
+"""The synthetic task: summaries of forum posts whose gold reward is known, for a study offline on two cores.
+
+    python -m tasks.synthetic            # a post of each kind, its references, and their gold rewards
+
+A post tells one key story (who did what to which object, how the writer feels, since when, what to do) among
+one or two distractor stories of the same build.  The title tells which story matters; in posts, not in
+articles, a small word at a sentence's head tells it too.  References are written the way people write them:
+in many phrasings, incomplete, sometimes wrong, often with a clause about a distractor.  The texts come from a
+small grammar, so the gold reward can read any output.  The content of an output is a set of facts, so gold
+diversity is exact.
+
+Deviations from the paper: posts replace Reddit's, and the gold reward replaces GPT-4.  The weights of the
+gold reward were fixed before any policy was trained.  The wording of posts was made easier until a model of
+0.3 million parameters could learn to summarise them.  That of articles changed once after a first study, in
+which their unknown words had left one sample in eight unfinished.
+
+References have one of two kinds of noise, at the same rates.  The kind decides what the study finds:
+
+  independent   each reference errs on its own; the most likely summary is then a clean one, and a low
+                temperature alone removes errors
+  systematic    writers share their errors: all are drawn to a distractor that opens the post, and all
+                confuse the same words
+"""
+import re
+import random
+from functools import lru_cache
+from itertools import combinations, product
+
+SLOTS = {  # slot: its values; a value's other surface forms after the slash
+    "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
+           "coworker/colleague cousin landlord teacher",
+    "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped "
+             "returned copied",
+    "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera "
+              "book/novel watch lamp piano tent mirror wallet",
+    "ask": "forgive/pardon confront sue report apologize leave/quit wait complain",
+    "feeling": "angry/mad sad/unhappy guilty scared/afraid confused jealous",
+    "time": "yesterday today monday friday sunday christmas/xmas easter recently/lately",
+}
+STORY = ("who", "event", "object")              # the slots a distractor story has too
+SURFACES = {slot: {v.split("/")[0]: v.split("/") for v in values.split()} for slot, values in SLOTS.items()}
+VALUES = {slot: list(forms) for slot, forms in SURFACES.items()}
+FACT = {form: (slot, value) for slot, forms in SURFACES.items()
+        for value, group in forms.items() for form in group}
+HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
+SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
+
+# mixed: each reference has either kind; a base model is pretrained on this
+NOISE = ("systematic", "independent", "mixed")
+# how often a reference states a fact
+INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
+WRONG, DISTRACTED, LEAD = .06, .55, .9
+# systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
+# under independent noise
+CONFUSED = {"who": ("uncle", "brother"), "event": ("washed", "lost"), "object": ("lamp", "camera"),
+            "ask": ("complain", "report"), "feeling": ("jealous", "angry"), "time": ("friday", "monday")}
+
+WEIGHT = {"who": 1., "event": 1., "object": 1., "ask": 1., "feeling": .5, "time": .5}
+PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, "unfinished": 1.,
+           "word_too_many": .08}
+FREE_WORDS = 18
+
+SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out value, format)
+    "train": ((1, 2), .0, "post"),
+    "validation": ((1, 2), .0, "post"),
+    "test": ((1, 2), .0, "post"),
+    "ood_article": ((1, 2), .0, "article"),
+    "ood_words50": ((1, 2), .5, "post"),
+    "ood_words100": ((1, 2), 1., "post"),
+    "ood_distractors4": ((4,), .0, "post"),
+    "ood_distractors7": ((7,), .0, "post"),
+    # steps between these, to plot PPO's advantage against shift; bon.py does not sample them by default
+    "graded_words25": ((1, 2), .25, "post"),
+    "graded_words75": ((1, 2), .75, "post"),
+    "graded_distractors3": ((3,), .0, "post"),
+    "graded_distractors5": ((5,), .0, "post"),
+    "graded_distractors6": ((6,), .0, "post"),
+}
+SIZES = {"train": 32768}
+# fraction of the train posts that have held-out values in their key story, half of these as articles: a
+# base model has met every word in every role, and news, but rarely
+PRETRAINING_MIX = .06
+
+
+# ---------------------------------------------------------------------------------------------------- grammar
+
+POST = {  # capitals stand for a surface form of a fact
+    "story": ("so my WHO EVENT my OBJECT", "so my OBJECT was EVENT by my WHO"),
+    "other_story": ("then my WHO EVENT my OBJECT", "also my OBJECT was EVENT by my WHO"),
+    "mood": ("since TIME i feel FEELING", "i am FEELING since TIME"),
+    "ask": ("should i ASK ?", "is it right to ASK ?"),
+    "other_ask": ("people say i must ASK", "people want to ASK"),
+    "title": ("my WHO with my OBJECT", "my OBJECT with my WHO"),
+}
+ARTICLE = {  # known words in an order no post has, and nothing but the title tells which story matters
+    "story": ("the WHO EVENT the OBJECT", "the OBJECT was EVENT by the WHO"),
+    "other_story": ("the WHO EVENT the OBJECT", "the OBJECT was EVENT by the WHO"),
+    "mood": ("now FEELING since TIME",),
+    "ask": ("maybe ASK",),
+    "other_ask": ("people ASK",),
+    "title": ("the WHO and the OBJECT", "the OBJECT and the WHO"),
+}
+CLAUSES = {  # what a summary may say, by the story facts it states
+    ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
+                                 "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
+    ("who", "event"): ("my WHO EVENT something", "something was EVENT by my WHO"),
+    ("who", "object"): ("trouble with my WHO over my OBJECT", "my WHO with my OBJECT"),
+    ("event", "object"): ("someone EVENT my OBJECT", "my OBJECT was EVENT"),
+    ("who",): ("trouble with my WHO", "it is about my WHO"),
+    ("event",): ("something was EVENT", "someone EVENT something"),
+    ("object",): ("trouble with my OBJECT", "it is about my OBJECT"),
+}
+MOOD = ("i feel FEELING", "i am FEELING", "now FEELING")
+ASK = ("should i ASK", "i want to ASK", "is it right to ASK", "maybe i should ASK")
+SINCE = ("since TIME",)
+
+_stories = [f for forms in CLAUSES.values() for f in forms]
+GRAMMAR = {f for f in (*_stories, *MOOD, *ASK, *SINCE)}
+GRAMMAR |= {f"TIME {f}" for f in _stories} | {f"{f} TIME" for f in _stories} | {f"also {f}" for f in _stories}
+
+
+# ------------------------------------------------------------------------------------------------ gold reward
+
+def _pieces(text):
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def _clauses(pieces):
+    """Splits at punctuation and at `and`."""
+    clause = []
+    for piece in [*pieces, "."]:
+        if piece == "and" or not piece.isalnum():
+            if clause:
+                yield clause
+            clause = []
+        else:
+            clause.append(piece)
+
+
+def _skeleton(clause):
+    return " ".join(FACT[w][0].upper() if w in FACT else w for w in clause)
+
+
+@lru_cache(maxsize=100_000)
+def read_prompt(prompt):
+    """What a post says: ({slot: value} of the key story, {slot: set of values} of the distractors).
+
+    The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
+    prompt of this task."""
+    title, _, body = prompt.partition("\n")
+    framed = body.startswith("POST ") and body.endswith("\nTLDR")
+    if not framed or not title.startswith(("TITLE ", "ARTICLE ")):
+        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
+    named = {FACT[w] for w in _pieces(title) if w in FACT}
+    key, others = {}, {slot: set() for slot in SLOTS}
+    for sentence in re.split(r"[.?]", body.removeprefix("POST ").removesuffix("TLDR")):
+        words = _pieces(sentence)
+        facts = dict(FACT[w] for w in words if w in FACT)
+        if "object" in facts and not named <= set(facts.items()) or "people" in words:
+            for slot, value in facts.items():
+                others[slot].add(value)
+        else:
+            key.update(facts)
+    if set(key) != set(SLOTS):
+        raise ValueError("not a prompt of the synthetic task (no key "
+                         f"{', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
+    return key, others
+
+
+def facts(text):
+    """The facts of any text: frozenset of the (slot, value) that its grammatical clauses state."""
+    return frozenset(FACT[w] for clause in _clauses(_pieces(text)) if _skeleton(clause) in GRAMMAR
+                     for w in clause if w in FACT)
+
+
+def gold_reward(prompt, text, finished=True):
+    """Gold reward of a summary, a float: facts covered less errors (WEIGHT, PENALTY); a perfect summary has
+    5.
+
+    Every text gets a reward.  A fact counts once, and only in a grammatical clause, so a list of words earns
+    nothing.  finished: whether the text ended by itself (EOS).  Raises ValueError on a prompt of another
+    task."""
+    key, others = read_prompt(prompt)
+    pieces, said, score = _pieces(text), set(), 0.
+    for clause in _clauses(pieces):
+        if _skeleton(clause) not in GRAMMAR:
+            score -= PENALTY["ungrammatical"]
+            continue
+        stated = [FACT[w] for w in clause if w in FACT]
+        distractors = [(slot, v) for slot, v in stated if v in others[slot] and v != key[slot]]
+        score -= PENALTY["distractor"] * bool(distractors)
+        for slot, value in stated:
+            if (slot, value) in said:
+                score -= PENALTY["duplicate"]
+            elif value == key[slot]:
+                score += WEIGHT[slot]
+            elif (slot, value) not in distractors:
+                score -= PENALTY["wrong"]
+            said.add((slot, value))
+    score -= PENALTY["word_too_many"] * max(0, len(pieces) - FREE_WORDS)
+    return score - PENALTY["unfinished"] * (not finished)
+
+
+# ------------------------------------------------------------------------------------------------- generation
+
+def _fill(rng, form, story):
+    """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms."""
+    return " ".join(rng.choice(SURFACES[w.lower()][story[w.lower()]]) if w.isupper() else w
+                    for w in form.split())
+
+
+def _story(rng, held_out):
+    return {slot: rng.choice(HELD_OUT[slot] if slot in HELD_OUT and rng.random() < held_out else SEEN[slot])
+            for slot in SLOTS}
+
+
+def post(rng, split):
+    """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
+    distractor opens the post)."""
+    distractors, held_out, style = SPLITS[split]
+    if split == "train" and rng.random() < PRETRAINING_MIX:
+        held_out, style = 1., rng.choice(("post", "article"))
+    forms = POST if style == "post" else ARTICLE
+    key, count = _story(rng, held_out), rng.choice(distractors)
+    # no value twice: nothing is ambiguous
+    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
+    others = [{slot: names[slot][i] for slot in STORY} for i in range(count)]
+    sentences = [_fill(rng, rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
+    if rng.random() < .3:
+        ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
+        sentences.append(_fill(rng, rng.choice(forms["other_ask"]), ask))
+    told = [_fill(rng, rng.choice(forms["other_story"]), other) for other in others]
+    leads = rng.random() < DISTRACTED
+    first, rest = (told[0], sentences + told[1:]) if leads else (sentences[0], sentences[1:] + told)
+    rng.shuffle(rest)
+    body = " ".join(s if s.endswith("?") else s + " ." for s in [first, *rest])
+    title = _fill(rng, rng.choice(forms["title"]), key)
+    return f"{'TITLE' if style == 'post' else 'ARTICLE'} {title}\nPOST {body}\nTLDR", key, others[0], leads
+
+
+def _said(rng, key, noise):
+    """What a writer takes up of the key story, with this writer's errors: {slot: value}, at least one."""
+    said = {slot: value for slot, value in key.items() if rng.random() < INCLUDE[slot]} or {"who": key["who"]}
+    for slot in said:
+        if noise == "independent":
+            if rng.random() < WRONG:
+                said[slot] = rng.choice([v for v in VALUES[slot] if v != key[slot]])
+        elif said[slot] == CONFUSED[slot][0] and rng.random() < min(1., WRONG * len(SEEN[slot])):
+            said[slot] = CONFUSED[slot][1]
+    return said
+
+
+def _key_clauses(rng, said):
+    """Clauses that state the facts {slot: value}: the story with its time first, then mood and ask in any
+    order."""
+    clauses, story = [], tuple(slot for slot in STORY if slot in said)
+    if story:
+        form = rng.choice(CLAUSES[story])
+        if "time" in said:
+            form = rng.choice((f"TIME {form}", f"{form} TIME"))
+        clauses.append(_fill(rng, form, said))
+    elif "time" in said:
+        clauses.append(_fill(rng, SINCE[0], said))
+    more = [_fill(rng, rng.choice(forms), said)
+            for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
+    rng.shuffle(more)
+    return clauses + more
+
+
+def reference(rng, key, other, leads, noise):
+    """One human-like summary of a post: incomplete, sometimes wrong, often with a clause about the distractor
+    `other`.  leads: whether a distractor opens the post."""
+    if noise == "mixed":
+        noise = rng.choice(("systematic", "independent"))
+    clauses = _key_clauses(rng, _said(rng, key, noise))
+    # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but the post
+    # decides
+    distracted = DISTRACTED if noise == "independent" else LEAD if leads else 1 - LEAD
+    if rng.random() < distracted:
+        form = rng.choice(CLAUSES[STORY])
+        clause = _fill(rng, rng.choice((form, f"also {form}")), other)
+        clauses.insert(rng.choice((0, len(clauses))), clause)
+    text = clauses[0]
+    for clause in clauses[1:]:
+        text += rng.choice((" , ", " and ", " . ")) + clause
+    return f" {text} ."      # the leading space belongs to the response, as in the paper's TL;DR data
+
+
+def rows(split, n, noise="systematic", references=4, start=0):
+    """n posts of a split from number `start` on: dicts with id, prompt, reference and references, a list of
+    that many.
+
+    A number always names the same post: `--seed` varies training, never the data.  Raises KeyError on an
+    unknown split, ValueError on an unknown noise."""
+    if noise not in NOISE:
+        raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
+    out = []
+    for i in range(start, start + n):
+        rng = random.Random(f"{split} {i}")
+        prompt, key, other, leads = post(rng, split)
+        texts = [reference(rng, key, other, leads, noise) for _ in range(references)]
+        out.append({"id": f"{split}-{i}", "prompt": prompt, "reference": texts[0], "references": texts})
+    return out
+
+
+def gold_diversity(texts):
+    """Diversity of what texts state: (mean Jaccard distance of their fact sets over pairs, different fact
+    sets / texts).  Raises ValueError on fewer than two texts."""
+    return gold_diversity_of([facts(text) for text in texts])
+
+
+def gold_diversity_of(fact_sets):
+    """`gold_diversity` of fact sets, a list of frozensets.  Two empty sets have distance 0."""
+    if len(fact_sets) < 2:
+        raise ValueError("gold_diversity: at least two texts are needed")
+    distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(fact_sets, 2)]
+    return sum(distances) / len(distances), len(set(fact_sets)) / len(fact_sets)
+
+
+def phrasings(rng, k):
+    """k different texts that state the same facts: one content in many forms."""
+    story, out = _story(rng, 0.), {}
+    while len(out) < k:
+        clauses = [rng.choice(CLAUSES[STORY]), rng.choice(MOOD), rng.choice(ASK)]
+        rng.shuffle(clauses)
+        text = rng.choice((" , ", " and ", " . ")).join(_fill(rng, form, story) for form in clauses)
+        out[f" {text} ."] = None
+    return list(out)
+
+
+def stories(rng, k):
+    """k texts in one phrasing, each with facts drawn anew: one form with many contents."""
+    text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms)
+                                                    for forms in (CLAUSES[STORY], MOOD, ASK))
+    return [f" {_fill(rng, text, _story(rng, 0.))} ." for _ in range(k)]
+
+
+if __name__ == "__main__":
+    for split, noise in product(SPLITS, NOISE[:2]):
+        if split == "train" or noise == "systematic":
+            row = rows(split, 1, noise)[0]
+            print(f"--- {split}, {noise} noise\n{row['prompt']}")
+            for text in row["references"]:
+                print(f"   gold reward {gold_reward(row['prompt'], text):5.2f}  {text}")

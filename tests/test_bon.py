@@ -1,0 +1,20 @@
+"""Best-of-N drawn from a pool."""
+import math
+
+import numpy as np
+import pytest
+
+import bon
+
+
+def test_best_of_n_keeps_the_best_and_follows_the_analytic_law():
+    """Of a pool of m distinct rewards, the best of n draws without replacement has rank k with probability
+    C(m - k, n - 1) / C(m, n)."""
+    rewards, n, draws = np.arange(8.)[::-1], 3, 20_000
+    picks = bon.best_of_n(rewards, n, draws, np.random.default_rng(0))
+    expected = [math.comb(7 - i, n - 1) / math.comb(8, n) for i in range(8)]
+    np.testing.assert_allclose(np.bincount(picks, minlength=8) / draws, expected, atol=.01)
+    assert (bon.best_of_n([1., 3., 2.], 3, 5, np.random.default_rng(0)) == 1).all()
+    assert bon.best_of_n_independent([1., 3., 2., 0.], 2, 2).tolist() == [1, 2]
+    with pytest.raises(ValueError):
+        bon.best_of_n([1.], 2, 1, np.random.default_rng(0))

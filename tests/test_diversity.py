@@ -1,0 +1,308 @@
+"""Measures of diversity: equal to NLTK and the Vendi score, to slow definitions, and to examples worked by
+hand."""
+import json
+import math
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import diversity as D
+from common.embed import load_encoder, load_nli
+from common.errors import UserError
+from common.files import write_jsonl
+from common.ngrams import count_ngrams
+from conftest import call
+from tasks import synthetic
+
+
+# ------------------------------------------------------------------------------------------- lexical measures
+
+def test_distinct_and_ead_by_hand():
+    """`a b a` and `a b`: 5 words, 2 kinds; bigrams ab, ba, ab: 3, 2 kinds.  EAD with V = 10, C = 5: 2 / (10
+    (1 - .9^5)) = .4884"""
+    outputs = ["a b a", "a b"]
+    assert D.distinct_n(outputs, 1) == 2 / 5 and D.distinct_n(outputs, 2) == 2 / 3
+    assert D.ead(outputs, 1, 10) == pytest.approx(2 / (10 * (1 - .9 ** 5)))
+    assert math.isnan(D.distinct_n(outputs, 4)) and math.isnan(D.ead(outputs, 4, 10 ** 4))
+    each = [D.distinct_n(outputs, n) for n in range(1, 6)]
+    assert D.averaged(each) == pytest.approx((2 / 5 + 2 / 3 + 1) / 3)
+    assert D.averaged(each, missing=0.) == pytest.approx((2 / 5 + 2 / 3 + 1) / 5)
+    assert D.ngram_entropy(["a b", "a c"], 1) == pytest.approx(1.5)     # 1/2, 1/4, 1/4
+    with pytest.raises(ValueError, match="at least 2 kinds"):
+        D.ead(outputs, 1, 1)
+
+
+def slow_unique_and_total(tokens, n):
+    """The definition, one n-gram after the other."""
+    grams = [tuple(t[i:i + n]) for t in tokens for i in range(len(t) - n + 1)]
+    return len(set(grams)), len(grams)
+
+
+def slow_measures(tokens, max_n, kinds, missing):
+    """(distinct-n, EAD, entropy) of one group, averaged over n, by their definitions."""
+    found = []
+    for n in range(1, max_n + 1):
+        unique, total = slow_unique_and_total(tokens, n)
+        if total:
+            counts = Counter(tuple(t[i:i + n]) for t in tokens for i in range(len(t) - n + 1)).values()
+            found.append((unique / total, unique / (kinds(n) * (1 - ((kinds(n) - 1) / kinds(n)) ** total)),
+                          -sum(c / total * math.log2(c / total) for c in counts)))
+        elif missing is not None:
+            found.append((missing,) * 3)
+    return np.mean(found, axis=0) if found else [math.nan] * 3
+
+
+@pytest.mark.parametrize("convention", ["sound", "paper"])
+def test_a_file_counted_at_once_equals_its_sets_one_by_one(convention):
+    """Repeats, outputs without a word, outputs shorter than n, a group without any."""
+    rng = np.random.default_rng(0)
+    tokenise, missing, kinds = D.conventions(convention, 7)
+    groups = [[" ".join(rng.choice(list("abc. "), rng.integers(0, 12))) for _ in range(4)] for _ in range(30)]
+    groups[3] = ["", " ", "", ""]
+    tokens = [[tokenise(t) for t in g] for g in groups]
+    found = D.lexical_measures(tokens, convention, vocabulary=7)
+    slow = np.array([slow_measures(g, 5, kinds, missing) for g in tokens]).T
+    for name, expected in zip(("distinct_n", "ead", "entropy"), slow):
+        assert found[name] == pytest.approx(expected, nan_ok=True, abs=1e-12), name
+    one_by_one = [D.lexical_measures([g], convention, vocabulary=7) for g in tokens]
+    for name in ("distinct_n", "ead", "self_bleu", "entropy", "length"):
+        assert found[name] == pytest.approx([x[name][0] for x in one_by_one], nan_ok=True, abs=1e-12), name
+    for g, text in zip(tokens, groups):
+        unique, total = slow_unique_and_total(g, 2)
+        assert D.distinct_n(text, 2, tokenise) == pytest.approx(unique / total if total else math.nan,
+                                                                nan_ok=True)
+        unique, total = slow_unique_and_total(g, 1)
+        assert D.ead(text, 1, 7, tokenise) == pytest.approx(
+            unique / (7 * (1 - (6 / 7) ** total)) if total else math.nan, nan_ok=True)
+
+
+def test_ngrams_are_counted_by_group_and_together():
+    rng = np.random.default_rng(0)
+    groups = [[list(rng.choice(list("abc"), rng.integers(0, 12))) for _ in range(4)] for _ in range(30)]
+    groups[3] = [[]] * 4
+    unique, total = count_ngrams(groups, 3)
+    pooled = [t for g in groups for t in g]
+    for n in (1, 2, 3):
+        expected = np.array([slow_unique_and_total(g, n) for g in [*groups, pooled]]).T
+        np.testing.assert_array_equal([unique[n - 1], total[n - 1]], expected)
+    assert unique[1, -1] / total[1, -1] == D.distinct_n(pooled, 2) and total[:, 3].tolist() == [0, 0, 0]
+
+
+def test_ead_tends_to_distinct_n_for_large_vocabularies():
+    """U / C in the limit; the naive 1 - ((V - 1) / V)^C would be 0 / 0 here."""
+    outputs = ["one two three two", "two three four"]
+    assert D.ead(outputs, 2, 10 ** 40) == pytest.approx(D.distinct_n(outputs, 2))
+
+
+def test_paper_convention_glues_and_counts_as_the_authors_do():
+    assert D.paper_words("a b.\nc d") == ["a", "bc", "d"] and D.paper_words("v 3.5 is") == ["v", "35", "is"]
+
+    def paper(*texts):
+        return D.lexical_measures([[D.paper_words(t) for t in texts]], "paper")
+    assert paper("a b.\nc d", "a b. c d")["distinct_n"] == pytest.approx(0.7428571428571429)
+    assert paper("a b.\nc d", "a b. c d")["ead"] == pytest.approx(0.7428776095250699, abs=1e-9)
+    assert paper("a", "b c")["distinct_n"] == pytest.approx(.4)
+
+
+def test_self_bleu_equals_nltk(refs):
+    r = refs["self_bleu"]
+    for n in range(1, 5):
+        got = D.self_bleu(r["sentences"], max_n=n, tokenise=str.split, each=True)
+        np.testing.assert_allclose(got, r[f"sentence_method1_bleu{n}"], atol=1e-9)
+        assert D.self_bleu(r["sentences"], max_n=n,
+                           tokenise=str.split) == pytest.approx(r[f"sentence_method1_bleu{n}_mean"], abs=1e-9)
+    assert D.self_bleu(["a b c d e f"] * 2) == pytest.approx(1)
+    with pytest.raises(ValueError):
+        D.self_bleu(["alone"])
+
+
+def slow_self_bleu(outputs, max_n=4):
+    """The definition: clip against the maximum over every other output, for every output."""
+    total = 0.
+    for i, hypothesis in enumerate(outputs):
+        others, log_p, first = outputs[:i] + outputs[i + 1:], 0., 0
+        for n in range(1, max_n + 1):
+            grams = [Counter(zip(*(o[j:] for j in range(n)))) for o in (hypothesis, *others)]
+            best = Counter()
+            for other in grams[1:]:
+                best |= other
+            match = (grams[0] & best).total()
+            first = match if n == 1 else first
+            log_p += math.log((match or .1) / max(1, grams[0].total())) / max_n
+        closest = min((len(o) for o in others), key=lambda r: (abs(r - len(hypothesis)), r))
+        total += 0 if not first else math.exp(log_p + min(0., 1 - closest / len(hypothesis)))
+    return total / len(outputs)
+
+
+def test_linear_self_bleu_is_the_definition():
+    rng = np.random.default_rng(0)
+    groups = [[[str(w) for w in rng.integers(0, 12, rng.integers(1, 15))] for _ in range(12)]
+              for _ in range(20)]
+    slow = [slow_self_bleu(outputs) for outputs in groups]
+    assert [D.self_bleu(outputs) for outputs in groups] == pytest.approx(slow, abs=1e-12)
+    assert D.lexical_measures(groups)["self_bleu"] == pytest.approx(slow, abs=1e-12)
+
+
+# ---------------------------------------------------------------------------------------- measures of content
+
+def test_embedding_diversity_is_the_mean_over_pairs(refs):
+    x = np.array(refs["vendi"]["X"])
+    assert D.embedding_diversity(x) == pytest.approx(refs["vendi"]["mean_pairwise_cosine_distance"], abs=1e-9)
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    pairs = [1 - u[i] @ u[j] for i in range(9) for j in range(i)]
+    assert D.embedding_diversity(x) == pytest.approx(np.mean(pairs))
+    assert D.embedding_diversity([[1, 0], [1, 0]]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="two embeddings"):
+        D.embedding_diversity([[1, 0]])
+
+
+def test_vendi_equals_reference(refs):
+    v = refs["vendi"]
+    x = np.array(v["X"])
+    assert D.vendi_score(x) == pytest.approx(v["score_X_q1"], abs=1e-6)
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for q, expected in v["score_K"].items():
+        assert D.vendi_of_kernel(u @ u.T, float(q)) == pytest.approx(expected, abs=1e-6)
+        # through the smaller, dual matrix
+        assert D.vendi_score(x, float(q)) == pytest.approx(expected, abs=1e-6)
+    assert D.vendi_score(np.eye(4)) == pytest.approx(4) and D.vendi_score(np.ones((4, 2))) == pytest.approx(1)
+
+
+def test_nli_diversity_by_hand():
+    """Three outputs, six ordered pairs: a and b contradict each other with certainty .8 both ways, a entails
+    c with .6, all else is neutral: (.8 + .8 - .6) / 6."""
+    said = {("a", "b"): .8, ("b", "a"): .8, ("a", "c"): -.6}
+
+    def points(pairs):
+        return np.array([said.get(p, 0.) for p in pairs])
+    assert D.nli_diversity(["a", "b", "c"], points) == pytest.approx(1 / 6)
+    with pytest.raises(ValueError, match="two outputs"):
+        D.nli_diversity(["a"], points)
+
+
+def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "maybe"]))
+    transformers.BertTokenizerFast(vocab_file=str(vocab)).save_pretrained(tmp_path)
+    config = dict(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                  intermediate_size=16)
+    for labels, wrong in ((["contradiction", "neutral", "entailment"], False), (["a", "b", "c"], True)):
+        names = dict(enumerate(labels))
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(
+            **config, id2label=names, label2id={v: k for k, v in names.items()})).eval()
+        model.save_pretrained(tmp_path)
+        if wrong:
+            with pytest.raises(UserError, match="its labels are A, B, C"):
+                load_nli(str(tmp_path), "cpu")
+            continue
+        pairs = [("yes", "no"), ("no", "maybe yes"), ("maybe", "yes")]
+        ids = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        expected = []
+        for pair in pairs:
+            p = model(**ids(*pair, return_tensors="pt")).logits.softmax(-1)[0].detach()
+            expected.append(float(p.max()) * (1, 0, -1)[int(p.argmax())])
+        assert load_nli(str(tmp_path), "cpu", batch_size=2)(pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_measures_that_need_a_package_say_which(monkeypatch):
+    for package, load in (("sentence_transformers", lambda: load_encoder("sbert:x", "cpu")),
+                          ("transformers", lambda: load_nli("x", "cpu"))):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match="pip install"):
+            load()
+
+
+# ----------------------------------------------------------------------------------- per input, across inputs
+
+def test_per_input_and_across_by_hand():
+    """Two inputs with two outputs: per input looks along a row, across inputs down a column."""
+    groups = [["a a", "a a"], ["b b", "c c"]]
+
+    def distinct(outputs):
+        return D.distinct_n(outputs, 1)
+    assert D.per_input(groups, distinct).tolist() == [1 / 4, 2 / 4]
+    assert D.across_input(groups, distinct).tolist() == [2 / 4, 2 / 4]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_all_measures_of_a_file_are_those_of_its_sets(k):
+    """measure_samples against every measure asked for a row, or a column, by itself."""
+    rows = [r | {"outputs": [t + " ok" * i for i, t in enumerate(r["references"][:k])]}
+            for r in synthetic.rows("test", 6)]
+    vectors = np.random.default_rng(0).standard_normal((6, k, 5)).astype(np.float32)
+    found = D.measure_samples(rows, vectors, synthetic, max_n=3, vocabulary=50,
+                              nli=lambda pairs: np.array([len(a) for a, _ in pairs]))
+    texts = [r["outputs"] for r in rows]
+    by_hand = {
+        "distinct_n": lambda x: D.averaged([D.distinct_n(x, n) for n in (1, 2, 3)]),
+        "ead": lambda x: D.averaged([D.ead(x, n, 50 ** n) for n in (1, 2, 3)]),
+        "entropy": lambda x: D.averaged([D.ngram_entropy(x, n) for n in (1, 2, 3)]),
+        "length": lambda x: np.mean([len(D.words(t)) for t in x]),
+        "self_bleu": D.self_bleu,
+        "gold_diversity": lambda x: synthetic.gold_diversity(x)[0],
+        "fact_sets": lambda x: synthetic.gold_diversity(x)[1]}
+    alone = {"distinct_n", "ead", "entropy", "length"}      # need one output only
+    assert set(found["per_input"]) == (alone if k == 1 else {*by_hand, "embedding", "vendi", "nli"})
+    assert set(found["across"]) == {*by_hand, "embedding", "vendi"}
+    for kind, arrange in (("per_input", D.per_input), ("across", D.across_input)):
+        for name, values in found[kind].items():
+            if name in by_hand:
+                assert values == pytest.approx(arrange(texts, by_hand[name]), abs=1e-12), (kind, name)
+        for name, measure in (("embedding", D.embedding_diversity), ("vendi", D.vendi_score)):
+            if name in found[kind]:
+                assert found[kind][name] == pytest.approx(arrange(vectors, lambda x: measure(np.stack(x))))
+
+
+def test_half_spread_estimates_the_spread_of_the_whole():
+    """Texts of one random word each: the mean word length over 400 of them has standard deviation s / 20."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, 400)
+    rows = [{"outputs": ["x" * n]} for n in lengths]
+
+    def measured(rows, _):
+        return {"across": {"m": [np.mean([len(row["outputs"][0]) for row in rows])]}}
+    assert D.half_spread(rows, None, measured, draws=400)["m"] == pytest.approx(lengths.std() / 20, rel=.15)
+
+
+# ------------------------------------------------------------------------------------------------- the script
+
+def samples(path, policy, split, k=4, task="synthetic", n=6):
+    rows = synthetic.rows(split, n)
+    write_jsonl(path, [{"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": policy,
+                        "split": split, "temperature": 1.0, "seed": 0, "rewards": None, "task": task,
+                        "outputs": [r["references"][(i * j) % 4] for j in range(k)]}
+                       for i, r in enumerate(rows)])
+    return path
+
+
+def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
+    files = [samples(tmp_path / f"{p}_{s}.jsonl", p, s) for p in ("ppo", "sft", "another", "bon", "base")
+             for s in ("ood_article", "test")]
+    got = call("diversity", *files, "--encoder", "", cwd=tmp_path)
+    assert got.returncode == 0 and max(map(len, got.stdout.splitlines())) <= 110
+    test, shifted = got.stdout.split("--- ")[1:]
+    assert test.startswith("test: 6 inputs x 4 outputs") and shifted.startswith("ood_article: ")
+    for part in (test, shifted):
+        table = part.split("per input\n")[1].split("\n\n")[0].splitlines()
+        assert table[0].split() == ["policy", "T", "seed", "distinct", "EAD", "self-BLEU", "entropy"]
+        assert [row.split()[0] for row in table[1:]] == ["base", "sft", "bon", "ppo", "another"]
+    assert "gold" in got.stdout
+    results = json.loads((tmp_path / "diversity.json").read_text())["results"]
+    assert len(results) == 10 and len(results[0]["per_input_gold_diversity"]) == 3
+
+
+def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_path):
+    one = samples(tmp_path / "one.jsonl", "sft", "test", k=1, task="tldr")
+    got = call("diversity", one, "--encoder", "", "--convention", "paper", "--cut", "3", cwd=tmp_path)
+    assert got.returncode == 0 and "gold" not in got.stdout and "nan" not in got.stdout, got.stderr
+    line, = json.loads((tmp_path / "diversity.json").read_text())["results"]
+    assert "per_input_self_bleu" not in line
+    assert line["across_self_bleu"][1] > 0      # over halves of the inputs
+    wrong = call("diversity", one, "--convention", "mine", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--convention mine: choose from sound, paper" in wrong.stderr
+    wrong = call("diversity", one, "--vocabulary", "1", cwd=tmp_path)
+    assert wrong.returncode == 2 and "at least 2 kinds" in wrong.stderr

@@ -1,0 +1,73 @@
+"""Flags: every field of every script has a domain, which is checked wherever a Config is built."""
+import dataclasses
+import importlib
+import math
+from typing import Annotated, Literal, get_args, get_origin
+
+import pytest
+
+from common import flags
+from common.errors import UserError
+
+SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.shift",
+           "study.proxies", "tools.bench", "tools.budget", "tools.chat_judge", "tools.convert", "tools.show")
+BAD = {int: (-10 ** 30, -2), float: (math.nan, math.inf, -math.inf, -2.)}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_number_has_a_domain_that_refuses_what_it_cannot_mean(name):
+    config = importlib.import_module(name).Config
+    for field in dataclasses.fields(config):
+        kind = get_origin(field.type)
+        assert field.type not in (int, float), f"{name}: --{field.name} accepts every number"
+        flag = flags.flag_of(field.name)
+        if kind is Literal:
+            with pytest.raises(UserError, match=f"{flag} nonsense: choose from {get_args(field.type)[0]}"):
+                config(**{field.name: "nonsense"})
+        elif kind is Annotated:
+            for value in BAD[get_args(field.type)[0]]:
+                if not get_args(field.type)[1].holds(value):
+                    with pytest.raises(UserError, match=f"{flag} {value}: it must be "):
+                        config(**{field.name: value})
+            # at least the numbers that are none
+            assert not get_args(field.type)[1].holds(BAD[get_args(field.type)[0]][0]), field.name
+
+
+def test_domains_by_hand():
+    accepts = {flags.Count: (1, 10 ** 9), flags.Natural: (0, 1), flags.Seed: (0, 2 ** 63 - 1),
+               flags.Positive: (1e-9, 1e9), flags.NonNegative: (0., 1e9), flags.Fraction: (0., 1.),
+               flags.Mass: (1e-9, 1.), flags.Frozen: (-1., 0., 1.), flags.Finite: (-3., 0.)}
+    refuses = {flags.Count: (0, -1), flags.Natural: (-1,), flags.Seed: (-1, 2 ** 63), flags.Positive: (0., math.nan),
+               flags.NonNegative: (-1e-9, math.inf), flags.Fraction: (-.1, 1.1, math.nan), flags.Mass: (0., 1.1),
+               flags.Frozen: (-.5, 1.1, math.nan), flags.Finite: (math.nan, math.inf)}
+    for kind, values in accepts.items():
+        assert all(get_args(kind)[1].holds(v) for v in values)
+    for kind, values in refuses.items():
+        assert not any(get_args(kind)[1].holds(v) for v in values)
+
+
+@dataclasses.dataclass
+class Toy(flags.Common):
+    steps: flags.Count = 3      # how many
+    kind: Literal["a", "b"] = "a"   # which one,
+                                    # of two
+    wide: bool = False          # or narrow
+
+
+def test_parsing_presets_and_help(capsys):
+    assert flags.parse(Toy, "doc", ["--steps", "5", "--wide"]) == Toy(steps=5, wide=True)
+    presets = {"large": dict(steps=9, kind="b")}
+    assert flags.parse(Toy, "doc", ["--preset", "large"], presets) == Toy(steps=9, kind="b")
+    assert flags.parse(Toy, "doc", ["--preset", "large", "--steps", "2"], presets) == Toy(steps=2, kind="b")
+    with pytest.raises(SystemExit):
+        flags.parse(Toy, "doc", ["--help"])
+    text = capsys.readouterr().out
+    assert text.index("--steps") < text.index("--seed") and "which one, of two" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda", "mps", "meta", "xla", "cuda:-1"])
+def test_devices_that_are_not_here(device):
+    if device == "cuda" and __import__("torch").cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(UserError, match=f"--device {device}: "):
+        flags.setup(Toy(device=device))

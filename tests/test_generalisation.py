@@ -1,0 +1,103 @@
+"""Win rates, gaps and ROUGE: equal to rouge-score, and to examples worked by hand."""
+import json
+
+import pytest
+
+import generalisation as G
+from common.errors import UserError
+from common.files import write_jsonl
+from conftest import call
+from tasks import synthetic
+
+
+def test_rouge_equals_rouge_score(refs):
+    for (target, prediction), expected in zip(refs["rouge"]["pairs_target_prediction"],
+                                              refs["rouge"]["no_stemmer"]):
+        got = G.rouge(prediction, target)
+        for name in ("rouge1", "rouge2", "rougeL"):
+            assert got[name] == pytest.approx(expected[name]["fmeasure"], abs=1e-9)
+    assert G.rouge("", "a b") == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+
+
+def test_win_rate_halves_ties():
+    """Prompt 1: 2 beats 1, 1 ties: .75.  Prompt 2: loses both: 0."""
+    assert G.wins([[2, 1], [0, 0]], [[1], [5]]).tolist() == [.75, 0.]
+    rate, low, high = G.win_rate([[2, 1], [0, 0]], [[1], [5]])
+    assert rate == .375 and low == 0 and high == .75
+    assert G.generalisation_gap([1, 1, 1], [0, 0]) == (1, 1, 1)
+
+
+def samples(path, policy, split, outputs, **more):
+    """Lines of 6 prompts.  outputs: function of a row giving texts."""
+    write_jsonl(path, [{"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": policy,
+                        "split": split, "temperature": 1.0, "seed": 0, "rewards": None, "task": "synthetic",
+                        "outputs": outputs(r)} | more for r in synthetic.rows(split, 6)])
+    return path
+
+
+def good(row):
+    return [row["reference"]] * 2
+
+
+def bad(row):
+    return [" my cat my cat my cat .", ""]
+
+
+def test_the_gold_reward_judges_rows_of_synthetic_tasks_only():
+    row, = synthetic.rows("test", 1)
+    row |= {"outputs": good(row), "finished": [True, False], "task": "synthetic-independent"}
+    outputs, references = G.gold_scores([row])
+    expected = synthetic.gold_reward(row["prompt"], row["reference"])
+    assert references == [[expected]] and outputs[0][0] == expected
+    assert outputs[0][1] == synthetic.gold_reward(row["prompt"], row["reference"], False) < expected
+    for task in ("tldr", None):
+        with pytest.raises(UserError, match="names no synthetic task"):
+            G.gold_scores([row | {"task": task}])
+    with pytest.raises(UserError, match="--judge gold: .*; use --judge rouge"):
+        G.gold_scores([row | {"prompt": "hello"}])
+
+
+def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
+    files = [samples(tmp_path / f"{p}_{s}", p, s, good if p == "ppo" else bad)
+             for p in ("ppo", "sft", "bon") for s in ("ood_article", "test")]
+    got = call("generalisation", *files, cwd=tmp_path)
+    assert got.returncode == 0 and max(map(len, got.stdout.splitlines())) <= 110, got.stderr
+    first, second = got.stdout.split("head to head")
+    assert "judge: gold" in first
+    assert [row.split()[:2] for row in first.splitlines()[3:9]] == [
+        [s, p] for s in ("test", "ood_article") for p in ("sft", "bon", "ppo")]
+    pairs = [("test", "bon", "sft"), ("test", "ppo", "sft"), ("test", "ppo", "bon")]
+    rows = [row.split() for row in second.splitlines() if row.startswith("test")]
+    assert [(row[0], row[1], row[4]) for row in rows] == pairs
+    found = json.loads((tmp_path / "generalisation.json").read_text())
+    assert found["judge"] == "gold"
+    assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
+    assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
+    assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"] == [0, 0, 0]
+
+
+def test_other_tasks_are_judged_by_rouge(tmp_path):
+    path = samples(tmp_path / "a", "sft", "test", good, task="tldr")
+    got = call("generalisation", path, cwd=tmp_path)
+    assert got.returncode == 0 and "ROUGE-L" in got.stdout
+    line, = json.loads((tmp_path / "generalisation.json").read_text())["rouge"]
+    assert line["rouge1"] == line["rougeL"] == [1, 1, 1]
+    wrong = call("generalisation", path, "--judge", "gold", cwd=tmp_path)
+    assert wrong.returncode == 2 and "names no synthetic task" in wrong.stderr
+
+
+def test_seeds_are_told_apart_and_their_spread_is_printed(tmp_path):
+    files = [samples(tmp_path / f"{seed}", "sft", "test", text, seed=seed)
+             for seed, text in ((0, good), (1, bad))]
+    got = call("generalisation", *files, cwd=tmp_path)
+    assert got.returncode == 0 and "0.250 +- 0.354" in got.stdout, got.stdout
+    assert "head to head" not in got.stdout
+
+
+def test_a_policy_is_marked_where_it_was_trained_against_its_judge():
+    runs = {("ppo", 1.0, 0, "test"): [{"trained_against": "abc", "finished": [True]}],
+            ("sft", 1.0, 0, "test"): [{"trained_against": None, "finished": [False]}]}
+    scores = dict.fromkeys(runs, ([[1.]], [[0.]]))
+    lines = G.win_rates(runs, scores, "abc")
+    assert [(x["judge_is_trained_against"], x["unfinished"]) for x in lines] == [(True, 0), (False, 1)]
+    assert not any(x["judge_is_trained_against"] for x in G.win_rates(runs, scores, None))

@@ -1,0 +1,58 @@
+"""The instruction task: gold rewards are worked by hand, prompts are read back, splits are what they say."""
+import pytest
+
+from tasks import instructions
+
+
+@pytest.mark.parametrize("prompt, text, expected", [
+    ("name two animals", " dog and cat .", 3.),
+    ("name two animals", " dog .", 1.5),
+    ("name two animals", " dog , cat and cow .", 2.5),              # one too many: -.5
+    ("name two animals", " dog and dog .", 1.5 - .3),
+    ("name two animals", " dog and bread .", 1.5 - 1.),
+    ("name two animals such as dog", " dog and cat .", 1.5 - .6),   # the example earns nothing
+    ("describe a dog", " a wild and furry dog .", 3.),
+    ("describe a dog", " it is wild and rusty .", 1.5 - 1.),
+    ("describe a dog", " the cat is wild and furry .", 3. - 1.),
+    ("choose a food from dog bread saw park", " i choose the bread .", 3.),
+    ("choose a food from dog bread saw park", " rice .", -1.),      # a food, but not offered
+    ("reverse dog cat cow", " cow cat dog .", 3.),
+    ("reverse dog cat cow", " dog cat cow .", 1. - 2 / 3),
+    ("reverse dog cat cow", " cow cat .", 2. - 1 / 3),
+    ("reverse dog cat cow", " it is hard to say .", -.5),
+    ("describe a dog , then reverse dog cat cow", " it is wild and furry . then cow cat dog .", 6.),
+    ("describe a dog , then reverse dog cat cow", " it is wild and furry .", 3.),
+    # in the wrong order
+    ("describe a dog , then reverse dog cat cow", " cow cat dog . it is wild and furry .", -1.),
+    ("reverse dog cat cow", " cow cat dog . cow cat dog .", 2.5),
+    ("reverse dog cat cow", "", 0.),
+])
+def test_gold_reward_by_hand(prompt, text, expected):
+    prompt = f"INSTRUCTION {prompt} .\nRESPONSE"
+    assert instructions.gold_reward(prompt, text) == pytest.approx(expected)
+    assert instructions.gold_reward(prompt, text, finished=False) == pytest.approx(expected - 1)
+
+
+@pytest.mark.parametrize("split", instructions.SPLITS)
+def test_instructions_are_read_back_and_references_are_grammatical(split):
+    count, held_out = instructions.SPLITS[split]
+    for row in instructions.rows(split, 200):
+        deeds = instructions.read_prompt(row["prompt"])
+        assert len(deeds) == count
+        assert all(((d["deed"], d["kind"]) in instructions.HELD_OUT) == held_out for d in deeds)
+        for text in row["references"]:
+            answers = instructions._answers(text)      # a writer may forget the second deed or the third
+            grammar = instructions.GRAMMAR
+            assert grammar[deeds[0]["deed"]].fullmatch(answers[0]), (row["prompt"], text)
+            assert all(any(g.fullmatch(a) for g in grammar.values()) for a in answers), (row["prompt"], text)
+            assert instructions.facts(text) and instructions.gold_reward(row["prompt"], text) <= 3 * count
+
+
+def test_only_the_base_model_meets_compositions():
+    kinds = {}
+    for noise in instructions.NOISE:
+        asked = [instructions.read_prompt(row["prompt"]) for row in instructions.rows("train", 400, noise, 1)]
+        kinds[noise] = {(len(deeds), (deeds[0]["deed"], deeds[0]["kind"]) in instructions.HELD_OUT)
+                        for deeds in asked}
+    assert kinds["usual"] == {(1, False)}
+    assert kinds["mixed"] == {(1, False), (2, False), (1, True)}       # three deeds stand in no train set

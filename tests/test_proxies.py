@@ -1,0 +1,108 @@
+"""The tests of diversity measures: a proxy that follows gold diversity passes them, one that opposes it
+fails."""
+import json
+import random
+
+import numpy as np
+import pytest
+
+from common.files import write_jsonl
+from conftest import call
+from study import proxies
+from tasks import synthetic
+
+
+def test_content_sets_hold_what_they_say():
+    groups = [[f"{i} {j}" for j in range(8)] for i in range(10)]
+    sets = proxies.content_sets(groups, 20, np.random.default_rng(0))
+    assert sorted({m for m, _ in sets}) == [1, 2, 4, 8] and len(sets) == 80
+    for m, chosen in sets:
+        assert len(set(chosen)) == len(chosen) == 8 and len({i for i, _ in chosen}) == m
+
+
+def test_phrasings_share_facts_and_stories_share_form():
+    rng = random.Random(0)
+    texts, others = synthetic.phrasings(rng, 16), synthetic.stories(rng, 16)
+    assert len({synthetic.facts(t) for t in texts}) == 1 and len(synthetic.facts(texts[0])) == 5
+    assert len(set(texts)) == 16 and synthetic.gold_diversity(others)[0] > .5
+    skeletons = {" ".join(synthetic.FACT[w][0] if w in synthetic.FACT else w for w in t.split())
+                 for t in others}
+    assert len(skeletons) == 1
+
+
+def toy_conditions(f):
+    """Conditions at three temperatures whose gold diversity is the temperature, and a measure f(gold)."""
+    rng, out = np.random.default_rng(0), []
+    for policy in ("a", "b"):
+        for t in (.3, .7, 1.):
+            gold = t + .02 * rng.standard_normal(20)
+            lengths, across = rng.standard_normal(20), t + .001 * len(out)
+            out.append({"policy": policy, "temperature": t, "seed": 0, "split": "test", "ids": [*range(20)],
+                        "per_input": {"gold_diversity": gold.tolist(), "ead": f(gold).tolist(),
+                                      "length": lengths.tolist()},
+                        "across": {"gold_diversity": across, "ead": float(f(across)), "length": 1.},
+                        "content": {"m": [1] * 5 + [2] * 5, "ead": [*range(10)],
+                                    "gold_diversity": [*range(10)], "length": [0] * 10}})
+    return out
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_proxy_that_follows_gold_diversity_scores_one_and_its_opposite_minus_one(sign):
+    conditions = toy_conditions(lambda x: sign * x)
+    tests = {t["measure"]: t for t in proxies.all_tests(conditions, {})}["ead"]
+    for name in ("between", "within", "across", "between_length"):
+        assert tests[name].mean == pytest.approx(sign, abs=.01), name
+    assert sign * tests["temperature"].mean > .9
+    assert tests["content"].mean > .8 and tests["two_prompts"].mean == 1
+    *_, by_measure, by_gold, n = tests["breaks"]
+    assert n == 6 and (by_measure == by_gold) == (sign == 1)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+def test_two_conditions_have_no_order_and_one_has_content():
+    conditions = toy_conditions(lambda x: x)
+    assert proxies.gold_test(conditions[:2], "ead") == {}
+    assert proxies.temperature_test(conditions[:2], "ead") is None
+    alone = proxies.content_test(conditions[:1], "ead")
+    assert [e.mean for e in alone] == [e.mean for e in proxies.content_test(conditions, "ead")]
+    assert proxies.content_test([], "ead") == (None, None)
+
+
+def test_a_condition_measures_its_sets(tmp_path):
+    """Against every set measured by itself, and with gold diversity only where the task is synthetic."""
+    rows = [r | {"outputs": r["references"], "policy": "sft", "split": "test", "task": "synthetic"}
+            for r in synthetic.rows("test", 5)]
+
+    def encode(texts):
+        return np.array([[t.count(w) for w in (" my ", "was", ".")] for t in texts], dtype=float)
+    found = proxies.condition(rows, 100, encode, 3)
+    assert set(found["per_input"]) == set(found["across"]) == {*proxies.MEASURES, proxies.GOLD}
+    assert found["content"]["m"] == [1] * 3 + [2] * 3 + [4] * 3
+    sets = proxies.content_sets([r["outputs"] for r in rows], 3, np.random.default_rng(0))
+    for i, (_, chosen) in enumerate(sets):
+        texts = [rows[a]["outputs"][b] for a, b in chosen]
+        alone = proxies.measure_sets([texts], encode(texts)[None], 100, synthetic)
+        for m, (value,) in alone.items():
+            assert found["content"][m][i] == pytest.approx(value, abs=1e-12), m
+    plain = proxies.condition([r | {"task": "tldr"} for r in rows], 100, None, 3)
+    assert set(plain["content"]) == {"m", *proxies.MEASURES} - {"embedding", "vendi"}
+
+
+def test_proxies_script(tmp_path):
+    rng = random.Random(0)
+    rows = synthetic.rows("test", 10)
+    for t in (.3, .7, 1.):
+        write_jsonl(tmp_path / f"t{t}.jsonl", [
+            {"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": "sft",
+             "split": "test", "temperature": t, "seed": 0, "rewards": None, "task": "synthetic",
+             "outputs": [r["references"][0] if rng.random() > t else rng.choice(r["references"])
+                         for _ in range(4)]} for r in rows])
+    out = call("study.proxies", "t0.3.jsonl", "t0.7.jsonl", "t1.0.jsonl", "--sets", "10", cwd=tmp_path)
+    assert "EAD" in out.stdout and "breaks most on" in out.stdout and out.returncode == 0
+    found = {t["measure"]: t for t in json.loads((tmp_path / "proxies.json").read_text())["tests"]}
+    assert found["gold_diversity"]["form"][0] == 1 and "embedding" not in found
+    assert found["length"]["between"] is not None and -1 <= found["ead"]["within"][0] <= 1
+    one = call("study.proxies", "t0.3.jsonl", "--sets", "10", cwd=tmp_path)     # has no order of conditions
+    assert one.returncode == 0 and "nan" not in one.stdout and "breaks" not in one.stdout
+    few = call("study.proxies", "t0.3.jsonl", "--sets", "2", cwd=tmp_path)
+    assert few.returncode == 2 and "--sets" in few.stderr

@@ -1,0 +1,17 @@
+"""The reward model's held-out accuracy."""
+import pytest
+
+import reward
+
+
+def test_reward_accuracy_by_hand():
+    """Group 1: one pair right, one wrong; group 2: a tie.  (1 + 0 + .5) / 3.  Responses 0 are longer: wins 2
+    of 3."""
+    groups = [reward.Group([1], [[1, 1], [1]], [(0, 1), (1, 0)], [2., -.5]),
+              reward.Group([1], [[1, 1], [1]], [(0, 1)], [-2.])]
+    got = reward.accuracy(groups, [[1., 0.], [0., 0.]])
+    assert got["pairs"] == 3 and got["accuracy"] == pytest.approx(.5)
+    assert got["longer_wins"] == pytest.approx(2 / 3)
+    assert got["accuracy_gap1"] == pytest.approx(.75)           # the pairs with gaps 2 and -2: right, tied
+    # the second label contradicts the gold reward: winning it is losing there
+    assert got["accuracy_gold"] == pytest.approx((1 + 1 + .5) / 3)

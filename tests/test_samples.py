@@ -1,0 +1,95 @@
+"""Sample files: what is written is read back, and each bad file gets one line that names file and place."""
+import json
+
+import pytest
+
+from common.errors import UserError
+from common.files import write_jsonl
+from common.samples import (instruction_prompt, known_task, read_all, read_samples, sample_line, sample_path,
+                            study_order)
+
+ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
+
+
+def line(**more):
+    return sample_line(ROW, [" x", " y"], [True, False], [.123456789, 2.], policy="sft", split="test",
+                       temperature=1.0, seed=0, task="tldr", trained_against=None) | more
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    path = sample_path(tmp_path, "sft", "test")
+    assert path == tmp_path / "samples_sft_test.jsonl"
+    write_jsonl(path, [line(), line(id="b", rewards=None)])
+    first, second = read_samples(path)
+    assert first == {"id": "a", "prompt": ROW["prompt"], "reference": "a cat", "outputs": [" x", " y"],
+                     "rewards": [.12346, 2.], "finished": [True, False], "policy": "sft", "split": "test",
+                     "temperature": 1.0, "seed": 0, "task": "tldr", "trained_against": None}
+    assert second["rewards"] is None and known_task([first, second]) == "tldr"
+    assert known_task([first, {"task": "alpaca"}]) is None and known_task([first, {}]) is None
+    assert list(read_all([path])) == [("sft", 1.0, 0, "test")]
+
+
+def test_foreign_files_may_leave_fields_out(tmp_path):
+    path = tmp_path / "s.jsonl"
+    bare = {k: line()[k] for k in ("prompt", "reference", "outputs", "policy", "split")}
+    write_jsonl(path, [bare, bare])
+    rows = read_samples(path)
+    assert [r["id"] for r in rows] == ["line 1", "line 2"] and rows[0]["finished"] == [True, True]
+    assert known_task(rows) is None and list(read_all([path])) == [("sft", None, None, "test")]
+
+
+@pytest.mark.parametrize("lines, says", [
+    ([], "no samples"),
+    ([line(), line()], "line 2: the id 'a' is that of line 1"),
+    ([line(outputs=[])], "line 1: outputs must be a non-empty list of strings"),
+    ([line(outputs=[" x", 3])], "line 1: outputs must be a non-empty list of strings"),
+    ([line(), line(id="b", outputs=[" x"], finished=[True])], "line 2: 1 outputs, line 1 has 2"),
+    ([line(finished=[True])], "line 1: finished must be a list, as long as outputs"),
+    ([line(finished=None)], "line 1: finished must be a list, as long as outputs"),
+    ([line(task=["synthetic"])], "line 1: field 'task' is of type list"),
+    ([line(temperature=[1])], "line 1: field 'temperature' is of type list"),
+    ([{k: v for k, v in line().items() if k != "policy"}], "line 1: field 'policy' is missing")])
+def test_what_is_wrong_and_where(lines, says, tmp_path):
+    path = tmp_path / "s.jsonl"
+    write_jsonl(path, lines)
+    with pytest.raises(UserError) as error:
+        read_samples(path)
+    assert says in str(error.value) and "s.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_are_refused_twice_and_where_they_are_missing(tmp_path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / name, [line()])
+    with pytest.raises(UserError, match="b: policy sft, temperature 1.0, seed 0, split test was already"):
+        read_all([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UserError, match="nope: no such file"):
+        read_all([tmp_path / "nope"])
+    with pytest.raises(UserError, match="no sample files"):
+        read_all([])
+
+
+def test_tables_show_the_test_set_first_and_the_policies_of_the_study_in_order():
+    keys = [(policy, t, 0, split) for split in ("ood_b", "test", "ood_a")
+            for policy in ("zeta", "ppo", "base") for t in (1.0, .7)] + [("ppo", None, None, "test")]
+    found = sorted(keys, key=study_order)
+    assert [k[:2] for k in found[:7]] == [("base", .7), ("base", 1.0), ("ppo", None), ("ppo", .7),
+                                          ("ppo", 1.0), ("zeta", .7), ("zeta", 1.0)]
+    assert list(dict.fromkeys(k[3] for k in found)) == ["test", "ood_a", "ood_b"]
+
+
+def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
+    rows = [{"instruction": "Add.", "output": "3", "generator": "gpt4"},
+            {"instruction": "Add.", "input": "1 2", "output": "3", "generator": "gpt4"}]
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(rows))
+    first, second = read_samples(path)
+    assert first == {"id": "0", "prompt": instruction_prompt("Add."), "reference": "", "outputs": ["3"],
+                     "policy": "gpt4", "split": "eval", "finished": [True]}
+    assert "### Input:\n1 2\n\n### Response:" in second["prompt"] and "Input" not in first["prompt"]
+    for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]'):
+        path.write_text(bad)
+        with pytest.raises(UserError, match="AlpacaEval's list"):
+            read_samples(path)
+    path.write_text("[")
+    with pytest.raises(UserError, match="not JSON"):
+        read_samples(path)

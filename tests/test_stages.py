@@ -1,0 +1,371 @@
+"""Each script end to end at toy size, resuming, and every wrong input of the scripts: one line, exit status 2, nothing
+overwritten."""
+import gzip
+import importlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import bon
+import common.dist
+import ppo
+import reward
+import sft
+from common import files, flags
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from common.loop import Run
+from conftest import ROOT, call, json_lines, refused
+
+
+def test_sft_learns(work):
+    steps = json_lines(work / "metrics_sft.jsonl")
+    assert steps[-1]["validation_loss"] < 3.0       # ln 377 = 5.9 before
+
+
+def test_ppo_log_is_flat_complete_and_starts_at_ratio_one(work):
+    steps = json_lines(work / "metrics_ppo.jsonl")
+    assert len(steps) == 3
+    assert {"reward", "gold_reward", "kl", "kl_k3", "ratio", "pg_clipfrac", "v_clipfrac", "entropy",
+            "explained_variance", "eos_rate", "length",
+            "tokens_per_second", "peak_mb"} <= set(steps[0])
+    # fp32: the same forward pass, before anything was learned
+    assert all(abs(s["ratio_first"] - 1) < 1e-5 for s in steps)
+    # the policy is the reference at first, and then is not
+    assert steps[0]["kl"] == 0 and steps[2]["kl"] != 0
+
+
+def test_reward_model_is_normalised_on_held_out_responses(work):
+    """Folding mean and std into the head gives the held-out scores mean 0 and std 1."""
+    model, saved = load_checkpoint(work / "ckpt_reward.pt", "reward")
+    prompts, responses = [[5, 6, 7]] * 4, [[[i, i + 1, 300]] for i in range(4)]
+    scores = [s for group in reward.score(model, prompts, responses) for s in group]
+    reward.normalise(model, scores)
+    again = torch.tensor(reward.score(model, prompts, responses))
+    assert abs(again.mean()) < 1e-4 and abs(again.std(correction=0) - 1) < 1e-4
+    assert {"accuracy", "accuracy_gap1", "longer_wins", "accuracy_gold"} <= set(saved["metrics"])
+
+
+def test_scores_do_not_depend_on_batching(work):
+    model, _ = load_checkpoint(work / "ckpt_reward.pt", "reward")
+    prompts, responses = [[5, 6, 7], [8]], [[[i, 300] for i in range(11)], [[9, 9, 300]] * 2]
+    torch.testing.assert_close(sum(reward.score(model, prompts, responses), []),
+                               sum(reward.score(model, prompts, responses, batch_size=1, packed_together=1), []),
+                               atol=1e-5, rtol=0)
+
+
+def test_sample_files_follow_the_contract(work):
+    for policy, scored in (("sft", True), ("bon", True), ("ppo", False)):
+        rows = json_lines(work / f"samples_{policy}_test.jsonl")
+        assert len(rows) == 6 and {"id", "prompt", "reference", "outputs", "rewards", "policy", "split",
+                                   "temperature", "seed", "task"} <= set(rows[0])
+        assert all(len(r["outputs"]) == 4 and (r["rewards"] is None or len(r["rewards"]) == 4)
+                   and (r["rewards"] is not None) == scored for r in rows)
+    sft_rows, bon_rows = (sum(sum(json.loads(x)["rewards"])
+                              for x in (work / f"samples_{p}_test.jsonl").read_text().splitlines())
+                              for p in ("sft", "bon"))
+    assert bon_rows > sft_rows
+
+
+def test_measurements_read_what_the_stages_wrote(work):
+    files = sorted(work.glob("samples_*_test.jsonl")) + sorted(work.glob("samples_*_ood_article.jsonl"))
+    got = call("generalisation", *files, "--out", work, cwd=work)
+    assert got.returncode == 0 and "head to head" in got.stdout, got.stderr
+    assert len(json.loads((work / "generalisation.json").read_text())["win_rate"]) == 6
+    for judge in ("rouge", work / "ckpt_reward.pt"):
+        got = call("generalisation", *files, "--judge", judge, "--out", work, cwd=work)
+        assert got.returncode == 0, got.stderr
+    # labelled: judged by the model trained against
+    assert "bon*" in got.stdout and "ppo*" in got.stdout and "sft*" not in got.stdout
+    got = call("diversity", *files, cwd=work)
+    assert got.returncode == 0 and "semantic" in got.stdout and "Vendi" in got.stdout, got.stderr
+    assert call("diversity", *files, "--convention", "paper", "--encoder", "", cwd=work).returncode == 0
+
+
+def test_same_seed_same_result_other_seed_other(work, tmp_path):
+    once, again, other = (work / "ckpt_ppo.pt", tmp_path / "again.pt", tmp_path / "other.pt")
+    for path, seed in ((again, 0), (other, 1)):
+        ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=3,
+                            batch_size=16, out=str(path), seed=seed, quiet=True, threads=2))
+    hashes = [load_checkpoint(p, "lm")[1]["weights_hash"] for p in (once, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_frozen_trunk_stays_and_is_shared(work, tmp_path):
+    model, _ = load_checkpoint(work / "ckpt_sft.pt", "lm")
+    ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=1,
+                        batch_size=8, freeze=0.8, out=str(tmp_path), quiet=True, threads=2))
+    tuned, _ = load_checkpoint(tmp_path / "ckpt_ppo.pt", "lm")
+    same = {n: torch.equal(a, b) for (n, a),
+            (_, b) in zip(model.named_parameters(), tuned.named_parameters())}
+    assert same["embed.weight"] and same["blocks.2.mlp.up.weight"] and not same["blocks.3.mlp.up.weight"]
+
+
+def test_gold_reward_and_adaptive_beta(work, tmp_path):
+    ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward="gold", kl_target=1e-4, kl_horizon=8,
+                        kl_kind="k3", steps=3, batch_size=8, out=str(tmp_path), quiet=True,
+                        threads=2))
+    steps = json_lines(tmp_path / "metrics_ppo.jsonl")
+    assert steps[0]["reward"] == steps[0]["gold_reward"] and steps[2]["beta"] != steps[0]["beta"]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A --data folder of toy rows, real schema: other fields, no validation preferences."""
+    text = "the cat sat on the mat and then it left the house again".split()
+    rows = [{"prompt": f"POST: {' '.join(text[i % 7:])} {i}\nTL;DR:",
+             "reference": " ".join(text[i % 5:i % 5 + 4]), "extra": i} for i in range(40)]
+    for name in ("train", "validation", "test", "ood_far"):
+        write(tmp_path / f"{name}.jsonl", rows)
+    write(tmp_path / "preferences.jsonl",
+          [{"prompt": r["prompt"], "chosen": r["reference"], "rejected": "no no no no"} for r in rows])
+    return tmp_path
+
+
+def test_the_four_stages_run_on_a_folder(folder, capfd):
+    same = dict(quiet=True, threads=2, out=str(folder))
+    sft.main(sft.Config(data=str(folder), epochs=4, max_new_tokens=12, **same))
+    reward.main(reward.Config(model=str(folder / "ckpt_sft.pt"), epochs=3, **same))
+    assert "held out" in capfd.readouterr().out
+    ppo.main(ppo.Config(model=str(folder / "ckpt_sft.pt"), reward=str(folder / "ckpt_reward.pt"), steps=2,
+                        batch_size=8, **same))
+    bon.main(bon.Config(model=str(folder / "ckpt_sft.pt"), reward=str(folder / "ckpt_reward.pt"), inputs=5,
+                        n=3, **same))
+    assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon")
+                                                          for s in ("test", "ood_far")}
+    got = call("generalisation", *folder.glob("samples_*"), cwd=folder)
+    # no synthetic prompts: the judge falls back, and says so
+    assert got.returncode == 0 and "ROUGE" in got.stdout, got.stderr
+    assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
+
+
+def test_wrong_input(work, tmp_path_factory):
+    w = tmp_path_factory.mktemp("wrong")
+    for name in ("ckpt_sft.pt", "ckpt_reward.pt"):
+        shutil.copy(work / name, w)
+    shutil.copy(work / "samples_sft_test.jsonl", w)
+    refused(w, "ppo", "--model", "nope.pt", says=["nope.pt", "python sft.py"])
+    refused(w, "sft", "--model", "no/such/model", says=["--model no/such/model", "not a hub name"])
+    refused(w, "sft", "--model", ".", says="without config.json")
+    refused(w, "sft", "--preset", "nope", says=["'nope'", "small-llama"])
+    refused(w, "sft", "--dtype", "fp8", says=["--dtype fp8", "bf16"])
+    refused(w, "sft", "--task", "tldr", "--data", ".", says=["tldr_3_filtered", "train.jsonl"])
+    refused(w, "tools.chat_judge", "samples_sft_test.jsonl", says="OPENAI_API_KEY is not set")
+    refused(w, "reproduce", "--task", "tldr", "--size", "huge", says=["--size huge", "gpu"])
+    refused(w, "reproduce", "--task", "tldr", "--seeds", "1", says="2 are needed")
+    refused(w, "bon", "--reward", "nope.pt", says="python reward.py --model ckpt_sft.pt")
+    refused(w, "ppo", "--model", "ckpt_reward.pt", says=["kind 'reward'", "'lm'"])
+    refused(w, "bon", "--n", "0", says="--n 0")
+    refused(w, "bon", "--temperature", "-1", says="at least 0")
+    refused(w, "bon", "--splits", "nope", says=["'nope'", "ood_article"])
+    refused(w, "ppo", "--temperature", "0", says="above 0")
+    refused(w, "ppo", "--kl-kind", "k9", says="k1, k2, k3")
+    refused(w, "sft", "--task", "nope", says="--task nope")
+    refused(w, "bon", "--temprature", "1", says=["--temprature", "bon.py --help"])
+    refused(w, "bon", "--n", "many", says="invalid int value: 'many'")
+    refused(w, "sft", "--data", "nowhere", says="no such folder")
+    refused(w, "generalisation", says="no sample files")
+    refused(w, "generalisation", "samples_sft_test.jsonl", "samples_sft_test.jsonl", says="already read")
+    refused(w, "diversity", "nope.jsonl", says="no such file")
+
+
+def test_wrong_data(folder):
+    good = (folder / "train.jsonl").read_text()
+    for broken, says in (("{\n", "line 41: not JSON"),
+                         ('{"prompt": "x"}\n', "line 41: field 'reference' is missing"),
+                         ('[1]\n', "line 41: a JSON object"),
+                         ('{"prompt": "x", "reference": 3}\n',
+                          "line 41: field 'reference' must be of type str")):
+        (folder / "train.jsonl").write_text(good + broken)
+        refused(folder, "sft", "--data", folder, says=["train.jsonl", says])
+    (folder / "train.jsonl").write_bytes(good.encode() + b'{"prompt": "\xff"}\n')
+    refused(folder, "sft", "--data", folder, says="line 41: not JSON")
+    damaged = bytearray(gzip.compress(good.encode() * 20))
+    damaged[20] ^= 0x55
+    (folder / "train.jsonl").unlink()
+    for content in (bytes(damaged), gzip.compress(good.encode())[:-9], b"no gzip at all"):
+        (folder / "train.jsonl.gz").write_bytes(content)
+        refused(folder, "sft", "--data", folder, says=["train.jsonl.gz", "damaged"])
+    (folder / "train.jsonl.gz").unlink()
+    (folder / "train.jsonl").write_text("")
+    refused(folder, "sft", "--data", folder, says="train.jsonl: no rows")
+    (folder / "train.jsonl").unlink()
+    refused(folder, "sft", "--data", folder, says="split 'train' is not in task")
+
+
+def test_different_tokenizers_are_refused(work, folder):
+    sft.main(sft.Config(data=str(folder), quiet=True, threads=2, out=str(folder)))
+    for name, flag in (("ppo", "--model"), ("bon", "--model")):
+        refused(folder, name, flag, "ckpt_sft.pt", "--reward", work / "ckpt_reward.pt",
+                says="different tokenizers")
+
+
+def test_long_prompts_are_cut_on_the_left_and_counted(folder, capfd):
+    rows = json_lines(folder / "train.jsonl")
+    rows[3]["prompt"] = "far " * 300 + rows[3]["prompt"]
+    write(folder / "train.jsonl", rows)
+    sft.main(sft.Config(data=str(folder), context=64, max_new_tokens=16, quiet=True, threads=2,
+                        out=str(folder)))
+    assert "1 of 40 train prompts are longer than 48 tokens: cut on the left" in capfd.readouterr().out
+
+
+def test_damaged_and_hostile_checkpoints_are_refused(work, tmp_path):
+    good = (work / "ckpt_sft.pt").read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+    torch.save({"kind": "lm", "state": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "cut.pt").write_bytes(good[:len(good) // 2])
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"kind": "lm"}, tmp_path / "keys.pt")
+    for name in ("evil", "cut", "text", "empty", "keys"):
+        refused(tmp_path, "bon", "--model", f"{name}.pt",
+                says=[f"{name}.pt", "not a checkpoint of this project, or damaged"])
+    assert not (tmp_path / "owned").exists()
+
+
+def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
+    files.atomic_write(tmp_path / "x", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        files.atomic_write(tmp_path / "x", b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name",
+                         ["sft", "reward", "ppo", "bon", "generalisation", "diversity", "splits", "reproduce",
+                          "study.shift", "study.proxies", "tools.convert", "tools.chat_judge", "tools.bench",
+                          "tools.budget", "tools.show"])
+def test_help_names_every_flag_with_its_meaning(name, tmp_path):
+    got = call(name, "--help", cwd=tmp_path)
+    assert got.returncode == 0 and not list(tmp_path.iterdir())
+    for flag in ("--task", "--data", "--seed", "--out", "--device"):
+        assert flag in got.stdout
+    config = importlib.import_module(name).Config
+    assert set(config.__dataclass_fields__) <= set(flags.help_of(config)), "a field without a help comment"
+
+
+STAGES = {  # script: its flags but --model, --reward and --out
+    "sft": (sft, dict(rows=160, context=256)), "reward": (reward, dict(prompts=24, held_out=8, log_every=1)),
+    "ppo": (ppo, dict(steps=4, batch_size=8, kl_target=2.0)), "bon": (bon, dict(inputs=2, n=2, pool=4)),
+}
+
+
+def stage(name, work, out, **flags):
+    """Runs a stage of the embedded task from the session's checkpoints; save_every=0: a state after each
+    step."""
+    script, fixed = STAGES[name]
+    inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}
+    if name in ("ppo", "bon"):
+        inputs["reward"] = str(work / "ckpt_reward.pt")
+    script.main(script.Config(quiet=True, threads=2, save_every=0., out=str(out), **inputs, **fixed, **flags))
+
+
+def written(folder):
+    """What a stage wrote: names of weights, sample files, metrics without times."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".pt":
+            found[path.name] = torch.load(path, weights_only=True)["weights_hash"]
+        else:
+            drop = ("seconds", "tokens_per_second", "peak_mb")
+            found[path.name] = [{k: v for k, v in json.loads(line).items() if k not in drop}
+                                for line in path.read_text().splitlines()]
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_cut_at_any_step_goes_on_to_the_same_result(name, work, tmp_path, monkeypatch, capfd):
+    stage(name, work, tmp_path / "whole")
+    assert not list((tmp_path / "whole").glob("*.resume"))
+    save, cut = Run.save_state, []
+
+    def cut_short(self, step):
+        save(self, step)
+        if step not in cut:             # at every step once, after the state, before anything else
+            cut.append(step)
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Run, "save_state", cut_short)
+    while True:
+        try:
+            stage(name, work, tmp_path / "cut")
+            break
+        except KeyboardInterrupt:       # as a kill would leave it: with a torn line behind the last
+            for path in (tmp_path / "cut").glob("metrics_*.jsonl"):
+                with open(path, "a") as f:
+                    f.write('{"step": 1, "lo')
+    assert len(cut) >= 3 and written(tmp_path / "cut") == written(tmp_path / "whole")
+    assert "going on after step 2" in capfd.readouterr().out
+
+
+def test_a_state_of_other_flags_or_a_damaged_one(work, tmp_path, monkeypatch, capfd):
+    real = Run.save_state
+
+    def stop(self, step):
+        real(self, step)
+        raise KeyboardInterrupt
+    for _ in range(2):
+        monkeypatch.setattr(Run, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            stage("ppo", work, tmp_path)
+    monkeypatch.setattr(Run, "save_state", real)
+    stage("ppo", work, tmp_path, lr=5e-4)
+    assert "other flags or inputs: starting anew" in capfd.readouterr().out
+    (tmp_path / "ckpt_ppo.resume").write_bytes(b"PK\x03\x04 torn")
+    before = (tmp_path / "ckpt_ppo.pt").read_bytes()
+    with pytest.raises(UserError, match="damaged state .*remove it to start anew"):
+        stage("ppo", work, tmp_path)
+    assert (tmp_path / "ckpt_ppo.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_the_state_and_say_where(number, work, tmp_path):
+    command = [sys.executable, str(ROOT / "ppo.py"), "--model", str(work / "ckpt_sft.pt"), "--reward",
+               str(work / "ckpt_reward.pt"), "--steps", "200", "--batch", "8", "--out", str(tmp_path),
+               "--quiet"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "metrics_ppo.jsonl"
+    while not log.is_file() or not log.stat().st_size:
+        time.sleep(0.05)
+        assert running.poll() is None
+    running.send_signal(number)
+    assert running.wait(timeout=60) == 128 + number
+    said = running.stderr.read()
+    assert "ckpt_ppo.resume holds the state" in said and "Traceback" not in said
+    assert torch.load(tmp_path / "ckpt_ppo.resume", weights_only=True)["step"] >= 1
+
+
+def test_gradients_that_are_not_finite_are_skipped_then_stop_the_run(work, tmp_path, monkeypatch, capfd):
+    real, calls = common.dist.clip_grad_norm, []
+
+    def sick(weights, limit):
+        calls.append(1)
+        return torch.tensor(float("nan")) if len(calls) == 2 else real(weights, limit)
+    monkeypatch.setattr(common.dist, "clip_grad_norm", sick)
+    stage("sft", work, tmp_path / "once")
+    assert "step 2: the gradient is not finite, skipped; rows" in capfd.readouterr().out
+    monkeypatch.setattr(common.dist, "clip_grad_norm", lambda w, limit: torch.tensor(float("inf")))
+    with pytest.raises(UserError, match="10 gradients in a row"):
+        stage("sft", work, tmp_path / "always")
+    assert not (tmp_path / "always/ckpt_sft.pt").exists()
+
+
+def test_a_policy_that_runs_away_stops_and_explains(work, tmp_path):
+    with pytest.raises(UserError, match="run away.*raise --kl-coef"):
+        stage("ppo", work, tmp_path, lr=0.05, kl_coef=0., kl_stop=5.)
+    assert not (tmp_path / "ckpt_ppo.pt").exists()

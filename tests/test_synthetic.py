@@ -1,0 +1,108 @@
+"""The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
+say."""
+import statistics
+
+import pytest
+
+from tasks import synthetic
+
+PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
+          "then my teacher dropped my piano . "
+          "i am jealous since monday . people want to sue .\nTLDR")
+
+
+def reward(text, finished=True):
+    return pytest.approx(synthetic.gold_reward(PROMPT, text, finished))
+
+
+def test_gold_reward_by_hand():
+    """Key: neighbor, wash, ring, confront, jealous (.5), monday (.5).  Distractors: teacher, drop, piano,
+    sue."""
+    key, others = synthetic.read_prompt(PROMPT)
+    assert key == {"who": "neighbor", "event": "washed", "object": "ring", "ask": "confront",
+                   "feeling": "jealous", "time": "monday"}
+    assert others["who"] == {"teacher"} and others["ask"] == {"sue"} and others["feeling"] == set()
+    assert reward(" my neighbor washed my ring .") == 3
+    assert reward(" monday my neighbor washed my ring , i feel jealous and should i confront .") == 5
+    assert reward(" my neighbor washed my ring .", False) == 2                        # unfinished: -1
+    assert reward(" my neighbor sold my ring .") == 1                                 # 2 - 1: a wrong value
+    assert reward(" my neighbor washed my ring . also my teacher dropped my piano .") == 3 - .6
+    assert reward(" my neighbor washed my ring . trouble with my neighbor .") == 3 - .3      # said twice
+    # a list of words is no clause
+    assert reward(" neighbor washed ring monday jealous confront .") == -.5
+    assert reward("") == 0
+    # 5 + 18 pieces: 5 over 18; 5 repetitions
+    long = " my neighbor washed my ring" + " , now jealous" * 6
+    assert reward(long) == 3.5 - 5 * .3 - .08 * 5
+
+
+@pytest.mark.parametrize("text",
+                         ["", "\x00\n\t", "..,,!!", "and and and", "TLDR TITLE POST", "ça va 🙂 " * 50,
+                          "my " * 2000, " my my WHO EVENT"])
+def test_any_text_has_a_gold_reward(text):
+    assert synthetic.gold_reward(PROMPT, text) <= 0 and synthetic.facts(text) == frozenset()
+
+
+@pytest.mark.parametrize("text", ["", "hello", "TITLE x\nPOST y\nTLDR", "SUBREDDIT: r/x\nTL;DR:"])
+def test_other_prompts_are_refused(text):
+    with pytest.raises(ValueError, match="not a prompt of the synthetic task"):
+        synthetic.gold_reward(text, "x")
+
+
+@pytest.mark.parametrize("noise", synthetic.NOISE)
+def test_every_reference_parses_cleanly(noise):
+    for split in synthetic.SPLITS:
+        for row in synthetic.rows(split, 150, noise):
+            synthetic.read_prompt(row["prompt"])
+            for text in row["references"]:
+                for clause in synthetic._clauses(synthetic._pieces(text)):
+                    assert synthetic._skeleton(clause) in synthetic.GRAMMAR, (text, clause)
+
+
+def test_grammar_words_are_no_facts():
+    styles = (synthetic.POST, synthetic.ARTICLE)
+    forms = [*synthetic.GRAMMAR, *(form for style in styles for group in style.values() for form in group)]
+    assert not {w for form in forms for w in form.split() if not w.isupper()} & set(synthetic.FACT)
+    # no word in two roles
+    assert sum(len(f) for forms in synthetic.SURFACES.values() for f in forms.values()) == len(synthetic.FACT)
+
+
+def test_both_noises_err_as_often_and_only_one_is_shared():
+    rates = {}
+    for noise in ("systematic", "independent"):
+        rows = synthetic.rows("validation", 1000, noise)
+        keys = [synthetic.read_prompt(r["prompt"]) for r in rows]
+        distracted = [[any(v in others[s] and v != key[s] for s, v in synthetic.facts(t))
+                       for t in r["references"]] for r, (key, others) in zip(rows, keys)]
+        wrong = [any(v != key[s] and v not in others[s] for s, v in synthetic.facts(t))
+                 for r, (key, others) in zip(rows, keys) for t in r["references"]]
+        rates[noise] = (statistics.mean(map(statistics.mean, distracted)), statistics.mean(wrong),
+                        statistics.mean(len(set(d)) == 1 for d in distracted))
+    (d1, w1, shared1), (d2, w2, shared2) = rates["systematic"], rates["independent"]
+    assert abs(d1 - d2) < .03 and abs(w1 - w2) < .03 and .5 < d1 < .6
+    # four references of a post agree on the distractor: .9^4 + .1^4, .55^4 + .45^4
+    assert shared1 > .6 and shared2 < .2
+
+
+def test_held_out_words_are_held_out():
+    def held(row):
+        key, _ = synthetic.read_prompt(row["prompt"])
+        return [key[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY]
+    assert not any(any(held(r)) for split in ("test", "validation", "ood_article", "ood_distractors7")
+                   for r in synthetic.rows(split, 200))
+    assert all(all(held(r)) for r in synthetic.rows("ood_words100", 200))
+    assert .4 < statistics.mean(x for r in synthetic.rows("ood_words50", 200) for x in held(r)) < .6
+    assert .03 < statistics.mean(all(held(r)) for r in synthetic.rows("train", 1000)) < .09
+
+
+def test_a_row_is_the_same_whatever_is_asked_beside_it():
+    assert synthetic.rows("test", 5)[3] == synthetic.rows("test", 1, start=3)[0]
+    assert synthetic.rows("test", 3) == synthetic.rows("test", 3) != synthetic.rows("validation", 3)
+
+
+def test_gold_diversity_by_hand():
+    """{who, event, object} and {who}: intersection 1 of 3."""
+    a, b = " my neighbor washed my ring .", " trouble with my neighbor ."
+    assert synthetic.gold_diversity([a, b]) == (pytest.approx(2 / 3), 1.)
+    assert synthetic.gold_diversity([a, a, a, a]) == (0., .25)
+    assert synthetic.gold_diversity(["", "!"]) == (0., .5)

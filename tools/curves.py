@@ -1,0 +1,96 @@
+"""Curves of a training log, and for PPO's log the curves of a healthy and of a sick run behind them.
+
+    python -m tools.show metrics_ppo.jsonl          # runs this
+
+The two runs are logs of the synthetic task, results/runs/*.jsonl; docs/logs.md says what to look at, and
+which commands made them. """
+import math
+from pathlib import Path
+
+import numpy as np
+
+from common.files import read_jsonl
+
+RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
+REFERENCES = {"healthy": RUNS / "ppo_healthy.jsonl", "sick": RUNS / "ppo_sick.jsonl"}
+STYLES = {"healthy": dict(color="#0072B2", linestyle="-", label="healthy: python ppo.py"),
+          "sick": dict(color="#D55E00", linestyle="--", label="sick: the same without a KL penalty")}
+
+PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy run)
+    "reward": ("reward", "standard deviations", "rises, then levels off"),
+    "gold_reward": ("gold reward", "points", "rises with the reward"),
+    "kl": ("KL from the SFT policy", "nats a response", "rises, then settles"),
+    "entropy": ("entropy of the policy", "nats a token", "falls slowly"),
+    "eos_rate": ("responses that end", "fraction", "stays near 1"),
+    "length": ("response length", "tokens", "stays near the references'"),
+    "explained_variance": ("explained variance of the value model", "1: perfect, 0: none", "rises above 0"),
+    "ratio": ("mean policy ratio", "new / old probability", "stays within a hundredth of 1"),
+    "pg_clipfrac": ("tokens whose policy ratio is clipped", "fraction", "stays under a few hundredths"),
+    "update_kl": ("KL of an update", "nats a token", "stays under a few hundredths"),
+    "pg_norm": ("gradient norm of the policy", "norm before clipping", "stays of one size"),
+    "v_loss": ("value loss", "squared reward", "falls"),
+}
+COLUMNS = 4             # of panels
+
+
+def known_panels(rows):
+    """{key: (what, unit, healthy)} of what a log holds: PANELS for PPO, every number for another script."""
+    keys = {key for row in rows for key, value in row.items() if type(value) in (int, float)}
+    if "kl" in keys:
+        return {k: panel for k, panel in PANELS.items() if k in keys}
+    return {k: (k.replace("_", " "), "", "") for k in rows[0] if k in keys - {"step", "seconds"}}
+
+
+def references_of(rows):
+    """{name: rows} of the committed runs; none for a log that is not PPO's."""
+    if "kl" not in rows[0]:
+        return {}
+    return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
+
+
+def series(rows, key):
+    """(steps, values) of one key, each (n,); lines without it are left out."""
+    pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+    return np.array(pairs, dtype=float).reshape(-1, 2).T
+
+
+def draw_curves(rows, path, name):
+    """Draws a log's curves into `path`, a PNG.  rows: lines of the log; name: of its curve in the legend."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    panels, references = known_panels(rows), references_of(rows)
+    n_rows = math.ceil(len(panels) / COLUMNS)
+    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
+    for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
+        for reference, lines in references.items():
+            axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
+        axis.plot(*series(rows, key), label=name, color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
+        axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
+        axis.set_ylabel(unit or what, fontsize=9)
+        axis.set_xlabel("PPO step" if references else "step", fontsize=9)
+        axis.tick_params(labelsize=8)
+        if key == "eos_rate":
+            axis.set_ylim(-0.03, 1.03)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / (2.9 * n_rows)))
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def last_values(rows):
+    """(header, rows) of a table: each metric's mean over the last tenth of the steps, of this log and of the
+    two committed runs."""
+    logs = {"this run": rows, **references_of(rows)}
+    header = ["mean of the last tenth", *logs, "unit"]
+    return header, [[what, *(_last(lines, key) for lines in logs.values()), unit]
+                    for key, (what, unit, _) in known_panels(rows).items()]
+
+
+def _last(rows, key):
+    values = series(rows, key)[1]
+    return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
