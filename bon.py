@@ -7,10 +7,9 @@
 common/samples.py describes the lines of a sample file.
 
 Best-of-N outputs come from a pool of scored samples of a prompt, as in the authors' code: N are drawn without
-replacement and the best is kept, until there are as many as the policy itself has.  This resampling repeats texts: the
-best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool into 16 disjoint
-sixteens instead, at four times the price.
-"""
+replacement and the best is kept, until there are as many as the policy itself has.  This resampling repeats
+texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool
+into 16 disjoint sixteens instead, at four times the price. """
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,16 +52,16 @@ class Config(Common):
 
 
 def best_of_n_kl(n):
-    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (Stiennon et al. 2020, appendix G).  Raises
-    ValueError for n < 1."""
+    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (Stiennon et al. 2020, appendix G).
+    Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"best_of_n_kl: n = {n} must be at least 1")
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n(rewards, n, k, rng):
-    """Indices (k,) of k best-of-n outputs from one prompt's pool, rewards (pool,): each the best of n drawn without
-    replacement.  rng: numpy's.  Raises ValueError if the pool holds fewer than n."""
+    """Indices (k,) of k best-of-n outputs from one prompt's pool, rewards (pool,): each the best of n drawn
+    without replacement.  rng: numpy's.  Raises ValueError if the pool holds fewer than n."""
     if not 1 <= n <= len(rewards):
         raise ValueError(f"best_of_n: cannot draw {n} of a pool of {len(rewards)}")
     rewards = np.asarray(rewards)
@@ -72,23 +71,23 @@ def best_of_n(rewards, n, k, rng):
 
 
 def best_of_n_independent(rewards, n, k):
-    """Indices (k,) of the best of each of k disjoint parts of n.  Raises ValueError if the pool, rewards (pool,),
-    holds fewer than n x k."""
+    """Indices (k,) of the best of each of k disjoint parts of n.  Raises ValueError if the pool, rewards
+    (pool,), holds fewer than n x k."""
     if len(rewards) < n * k:
         raise ValueError(f"best_of_n_independent: a pool of {len(rewards)} has no {k} disjoint parts of {n}")
     return np.asarray(rewards)[:n * k].reshape(k, n).argmax(axis=1) + np.arange(k) * n
 
 
-# ---------------------------------------------------------------------------------------------------- sampling
+# --------------------------------------------------------------------------------------------------- sampling
 
 def load_reward_model(name, policy_name, spec, device, dtype):
     """--reward -> (reward model, hash of its weights), or (None, None) for ""."""
     if not name:
         return None, None
     reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: the "
-          "same ids would mean different words; train the reward model from this policy's family (python reward.py "
-          "--model ...)")
+    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: "
+          "the same ids would mean different words; train the reward model from this policy's family (python "
+          "reward.py --model ...)")
     return reward_model, saved["weights_hash"]
 
 
@@ -109,9 +108,17 @@ def sample_folder(out):
         check(False, f"--out {out}: this is a file; sample files need a folder")
 
 
+def read_splits(task, names, n):
+    """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*."""
+    splits = names.split(",") if names else task.evaluation_splits()
+    check(splits, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
+    return {split: task.rows(split, n) for split in splits}
+
+
 def write_samples(path, tokenizer, rows, sampled, rewards, picks, **fields):
-    """A sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists; rewards: for each
-    row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of every line."""
+    """A sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists; rewards:
+    for each row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of every
+    line."""
     lines = []
     for row, ids, r, kept in zip(rows, sampled, rewards, picks):
         texts, finished = zip(*(decode(tokenizer, ids[j]) for j in kept))
@@ -124,26 +131,26 @@ def main(cfg):
     pool = pool_size(cfg)
     model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], device, cfg.dtype)
-    splits = cfg.splits.split(",") if cfg.splits else task.evaluation_splits()
-    check(splits, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
-    rows_of = {split: task.rows(split, cfg.inputs) for split in splits}     # all read before anything is written
+    max_prompt_len = task.max_prompt_len(model.config.context)
+    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], device,
+                                                  cfg.dtype)
+    splits = read_splits(task, cfg.splits, cfg.inputs)      # all of them, before anything is written
     policy = cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_")
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
     sample_folder(cfg.out)
-    inputs = [saved["weights_hash"], reward_hash, [[r["id"] for r in rows] for rows in rows_of.values()]]
+    inputs = [saved["weights_hash"], reward_hash, [[r["id"] for r in rows] for rows in splits.values()]]
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
               path=sample_path(cfg.out, policy, "+".join(splits)))          # a state after each split
     numpy_rng = np.random.default_rng(cfg.seed)
     numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
 
     for step in run.steps(len(splits)):
-        split, rows = splits[step], rows_of[splits[step]]
-        prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(model.config.context),
-                                 f"{split} prompts")
-        sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature,
-                                       top_k=cfg.top_k, top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng,
-                                       batch_size=cfg.batch_size, ranks=(rank(), world_size())))
+        split, rows = list(splits.items())[step]
+        prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len, f"{split} prompts")
+        sampled = gather_rows(generate(
+            model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature, top_k=cfg.top_k,
+            top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
+            ranks=(rank(), world_size())))
         rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
         fields = {"task": task.name, "split": split, "temperature": cfg.temperature, "seed": cfg.seed}
         write_samples(sample_path(cfg.out, policy, split), tokenizer, rows, sampled, rewards,
@@ -156,8 +163,8 @@ def main(cfg):
                           trained_against=reward_hash)
         run.state["numpy_rng"] = numpy_rng.bit_generator.state
         finished = np.mean([ids[-1] == tokenizer.eot_token for samples in sampled for ids in samples])
-        print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature {cfg.temperature:g}, "
-              f"{1 - finished:.1%} unfinished", flush=True)
+        print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature "
+              f"{cfg.temperature:g}, {1 - finished:.1%} unfinished", flush=True)
 
     run.finish()
     print(f"wrote {sample_path(cfg.out, policy, '*')}", flush=True)

@@ -189,9 +189,10 @@ def print_rouge(lines):
 
 
 def print_win_rates(lines):
+    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
     rows = [[*names_of(x), _rate(x), f"{x['score']:.2f}", f"{x['gap']:.3f}" if x["gap"] else "",
-             f"{x['unfinished']:.1%}", "*" if x["judge_is_trained_against"] else ""] for x in lines]
-    print(text_table([*NAMES, "win rate", "score", "gap ID - OOD", "unfinished", ""], rows, labels=4))
+             f"{x['unfinished']:.1%}"] for x in marked]
+    print(text_table([*NAMES, "win rate", "score", "gap ID - OOD", "unfinished"], rows, labels=4))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 

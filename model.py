@@ -1,22 +1,26 @@
-"""The transformer: GPT-2, OPT and LLaMA are configurations of one class.  Also what must exist only once: padding
-and masks (`pack`), log-probabilities (`log_probs`), where a reward stands (`rewards`), sampling (`generate`).
+"""The transformer: GPT-2, OPT and LLaMA are configurations of one class.  Also what must exist only once:
+padding and masks (`pack`), log-probabilities (`log_probs`), where a reward stands (`rewards`), sampling
+(`generate`).
 
-    python model.py                      # the shapes and their sizes; tools/budget.py says what training them takes
+    python model.py          # the shapes and their sizes (tools/budget.py: what training takes)
 
-Letters used in every script: B batch (packed rows), P prompt, T response, S length of a packed row, Q positions
-of it that are used, V vocabulary, D width, H heads, G key/value heads, E head width, N samples per prompt,
-R responses, M response tokens of a batch, counted one by one.
+Letters used in every script: B batch (packed rows), P prompt, T response, S length of a packed row, Q
+positions of it that are used, V vocabulary, D width, H heads, G key/value heads, E head width, N samples per
+prompt, R responses, M response tokens of a batch, counted one by one.
 
 Three ideas make it fast.
 
-1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)` runs
-   the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and value
-   model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With `frozen = 0` the
-   trunk returns the token ids and the top is the whole model, so callers stay the same.
-2. One prompt, many responses (`pack`).  K responses to one prompt lie behind it in one row.  Each sees the prompt
-   and itself only, and its positions continue the prompt's.  The numbers equal those of K separate rows, without
-   K copies of the prompt.
-3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last layer
+1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)`
+runs
+   the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and
+   value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With `frozen =
+   0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
+2. One prompt, many responses (`pack`).  K responses to one prompt lie behind it in one row.  Each sees the
+prompt
+   and itself only, and its positions continue the prompt's.  The numbers equal those of K separate rows,
+   without K copies of the prompt.
+3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last
+layer
    computes its output there only (from the prompt's tokens just keys and values), and so does the head.
 """
 import math
@@ -58,7 +62,8 @@ class GPTConfig:
         for name, known in (("position", ("rope", "learned")), ("norm", ("rmsnorm", "layernorm")),
                             ("activation", ("relu", "gelu", "gelu_tanh", "swiglu"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"GPTConfig.{name} = {getattr(self, name)!r}: choose from {', '.join(known)}")
+                raise ValueError(f"GPTConfig.{name} = {getattr(self, name)!r}: choose from "
+                                 f"{', '.join(known)}")
         if self.d_model % self.n_head or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head {self.n_head} must divide d_model {self.d_model}, and n_kv_head "
                              f"{self.n_kv_head} must divide n_head")
@@ -73,7 +78,8 @@ class GPTConfig:
 
 _GPT2 = dict(position="learned", norm="layernorm", activation="gelu_tanh", bias=True, vocab_size=50257,
              context=1024)
-_OPT = dict(position="learned", norm="layernorm", activation="relu", bias=True, vocab_size=50272, context=2048)
+_OPT = dict(position="learned", norm="layernorm", activation="relu", bias=True, vocab_size=50272,
+            context=2048)
 _LLAMA = dict(position="rope", norm="rmsnorm", activation="swiglu", bias=False)
 SHAPES = {  # published shapes, as configurations of the one class below
     "tiny": dict(),
@@ -103,8 +109,8 @@ def rope_frequencies(cfg, device=None):
     """Radians a position of each of the E/2 planes of a head: (E/2,), fp32.
 
     A stretched context turns its slow planes `factor` times slower.  "linear" slows all of them (Chen et al.
-    2023).  "llama3" slows those that turn fewer than low_freq_factor times in the training context, and passes
-    linearly to no change at high_freq_factor turns."""
+    2023).  "llama3" slows those that turn fewer than low_freq_factor times in the training context, and
+    passes linearly to no change at high_freq_factor turns."""
     half = cfg.d_head // 2
     frequency = cfg.rope_theta ** -(torch.arange(half, device=device, dtype=torch.float32) / half)
     s = cfg.rope_scaling
@@ -135,9 +141,9 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask=None, used=None, cache=None):
         """x: (B, S, D).  rope: as from `GPT.rope`, or None.  Returns (B, S, D), or (B, Q, D) with used.
 
-        mask: (B, 1, S, S), True where a query may look; None: causal.  used: (B, Q) flat indices into B*S, the
-        queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  It takes the prompts' keys and
-        values at the first call.  At later calls x holds one new token for each of S = N samples."""
+        mask: (B, 1, S, S), True where a query may look; None: causal.  used: (B, Q) flat indices into B*S,
+        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  It takes the prompts'
+        keys and values at the first call.  At later calls x holds one new token for each of S = N samples."""
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head).transpose(1, 2)            # (B, H + 2G, S, E)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
@@ -153,7 +159,8 @@ class Attention(nn.Module):
             if self.n_kv_head < self.n_head:
                 group = self.n_head // self.n_kv_head
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            # rows are padded on the right, where no query of a real token looks: causal is enough without a mask
+            # rows are padded on the right, where no query of a real token looks: causal is enough without a
+            # mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -193,8 +200,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer with an LM head, or, with scalar=True, with one number per position (reward and
-    value models)."""
+    """A decoder-only transformer with an LM head, or, with scalar=True, with one number per position (reward
+    and value models)."""
 
     def __init__(self, config, scalar=False):
         super().__init__()
@@ -254,9 +261,9 @@ class GPT(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def compute_in(self, dtype):
-        """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Trained layers stay fp32
-        and are cast for each product.  Frozen layers lie in `dtype`.  Embeddings and heads are fp32.  Returns
-        self."""
+        """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Trained layers stay
+        fp32 and are cast for each product.  Frozen layers lie in `dtype`.  Embeddings and heads are fp32.
+        Returns self."""
         self.compute_dtype = dtype
         return self.freeze()
 
@@ -265,13 +272,13 @@ class GPT(nn.Module):
                               enabled=self.compute_dtype != torch.float32)
 
     def for_sampling(self):
-        """This model with all weights cast to its compute type and fetched from other ranks: once, not at each
-        token."""
+        """This model with all weights cast to its compute type and fetched from other ranks: once, not at
+        each token."""
         return full_copy(self, self.compute_dtype)
 
     def trunk(self, batch):
-        """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or the ids (B, S)
-        where nothing is frozen."""
+        """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or the ids (B,
+        S) where nothing is frozen."""
         if not self.config.frozen:
             return batch.tokens
         # frozen: no graph to keep, so its activations are freed at once
@@ -319,8 +326,8 @@ class GPT(nn.Module):
         return x
 
     def with_scalar_head(self):
-        """A copy of this model with a fresh scalar head in place of its own (zeros: the first prediction is 0).
-        The two use one trunk in memory."""
+        """A copy of this model with a fresh scalar head in place of its own (zeros: the first prediction is
+        0). The two use one trunk in memory."""
         twin = GPT(self.config, scalar=True).to(self.embed.weight.device)
         twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")},
                              strict=False)
@@ -334,8 +341,9 @@ class GPT(nn.Module):
 
 
 def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none of them sharded over ranks (all ranks must
-    call).  The copy uses the same tensors where nothing changes.  It is the model itself if nothing does."""
+    """The model with all weights in dtype (None: as they are) and none of them sharded over ranks (all ranks
+    must call).  The copy uses the same tensors where nothing changes.  It is the model itself if nothing
+    does."""
     weights = {k: p.detach() for k, p in model.state_dict().items()}
     found = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(found[k] is p for k, p in weights.items()):
@@ -368,12 +376,12 @@ def share_trunk(first, *others):
     return all_shared
 
 
-# --------------------------------------------------------------------- padding, masks, and which position means what
+# -------------------------------------------------------------- padding, masks, and which position means what
 
 @dataclass
 class Packed:
-    """Prompts with their responses, as tensors.  Built by `pack`; every mask here comes from lengths, never from
-    token values.  Two responses, a and b, to one prompt:
+    """Prompts with their responses, as tensors.  Built by `pack`; every mask here comes from lengths, never
+    from token values.  Two responses, a and b, to one prompt:
 
         row          p0 p1 p2 a0 a1 a2 b0 b1 pad    the last token of a response is EOS
         position      0  1  2  3  4  5  3  4        both continue the prompt
@@ -462,8 +470,8 @@ def pack(prompts, responses, device="cpu"):
 
 
 def _packed_mask(segments, device):
-    """segments: B lists of S numbers: 0 on the prompt, j on response j, -1 on padding.  Returns (B, 1, S, S): a
-    token sees what stands before it in the prompt and in its own response."""
+    """segments: B lists of S numbers: 0 on the prompt, j on response j, -1 on padding.  Returns (B, 1, S, S):
+    a token sees what stands before it in the prompt and in its own response."""
     segment = torch.tensor(segments, device=device)
     S = segment.shape[1]
     causal = torch.ones(S, S, dtype=torch.bool, device=device).tril()
@@ -479,12 +487,12 @@ def plain(rows, device="cpu"):
 
 
 def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
-    """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction: (M,),
-    in nats.
+    """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction:
+    (M,), in nats.
 
-    hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long prompt
-    is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a logit near
-    20 to a sixteenth, and PPO's log-ratios to noise."""
+    hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long
+    prompt is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a
+    logit near 20 to a sixteenth, and PPO's log-ratios to noise."""
     logits = model.head(hidden.flatten(0, 1)[batch.predict_idx].float())                            # (M, V)
     if temperature != 1:
         logits = logits / temperature
@@ -503,21 +511,23 @@ def values(model, hidden, batch):
 
 
 def rewards(model, hidden, batch):
-    """The scalar head on each response's last token: (R,).  hidden: (B, Q, D).  EOS is part of a response, so the
-    reward stands there."""
+    """The scalar head on each response's last token: (R,).  hidden: (B, Q, D).  EOS is part of a response, so
+    the reward stands there."""
     return model.head(hidden.flatten(0, 1)[batch.last_idx])[:, 0].float()
 
 
 # --------------------------------------------------------------------------------------------------- sampling
 
 class LayerCache:
-    """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and each
-    sample's own tokens."""
+    """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
+    each sample's own tokens."""
 
     def __init__(self, padding, n, steps):
-        """padding: (B, P), True behind a prompt's end.  n: samples a prompt.  steps: tokens a sample may have."""
+        """padding: (B, P), True behind a prompt's end.  n: samples a prompt.  steps: tokens a sample may
+        have."""
         self.padding, self.n, self.steps = padding, n, steps
-        self.prefix = self.own = None       # (k, v): each (B, G, P, E), each (B, G, N, steps, E) filled up to t
+        self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
+        self.own = None                     # k and v of the samples, each (B, G, N, steps, E), filled up to t
         self.t = 0
 
     @property
@@ -531,7 +541,8 @@ class LayerCache:
         self.own = [k.new_empty(B, G, self.n, self.steps, E) for _ in range(2)]
 
     def attend(self, q, k, v):
-        """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N, E).
+        """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N,
+        E).
 
         A query attends to its prompt's shared prefix and to its own tokens in one softmax: exactly what N
         separate rows compute."""
@@ -566,8 +577,8 @@ class LayerCache:
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):
-    """logits (..., V) with all but the top_k largest, and all outside the smallest set of mass top_p (Holtzman et
-    al. 2020), at -inf."""
+    """logits (..., V) with all but the top_k largest, and all outside the smallest set of mass top_p
+    (Holtzman et al. 2020), at -inf."""
     if top_k and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], float("-inf"))
     if top_p < 1:
@@ -581,8 +592,8 @@ def sample_token(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
     """One token from each row of logits (..., V), by inverting its distribution function at uniform (...) in
     [0, 1).
 
-    One random number a token, handed in, makes a sample independent of what else is in the batch.  temperature 0
-    is greedy."""
+    One random number a token, handed in, makes a sample independent of what else is in the batch.
+    temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1)
     p = filter_logits(logits.float() / temperature, top_k, top_p).softmax(-1)
@@ -596,21 +607,21 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
              batch_size=4096, ranks=(0, 1)):
     """Samples n responses to each prompt.
 
-    prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at most
-    max_new_tokens ids; a response that ended has its `eos` as last id.  rng: torch.Generator on the CPU (None:
-    torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that finish early
-    change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this process; it samples
-    and returns only prompts rank, rank + world_size, ..., with the tokens that one process would draw.  Raises
-    ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0, top_p outside (0, 1], or a prompt
-    that leaves no room in the context."""
+    prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at
+    most max_new_tokens ids; a response that ended has its `eos` as last id.  rng: torch.Generator on the CPU
+    (None: torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that
+    finish early change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this
+    process; it samples and returns only prompts rank, rank + world_size, ..., with the tokens that one
+    process would draw.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0,
+    top_p outside (0, 1], or a prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, temperature "
-                         f"{temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
+        raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
+                         f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= model.config.context - max_new_tokens:
             raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
-                             f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones in a "
-                             f"context of {model.config.context}")
+                             f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
+                             f"in a context of {model.config.context}")
     rank, world_size = ranks
     model, out, group_size = model.for_sampling(), [], max(1, batch_size // n) * world_size
     for i in range(0, len(prompts), group_size):
@@ -623,8 +634,8 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
 
 
 def _prefill(model, prompts, n, steps):
-    """Runs the prompts once and fills a cache for each layer.  Returns (x: (B, 1, D) behind the last layer at each
-    prompt's end, caches, lengths: (B,))."""
+    """Runs the prompts once and fills a cache for each layer.  Returns (x: (B, 1, D) behind the last layer at
+    each prompt's end, caches, lengths: (B,))."""
     device = model.embed.weight.device
     tokens = plain(prompts, device).tokens                                          # (B, P)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -640,8 +651,8 @@ def _prefill(model, prompts, n, steps):
 
 
 def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  The B x N grid of samples shrinks as they
-    finish: `prompt` and `sample` say which ones its cells hold."""
+    """`generate` for one group of prompts.  uniform: (B, N, steps).  The B x N grid of samples shrinks as
+    they finish: `prompt` and `sample` say which ones its cells hold."""
     (B, n, steps), device = uniform.shape, model.embed.weight.device
     uniform = uniform.to(device)
     x, caches, lengths = _prefill(model, prompts, n, steps)
@@ -663,7 +674,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
                 cache.keep(rows, columns)
             cells = rows[:, None], columns
             new, alive, sample, prompt = new[cells], alive[cells], sample[cells], prompt[rows]
-        position = (lengths[prompt][:, None] + t).expand_as(new)                    # (B, N) of the token just drawn
+        position = (lengths[prompt][:, None] + t).expand_as(new)                    # (B, N) of the new token
         x, rope = model._embed(new, position), model.rope(position)
         for block, cache in zip(model.blocks, caches):
             x = block(x, rope, cache=cache)
@@ -671,8 +682,8 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
 
 
 def _unfinished_cells(alive):
-    """The smallest grid that holds all unfinished samples: (rows (B',), columns (B', N')), or None while it is
-    not worth the copy of the cache.  alive: (B, N)."""
+    """The smallest grid that holds all unfinished samples: (rows (B',), columns (B', N')), or None while it
+    is not worth the copy of the cache.  alive: (B, N)."""
     unfinished = alive.sum(1)
     rows = (unfinished > 0).nonzero()[:, 0]
     width = int(unfinished.max())

@@ -4,15 +4,14 @@
     python ppo.py --model ckpt_sft.pt --reward gold      # against the synthetic task's gold reward: a ceiling
     python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: the reward rises, the gold reward falls
 
-Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is 1;
-`reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate` stays near 1
-and `length` near the references'.
+Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
+1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
+stays near 1 and `length` near the references'.
 
-Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the value
-model is a second network that starts from the reward model; advantages are whitened over response tokens only (the
-authors' code includes padding); minibatches do not overlap (theirs do); the score of a response that did not end is
-the fixed `--no-eos-score`.
-"""
+Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the
+value model is a second network that starts from the reward model; advantages are whitened over response
+tokens only (the authors' code includes padding); minibatches do not overlap (theirs do); the score of a
+response that did not end is the fixed `--no-eos-score`. """
 import copy
 import time
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ import torch
 import model as M
 from common import pretrained
 from common.checkpoint import load_checkpoint
-from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank, shard,
-                         world_size)
+from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
+                         shard, world_size)
 from common.errors import check
 from common.flags import Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup
 from common.loop import Run
@@ -38,23 +37,24 @@ PRESETS = {"paper": dict(freeze=0.8, lr=1.5e-6, epochs=4, minibatches=4, kl_coef
 
 @dataclass
 class Config(Common):
-    model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy that the KL is measured against
+    model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy, from which KL is measured
     reward: str = "ckpt_reward.pt"  # reward model, or gold: the synthetic task's gold reward
     steps: Count = 45           # rollout batches
     batch_size: Count = 64      # rollouts a step, each of another prompt
     epochs: Count = 2           # passes over a rollout batch; the paper's 4
     minibatches: Count = 2      # optimizer steps a pass
     micro_batch_size: Natural = 0   # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
-    freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  The
-                                # paper's 0.8
+    freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
+                                # The paper's 0.8
     lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
                                 # parameters
-    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the paper's
-                                # 0.05
-    kl_kind: Literal["k1", "k2", "k3"] = "k1"   # estimator in the reward: k1 (log-ratio), k2 (half its square) or
-                                                # k3 (low variance)
+    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the
+                                # paper's 0.05
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"   # estimator in the reward: k1 (log-ratio), k2 (half its
+                                                # square) or k3 (low variance)
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
     kl_horizon: Count = 2000    # responses over which beta adapts
     temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one
@@ -64,21 +64,22 @@ class Config(Common):
     clip_value: Positive = 0.2  # value kept within this of its old prediction
     vf_coef: NonNegative = 0.1  # weight of the value loss
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm, policy's and value model's each
-    kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops; 0: never
+    kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops; 0:
+                                    # never
     no_eos_score: Finite = -3.0     # reward of a response that did not end, in standard deviations
     quiet: bool = False         # no progress bar and no log lines
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
-# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  Nothing behind a
-# response's end counts.
+# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  Nothing behind
+# a response's end counts.
 
 def kl_estimate(logp, ref_logp, kind="k1"):
-    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).  Returns
-    (B, T), nats.
+    """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).
+    Returns (B, T), nats.
 
-    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are unbiased; k1
-    of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
+    With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
+    unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -90,7 +91,8 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def token_rewards(score, kl, mask, kl_coef):
-    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper, section 4)"""
+    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
+    section 4)"""
     rewards = -kl_coef * kl * mask
     last = mask.sum(1) - 1              # EOS, if the response ended: the position that the reward model reads
     rewards[torch.arange(len(score), device=score.device), last] += score
@@ -100,8 +102,8 @@ def token_rewards(score, kl, mask, kl_coef):
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).  rewards, values, mask: (B, T).
 
-    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.  Returns
-    (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
+    Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
     mask = mask.to(values.dtype)
     rewards, values = rewards * mask, values * mask
     advantages, next_advantage, next_value = torch.zeros_like(values), 0., 0.
@@ -113,23 +115,23 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 
 def masked_mean(x, mask, n_tokens=None):
-    """Mean of x (B, T) where mask (B, T) is True; with n_tokens the sum over that many, so that the means of parts
-    add up to the mean of a batch.  Selects, so that not even a NaN behind the end can leak in."""
+    """Mean of x (B, T) where mask (B, T) is True; with n_tokens the sum over that many, so that the means of
+    parts add up to the mean of a batch.  Selects, so that not even a NaN behind the end can leak in."""
     inside = x[mask.bool()]
     return inside.sum() / (n_tokens or len(inside))
 
 
 def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens of all ranks, 0
-    elsewhere.  Unbiased variance."""
+    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens of all ranks,
+    0 elsewhere.  Unbiased variance."""
     inside = all_gather(x[mask.bool()])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
-    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017, equation
-    7).
+    """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017,
+    equation 7).
 
     All (B, T); n_tokens as in `masked_mean`.  Returns (loss, fraction of tokens where the clip binds)."""
     ratio = (logp - old_logp).exp()
@@ -139,7 +141,8 @@ def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
 
 
 def value_loss(values, old_values, returns, mask, clip=0.2, n_tokens=None):
-    """Half the squared error: the larger one of the prediction and of the prediction held within `clip` of the old.
+    """Half the squared error: the larger one of the prediction and of the prediction held within `clip` of
+    the old.
 
     All (B, T); n_tokens as in `masked_mean`.  Returns (loss, fraction of tokens where the clip binds)."""
     near = old_values + (values - old_values).clamp(-clip, clip)
@@ -149,8 +152,8 @@ def value_loss(values, old_values, returns, mask, clip=0.2, n_tokens=None):
 
 
 class AdaptiveKL:
-    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the target.
-    With target 0 beta stays as it is."""
+    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the
+    target. With target 0 beta stays as it is."""
 
     def __init__(self, init, target, horizon):
         self.value, self.target, self.horizon = init, target, horizon
@@ -164,8 +167,8 @@ class AdaptiveKL:
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(returns - values) / Var(returns) over response tokens of all ranks: 1 perfect, 0 no better than the
-    mean, below 0 worse."""
+    """1 - Var(returns - values) / Var(returns) over response tokens of all ranks: 1 perfect, 0 no better than
+    the mean, below 0 worse."""
     y, error = all_gather(returns[mask]), all_gather((returns - values)[mask])
     return float(1 - error.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
 
@@ -174,7 +177,8 @@ def explained_variance(values, returns, mask):
 
 @dataclass
 class Rollout:
-    """This rank's responses, and everything that stays fixed while the policy learns from them.  Grids are (B, T)."""
+    """This rank's responses, and everything that stays fixed while the policy learns from them.  Grids are
+    (B, T)."""
     prompts: list               # B id lists
     responses: list             # B id lists
     h_policy: torch.Tensor      # the policy's trunk output, computed once
@@ -193,8 +197,8 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_tokens, eos, temperature, rng):
-    """Samples one response to each of this rank's prompts and scores it.  prompts: those of all ranks; reward_model:
-    GPT or None."""
+    """Samples one response to each of this rank's prompts and scores it.  prompts: those of all ranks;
+    reward_model: GPT or None."""
     sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, rng=rng,
                        ranks=(rank(), world_size()))
     prompts, responses = my_rows(prompts), [response for response, in sampled]
@@ -220,8 +224,9 @@ STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "
 
 
 def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
-    """Several passes of clipped updates over one rollout.  Returns the means over minibatches of STATS, the gradient
-    norms, and ratio_first: 1 + the largest |ratio - 1| of the first minibatch, when nothing is learned yet."""
+    """Several passes of clipped updates over one rollout.  Returns the means over minibatches of STATS, the
+    gradient norms, and ratio_first: 1 + the largest |ratio - 1| of the first minibatch, when nothing is
+    learned yet."""
     stats, norms, ratio_off = [], [], torch.zeros(())
     lengths = torch.tensor(gather_rows([len(r) for r in ro.responses]))     # of all ranks' rollouts
     for _ in range(cfg.epochs):
@@ -229,8 +234,8 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
         for mb_idx in torch.randperm(len(lengths), generator=rng).chunk(cfg.minibatches):
             n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(len(STATS))
             for idx, weight in run.held_micro_batches(mb_idx.tolist()):
-                loss, part_stats, change = minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens,
-                                                          cfg)
+                loss, part_stats, change = minibatch_loss(policy, value_model, ro, advantages, returns, idx,
+                                                          n_tokens, cfg)
                 (weight * loss).backward()
                 mb_stats += weight * part_stats.cpu()
                 if not stats:
@@ -241,15 +246,17 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
             stats.append(mb_stats)
     means = all_reduce(torch.stack(stats)).mean(0).tolist()
     pg_norm, v_norm = torch.tensor(norms).mean(0).tolist()
-    return dict(zip(STATS, means)) | {"ratio_first": 1 + all_reduce(ratio_off, "max").item(), "pg_norm": pg_norm,
-                                      "v_norm": v_norm}
+    ratio_first = 1 + all_reduce(ratio_off, "max").item()
+    return dict(zip(STATS, means)) | {"ratio_first": ratio_first, "pg_norm": pg_norm, "v_norm": v_norm}
 
 
 def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, cfg):
-    """Policy and value loss of the rollouts idx, sums over n_tokens.  Returns (loss, STATS (7,), log-ratios (M,))."""
+    """Policy and value loss of the rollouts idx, sums over n_tokens.  Returns (loss, STATS (7,), log-ratios
+    (M,))."""
     mb = ro.pack(idx)
     S, T = mb.tokens.shape[1], int(mb.lengths.max())
-    logp, entropy = M.log_probs(policy, policy.top(ro.h_policy[idx, :S], mb), mb, cfg.temperature, entropy=True)
+    hidden = policy.top(ro.h_policy[idx, :S], mb)
+    logp, entropy = M.log_probs(policy, hidden, mb, cfg.temperature, entropy=True)
     v = M.values(value_model, value_model.top(ro.h_value[idx, :S], mb), mb)
     logp, v, mask = mb.to_padded(logp), mb.to_padded(v), mb.response_mask()
     old_logp, old_v = ro.logp[idx, :T], ro.values[idx, :T]
@@ -262,17 +269,17 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
     return pg_loss + cfg.vf_coef * v_loss, stats.detach(), change[mask]
 
 
-# ----------------------------------------------------------------------------------------------- the four models
+# -------------------------------------------------------------------------------------------- the four models
 
 def load_reward_model(name, policy_name, spec, policy, device, dtype):
-    """--reward -> (reward model, or None for the gold reward; a value model that starts from it, or from the policy;
-    the hash of its weights, or "gold")."""
+    """--reward -> (reward model, or None for the gold reward; a value model that starts from it, or from the
+    policy; the hash of its weights, or "gold")."""
     if name == "gold":
         return None, policy.with_scalar_head(), "gold"
     reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: the "
-          "same ids would mean different words; train the reward model from this policy's family (python reward.py "
-          "--model ...)")
+    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: "
+          "the same ids would mean different words; train the reward model from this policy's family (python "
+          "reward.py --model ...)")
     check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
           f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
     # a second network, because value updates must not move the reward
@@ -282,8 +289,8 @@ def load_reward_model(name, policy_name, spec, policy, device, dtype):
 
 
 def build(cfg, device):
-    """((policy, ref_policy, value_model, reward_model), tokenizer, its specification, task, (hash of the policy's
-    weights, of the reward model's))."""
+    """((policy, ref_policy, value_model, reward_model), tokenizer, its specification, task, (hash of the
+    policy's weights, of the reward model's))."""
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     task, spec = task_of(cfg, saved), saved["tokenizer"]
     check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
@@ -292,7 +299,8 @@ def build(cfg, device):
     check(policy.trainable(), "all layers of the policy are frozen: nothing to train")
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, value_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device, cfg.dtype)
+    reward_model, value_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device,
+                                                               cfg.dtype)
     policy.recompute = value_model.recompute = cfg.recompute
     models = policy, ref_policy, value_model, reward_model
     if cfg.shard:
@@ -307,7 +315,7 @@ def read_prompts(task, tokenizer, n, context):
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 
 def gold_rewards(task, tokenizer, rows, responses, device):
     """(B,) gold rewards of this rank's responses to rows, or None where the task has none."""
@@ -319,7 +327,8 @@ def gold_rewards(task, tokenizer, rows, responses, device):
 
 def rollout_metrics(ro, score, gold, returns):
     """Means over the responses of all ranks."""
-    k1, k3 = (mean_over_ranks((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1)) for kind in ("k1", "k3"))
+    k1, k3 = (mean_over_ranks((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1))
+              for kind in ("k1", "k3"))
     gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
     return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,
             "explained_variance": explained_variance(ro.values, returns, ro.mask),
@@ -328,12 +337,12 @@ def rollout_metrics(ro, score, gold, returns):
 
 def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
     """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
-    check(not 0 < kl_stop < kl, f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
-          f"reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
+    check(not 0 < kl_stop < kl, f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from "
+          f"its reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
     state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
     check(state["endless_steps"] < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
-          f"{max_new_tokens} tokens: the reward model likes length, or --model never learned to stop. No checkpoint "
-          "was written")
+          f"{max_new_tokens} tokens: the reward model likes length, or --model never learned to stop. No "
+          "checkpoint was written")
 
 
 def main(cfg):
@@ -343,7 +352,8 @@ def main(cfg):
     models, tokenizer, spec, task, hashes = build(cfg, device)
     policy, ref_policy, value_model, reward_model = models
     rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)
-    optimizer = torch.optim.Adam(param_groups(policy.trainable() + value_model.trainable()), lr=cfg.lr, fused=True)
+    optimizer = torch.optim.Adam(param_groups(policy.trainable() + value_model.trainable()), lr=cfg.lr,
+                                 fused=True)
     run = Run("ppo", cfg, optimizer, rng, inputs=[*hashes, prompts], policy=policy, value=value_model)
     beta = AdaptiveKL(run.state.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
 
@@ -351,8 +361,8 @@ def main(cfg):
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
         start, batch = time.time(), run.next_rows(len(prompts), cfg.batch_size)
         # 1. sample; everything that the update compares with is fixed here
-        ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token, cfg.temperature,
-                     rng)
+        ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token,
+                     cfg.temperature, rng)
         gold = gold_rewards(task, tokenizer, [rows[i] for i in my_rows(batch)], ro.responses, device)
         # a response that did not end gets a fixed score; the gold reward has its own penalty
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)

@@ -5,8 +5,9 @@
     python reproduce.py --full           # 5 seeds, and what the paper's reviewers asked for: an hour
     python reproduce.py --task tldr --size gpu      # the same on a published model and real text
 
-A run killed at any moment goes on where it stopped; study/pipeline.py says how.  The stages of the synthetic study
-stand in study/stages.py, those of a published model in study/published.py, each with its deviations from the paper.
+A run killed at any moment goes on where it stopped; study/pipeline.py says how.  The stages of the synthetic
+study stand in study/stages.py, those of a published model in study/published.py, each with its deviations
+from the paper.
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
 
 @dataclass
 class Config(Common):
-    out: str = ""               # folder of everything written; "" is results and runs, or runs/replication of a
-                                # published model
+    out: str = ""               # folder of everything written; "" is results and runs, for a published model
+                                # runs/replication
     seeds: Count = 2            # runs, with seeds --seed, --seed + 1, ...; at least 5 with --full
     full: bool = False          # also what the paper's reviewers asked for
     jobs: Count = 2             # stages side by side, one thread each
@@ -33,8 +34,9 @@ class Config(Common):
     sft_rows: Rows = 8192       # posts of SFT for each kind of noise
     prompts: Rows = 8000        # prompts with preferences
     ppo_steps: Count = 45       # rollout batches of PPO
-    model: str = "HuggingFaceTB/SmolLM2-135M"   # with --task or --data: a hub name or a Hugging Face directory
-    judge_data: str = ""        # folder whose preferences train the judge; "": the next seed's reward model judges
+    model: str = "HuggingFaceTB/SmolLM2-135M"   # with --task or --data: a hub name or a Hugging Face
+                                # directory
+    judge_data: str = ""        # folder whose preferences train the judge; "": the next seed's reward model
     size: Literal["cpu", "gpu", "paper"] = "gpu"    # flags of every stage, SIZES in study/published.py
     sft: str = ""               # more flags for sft.py, as one string: "--max-new-tokens 64"
     reward: str = ""            # the same for reward.py
@@ -46,19 +48,22 @@ class Config(Common):
 def run_synthetic(cfg):
     n_seeds = max(cfg.seeds, 2 if cfg.quick else 5) if cfg.full else cfg.seeds
     sizes = Recipe(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts, ppo_steps=cfg.ppo_steps)
-    recipe = replace(QUICK if cfg.quick else sizes, device=cfg.device, dtype=cfg.dtype, save_every=cfg.save_every)
+    recipe = replace(QUICK if cfg.quick else sizes, device=cfg.device, dtype=cfg.dtype,
+                     save_every=cfg.save_every)
     runs = Path(cfg.out) / "runs"
     out = runs / "quick" if cfg.quick else Path(cfg.out or "results")
     synthetic_study.run_study(recipe, range(cfg.seed, cfg.seed + n_seeds), runs, out, cfg.full, cfg.jobs)
 
 
 def run_published(cfg):
-    check(not (cfg.full or cfg.quick), "--full and --quick belong to the synthetic study, which runs without --task "
-          "and --data")
+    check(not (cfg.full or cfg.quick),
+          "--full and --quick belong to the synthetic study, which runs without --task and --data")
     flags = {name: [*published.SIZES[cfg.size][name], *getattr(cfg, name).split()]
              for name in ("sft", "reward", "ppo", "bon")}
-    study = published.Study(Path(cfg.out or "runs/replication"), cfg.model, cfg.task, cfg.data, cfg.judge_data, cfg.size,
-                            flags, cfg.encoder, range(cfg.seed, cfg.seed + cfg.seeds), cfg.device, cfg.dtype, cfg.threads)
+    study = published.Study(
+        out=Path(cfg.out or "runs/replication"), model=cfg.model, task=cfg.task, data=cfg.data,
+        judge_data=cfg.judge_data, size=cfg.size, flags=flags, encoder=cfg.encoder,
+        seeds=range(cfg.seed, cfg.seed + cfg.seeds), device=cfg.device, dtype=cfg.dtype, threads=cfg.threads)
     device, _ = setup(cfg)
     published.run_study(study, device)
 
@@ -67,8 +72,8 @@ def main(cfg):
     if cfg.task or cfg.data:
         run_published(cfg)
     else:
-        check(cfg.model == Config.model and not cfg.judge_data, "--model and --judge-data: the study of a published model "
-              "needs --task or --data too")
+        check(cfg.model == Config.model and not cfg.judge_data,
+              "--model and --judge-data: the study of a published model needs --task or --data too")
         run_synthetic(cfg)
 
 

@@ -5,11 +5,11 @@
 
 Writes ckpt_reward.pt and metrics_reward.jsonl.
 
-Deviations from the paper: the responses of one prompt are packed behind it, and all their pairs are compared from one
-forward pass; the learning rate is that of a tiny model.  As in the paper the reward model starts from the SFT model,
-and its outputs are shifted and scaled to mean 0 and standard deviation 1 on held-out responses.  Here the shift and the
-scale are folded into the head's weight and bias, so nothing downstream has to know them.
-"""
+Deviations from the paper: the responses of one prompt are packed behind it, and all their pairs are compared
+from one forward pass; the learning rate is that of a tiny model.  As in the paper the reward model starts
+from the SFT model, and its outputs are shifted and scaled to mean 0 and standard deviation 1 on held-out
+responses.  Here the shift and the scale are folded into the head's weight and bias, so nothing downstream has
+to know them. """
 import math
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -38,15 +38,16 @@ class Config(Common):
     model: str = "ckpt_sft.pt"  # checkpoint to start from, and in the synthetic task to sample from
     prompts: Count = 8000       # prompts with preferences; a folder may hold fewer
     held_out: Count = 500       # prompts of the held-out pairs
-    samples: Count = 5          # responses sampled for each prompt in the synthetic task, compared with each other
-                                # and with the reference
+    samples: Count = 5          # responses sampled for each prompt in the synthetic task, compared with each
+                                # other and with the reference
     epochs: Count = 1           # passes over the prompts
     batch_size: Count = 8       # prompts a step, each with all its pairs
     micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
-    freeze: Frozen = -1.0       # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  The
-                                # paper's 0.8
+    freeze: Frozen = -1.0       # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
+                                # The paper's 0.8
     lr: Positive = 1e-3         # peak learning rate, cosine to zero; the paper uses 1e-5
     warmup: Natural = 50        # steps of linear warm-up
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
@@ -57,8 +58,8 @@ class Config(Common):
 def bradley_terry_loss(chosen, rejected, n_pairs=None):
     """-log sigma(r_chosen - r_rejected), averaged over pairs.
 
-    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (paper, section 4;
-    Stiennon et al. 2020)"""
+    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (paper, section
+    4; Stiennon et al. 2020)"""
     return -F.logsigmoid(chosen - rejected).sum() / (n_pairs or len(chosen))
 
 
@@ -86,10 +87,11 @@ class Group:
 
 
 def sample_groups(model, tokenizer, task, rows, n_samples, rng):
-    """A synthetic task's annotators: they compare a row's reference and n_samples responses of the model, all pairs.
+    """A synthetic task's annotators: they compare a row's reference and n_samples responses of the model, all
+    pairs.
 
-    P(a preferred to b) = sigma(gold(a) - gold(b)), so labels are noisy as people's are: they agree with the gold
-    reward on three pairs of four."""
+    P(a preferred to b) = sigma(gold(a) - gold(b)), so labels are noisy as people's are: they agree with the
+    gold reward on three pairs of four."""
     prompts = [tokenizer.encode_ordinary(r["prompt"]) for r in rows]
     sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
                                    rng=rng, ranks=(rank(), world_size())))
@@ -111,8 +113,8 @@ def sample_groups(model, tokenizer, task, rows, n_samples, rng):
 
 
 def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
-    """Preference rows -> groups.  Rows with one prompt form one group, so a response is read once however many
-    pairs it is in."""
+    """Preference rows -> groups.  Rows with one prompt form one group, so a response is read once however
+    many pairs it is in."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -130,8 +132,8 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
 
 
 def comparisons(cfg, sft, tokenizer, task, rng):
-    """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth of its
-    prompts: of its prompts, not of its pairs, because pairs of one prompt would leak."""
+    """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
+    of its prompts: of its prompts, not of its pairs, because pairs of one prompt would leak."""
     if task.synthetic:
         return tuple(sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng)
                      for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
@@ -139,20 +141,23 @@ def comparisons(cfg, sft, tokenizer, task, rng):
     check(rows, f"{task.data}: no preferences.jsonl; its lines are "
           "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
     limits = task.max_prompt_len(sft.config.context), task.max_new_tokens
-    train, held_out = read_groups(tokenizer, rows, *limits), read_groups(tokenizer, held_out_rows or [], *limits)
+    train = read_groups(tokenizer, rows, *limits)
+    held_out = read_groups(tokenizer, held_out_rows or [], *limits)
     if not held_out:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
-        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out", flush=True)
+        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
+              flush=True)
     check(train and held_out, f"{task.data}: no pairs of two different responses to train and to test on")
     return train[:cfg.prompts], held_out[:cfg.held_out]
 
 
-# -------------------------------------------------------------------------------------------- what it is worth
+# ------------------------------------------------------------------------------------------- what it is worth
 
 def score(model, prompts, responses, **sizes):
-    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns lists of
-    floats of that shape.  The ranks divide the prompts among them; sizes as in `score_on_this_rank`."""
+    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
+    lists of floats of that shape.  The ranks divide the prompts among them; sizes as in
+    `score_on_this_rank`."""
     return gather_rows(score_on_this_rank(model, my_rows(prompts), my_rows(responses), **sizes))
 
 
@@ -160,8 +165,8 @@ def score(model, prompts, responses, **sizes):
 def score_on_this_rank(model, prompts, responses, batch_size=32, packed_together=8):
     """`score` in one process.
 
-    packed_together: responses packed behind one copy of their prompt; beyond about 8, attention over the longer row
-    costs more than the prompt saves.  batch_size: responses in one forward pass, about."""
+    packed_together: responses packed behind one copy of their prompt; beyond about 8, attention over the
+    longer row costs more than the prompt saves.  batch_size: responses in one forward pass, about."""
     device, flat = model.embed.weight.device, []
     parts = [(prompt, group[i:i + packed_together]) for prompt, group in zip(prompts, responses, strict=True)
              for i in range(0, len(group), packed_together)]
@@ -179,11 +184,11 @@ def points(difference):
 
 
 def accuracy(groups, scores):
-    """How often the higher score wins, against labels and, where known, the gold reward; ties count half.  scores:
-    as from `score`.
+    """How often the higher score wins, against labels and, where known, the gold reward; ties count half.
+    scores: as from `score`.
 
-    Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on each
-    other."""
+    Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on
+    each other."""
     per_prompt, longer, large_gap, gold = [], [], [], []
     for group, s in zip(groups, scores):
         hits = [points(s[a] - s[b]) for a, b in group.pairs]
@@ -208,18 +213,18 @@ def accuracy(groups, scores):
 
 
 def normalise(model, scores):
-    """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0 and standard
-    deviation 1.  Returns (mean, std)."""
+    """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0 and
+    standard deviation 1.  Returns (mean, std)."""
     mean, std = float(np.mean(scores)), float(np.std(scores))
-    check(std > 0, "the reward model gives every held-out response the same score: it has learned nothing; train "
-          "longer or raise --lr")
+    check(std > 0, "the reward model gives every held-out response the same score: it has learned nothing; "
+          "train longer or raise --lr")
     with torch.no_grad():
         model.head.weight.div_(std)
         model.head.bias.sub_(mean).div_(std)
     return mean, std
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 
 def winners_and_losers(groups, device):
     """Two (n_pairs,) index tensors into the groups' responses, laid end to end."""
@@ -239,8 +244,8 @@ def main(cfg):
     model.recompute = cfg.recompute
     if cfg.shard:
         shard(model)
-    optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
-                                  fused=True)
+    optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.0, fused=True)
     batches = length_bucketed_batches([g.n_tokens for g in train], cfg.batch_size, cfg.epochs, rng)
     inputs = [saved["weights_hash"], [(g.prompt, g.responses, g.pairs) for g in train]]
     run = Run("reward", cfg, optimizer, rng, inputs, model=model)
@@ -260,7 +265,8 @@ def main(cfg):
             totals += torch.stack((loss.detach(), (margin > 0).sum() / n_pairs, margin.sum() / n_pairs)).cpu()
         grad_norm, = run.step_optimizer(model.trainable(), rows=batches[step])
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
-            run.log(**dict(zip(("loss", "accuracy", "margin"), all_reduce(totals).tolist())), grad_norm=grad_norm)
+            totals = dict(zip(("loss", "accuracy", "margin"), all_reduce(totals).tolist()))
+            run.log(**totals, grad_norm=grad_norm)
 
     model = full_copy(model)
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
@@ -272,11 +278,12 @@ def main(cfg):
 
 def report(path, m):
     """Prints what the reward model is worth.  m: the metrics of its checkpoint."""
-    print(f"wrote {path}: held-out accuracy {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}] "
-          f"on {m['pairs']} pairs; `the longer wins` {m['longer_wins']:.3f}", flush=True)
+    print(f"wrote {path}: held-out accuracy {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, "
+          f"{m['accuracy_high']:.3f}] on {m['pairs']} pairs; `the longer wins` {m['longer_wins']:.3f}",
+          flush=True)
     if "accuracy_gold" in m:
-        print(f"the gold reward agrees with the labels on {m['labels_gold']:.3f} of the pairs, with the model on "
-              f"{m['accuracy_gold']:.3f}", flush=True)
+        print(f"the gold reward agrees with the labels on {m['labels_gold']:.3f} of the pairs, with the "
+              f"model on {m['accuracy_gold']:.3f}", flush=True)
     if "accuracy_gap1" in m:
         print(f"where the gold rewards differ by more than 1: {m['accuracy_gap1']:.3f} with the labels, "
               f"{m['accuracy_gap1_gold']:.3f} with the gold reward", flush=True)

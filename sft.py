@@ -7,10 +7,9 @@
 
 Writes ckpt_sft.pt and metrics_sft.jsonl.
 
-Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in one, with
-a larger learning rate and nothing frozen.  All references of a post are learned in one packed row.  AdamW has no
-weight decay.
-"""
+Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in
+one, with a larger learning rate and nothing frozen.  All references of a post are learned in one packed row.
+AdamW has no weight decay. """
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,12 +33,14 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=16, epochs=1, reference
 
 @dataclass
 class Config(Common):
-    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face directory
+    model: str = "scratch"      # scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face
+                                # directory
     rows: Natural = 0           # train rows used; 0: all
     epochs: Count = 1           # passes over them
     batch_size: Count = 8       # prompts a step, each with all its references
     micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more time
+    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
+                                # time
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
     references: Count = 4       # references a prompt has in the synthetic task
     lr: Positive = 2.5e-3       # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
@@ -47,8 +48,8 @@ class Config(Common):
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     freeze: Fraction = 0.0      # fraction of the layers frozen with the embeddings; the paper's 0.8 needs a
                                 # pretrained model
-    tokenizer: str = "words"    # of a model from scratch: words (bytes and frequent words of train) or a tiktoken
-                                # name (gpt2)
+    tokenizer: str = "words"    # of a model from scratch: words (bytes and frequent words of train) or a
+                                # tiktoken name (gpt2)
     n_words: Natural = 4096     # words in that vocabulary
     shape: str = "tiny"         # of a model from scratch; `python model.py` lists them
     context: Count = 512        # of a model from scratch: positions; longer prompts are cut on the left
@@ -59,7 +60,8 @@ class Config(Common):
 
 
 def sft_loss(logp, n_tokens=None):
-    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x, y_<t).
+    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x,
+    y_<t).
 
     logp: (M,); n_tokens: of the whole batch, if logp is of a part of it.  (paper, section 4)"""
     return -logp.sum() / (n_tokens or len(logp))
@@ -88,14 +90,16 @@ class Example(NamedTuple):
 
 def encode(tokenizer, rows, task, context, what):
     """Rows of a task -> Examples that fit the context."""
-    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context), f"{what} prompts")
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context),
+                             f"{what} prompts")
     responses = encode_responses(tokenizer, [r["references"] for r in rows], task.max_new_tokens,
                                  f"{what} responses")
     return [Example(row["id"], *ids) for row, *ids in zip(rows, prompts, responses)]
 
 
 def from_scratch(shape, context, tokenizer, n_words, train):
-    """A new model of a named shape and its tokenizer's specification, built from the train rows if need be."""
+    """A new model of a named shape and its tokenizer's specification, built from the train rows if need
+    be."""
     spec = {"kind": "tiktoken", "name": tokenizer}
     if tokenizer == "words":    # 5,000 rows are enough to see every frequent word
         texts = [t for r in train[:5000] for t in (r["prompt"], *(" " + x.lstrip() for x in r["references"]))]
@@ -106,8 +110,8 @@ def from_scratch(shape, context, tokenizer, n_words, train):
 
 
 def build(cfg, device):
-    """Everything a run starts from: (model, its tokenizer's specification, task, train and validation Examples,
-    hash of the model started from)."""
+    """Everything a run starts from: (model, its tokenizer's specification, task, train and validation
+    Examples, hash of the model started from)."""
     model = saved = None
     if cfg.model != "scratch":
         model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
@@ -142,15 +146,15 @@ def validation_loss(model, examples, device):
     return nll / n_tokens
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------- training
 
 def main(cfg):
     device, rng = setup(cfg)
     model, spec, task, train, validation, model_hash = build(cfg, device)
     if cfg.shard:
         shard(model)
-    optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0,
-                                  fused=True)
+    optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.0, fused=True)
     batches = length_bucketed_batches([e.n_tokens for e in train], cfg.batch_size, cfg.epochs, rng)
     run = Run("sft", cfg, optimizer, rng, inputs=[model_hash, spec, train], model=model)
 
@@ -172,10 +176,10 @@ def main(cfg):
             run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, **run.state,
                     validation_loss=validation_loss(model, validation, device))
 
-    metrics = {"validation_loss": validation_loss(model, validation, device), "steps": len(batches), **run.state}
-    run.save(model, spec, task, metrics)
-    print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss "
-          f"{metrics['validation_loss']:.4f} nats/token", flush=True)
+    loss = validation_loss(model, validation, device)
+    run.save(model, spec, task, {"validation_loss": loss, "steps": len(batches), **run.state})
+    print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss {loss:.4f} nats/token",
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -135,12 +135,12 @@ class Task:
             size, noise = self.synthetic.SIZES.get(split, 1000), SYNTHETIC[self.name][1]
             return self.synthetic.rows(split, min(size, limit or size), noise, references)
         if self.name in paper.TASKS:
-            path, rows = f"task {self.name}, {split}", paper.rows(self.name, split, self.data)
+            source, rows = f"task {self.name}, {split}", paper.rows(self.name, split, self.data)
         else:
-            path = self._file(split)
-            rows = read_jsonl(path, {"prompt": str, "reference": str})
-        rows = _non_empty(path, rows, ("prompt", "reference"))
-        _make_ids_unique(path, split, rows)
+            source = self._file(split)
+            rows = read_jsonl(source, {"prompt": str, "reference": str})
+        rows = _non_empty(source, rows, ("prompt", "reference"))
+        _make_ids_unique(source, split, rows)
         return [row | {"references": [row["reference"]]} for row in rows[:limit]]
 
     def preferences(self, validation=False):
@@ -158,16 +158,17 @@ class Task:
         return next((path for path in paths if path.is_file()), None)
 
 
-def _non_empty(path, rows, fields):
+def _non_empty(source, rows, fields):
+    """Rows with text in all fields.  Prints how many have none.  source: names the rows in messages."""
     full = [row for row in rows if all(row[f].strip() for f in fields)]
     if len(full) < len(rows):
-        print(f"{path}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(fields)} is "
+        print(f"{source}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(fields)} is "
               "empty", flush=True)
-    check(full, f"{path}: no rows; a line is {{{', '.join(f'{f!r}: ...' for f in fields)}}}")
+    check(full, f"{source}: no rows; a line is {{{', '.join(f'{f!r}: ...' for f in fields)}}}")
     return full
 
 
-def _make_ids_unique(path, split, rows):
+def _make_ids_unique(source, split, rows):
     """Gives every row an id that names it alone, because policies are compared by id."""
     seen, repeated = Counter(), 0
     for i, row in enumerate(rows):
@@ -176,7 +177,7 @@ def _make_ids_unique(path, split, rows):
         repeated += seen[name] > 1
         row["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
     if repeated:
-        print(f"{path}: {repeated} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
+        print(f"{source}: {repeated} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
               flush=True)
 
 
@@ -190,8 +191,7 @@ def task_of(cfg, saved=None):
         base = Task(name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
     data = cfg.data or base.data
     check(name != "folder" or data, "--task folder: --data DIR is needed")
-    check(not data or Path(data).is_dir(),
-          f"--data {data}: no such folder; it should hold {FILES}")
+    check(not data or Path(data).is_dir(), f"--data {data}: no such folder; it should hold {FILES}")
     check(name not in SYNTHETIC or not cfg.data, f"--task {name} takes no --data: it makes its own prompts")
     return Task(name, str(data), getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens,
                 getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens)

@@ -1,1 +1,2 @@
-"""What any training script needs and nothing about RLHF: flags, files, checkpoints, ranks, tokenizers, statistics."""
+"""What any training script needs and nothing about RLHF: flags, files, checkpoints, ranks, tokenizers,
+statistics."""

@@ -1,9 +1,8 @@
 """Checkpoints and the states that a killed run continues from: read with weights only, checked by a hash.
 
-A checkpoint is one file that the next stage can start from: kind (lm or reward), config, tokenizer, task, arguments,
-metrics, weights and the hash of the weights.  The hash names the weights: samples remember which reward model their
-policy was trained against.
-"""
+A checkpoint is one file that the next stage can start from: kind (lm or reward), config, tokenizer, task,
+arguments, metrics, weights and the hash of the weights.  The hash names the weights: samples remember which
+reward model their policy was trained against. """
 import hashlib
 import io
 from dataclasses import asdict
@@ -36,13 +35,14 @@ def save_checkpoint(path, model, tokenizer, task, args, metrics):
     state = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(dict(kind="reward" if model.scalar else "lm", config=asdict(model.config), tokenizer=tokenizer,
-                    task=task, args=args, metrics=metrics, weights_hash=weights_hash(state), state=state), buffer)
+                    task=task, args=args, metrics=metrics, weights_hash=weights_hash(state), state=state),
+               buffer)
     atomic_write(path, buffer.getvalue())
 
 
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
-    """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged, hostile or
-    wrong file.  torch.load reads weights only, so it refuses a pickle that would run code."""
+    """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
+    hostile or wrong file.  torch.load reads weights only, so it refuses a pickle that would run code."""
     path = Path(path)
     if not path.is_file():
         made = MADE_BY.get(path.name) or MADE_BY["ckpt_sft.pt" if kind == "lm" else "ckpt_reward.pt"]
@@ -50,7 +50,8 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         found, config = saved["kind"], GPTConfig(**saved["config"])
-        check(found == kind, f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
+        check(found == kind,
+              f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
         model = GPT(config, scalar=kind == "reward")
         state = saved.pop("state")
         check(weights_hash(state) == saved["weights_hash"],
@@ -61,17 +62,17 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
-        raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged ({type(error).__name__}: "
-                        f"{first_line(error)})") from None
+        raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged "
+                        f"({type(error).__name__}: {first_line(error)})") from None
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
-# ----------------------------------------------------------------------------------- states of interrupted runs
+# --------------------------------------------------------------------------------- states of interrupted runs
 
 def save_state(path, name, step, state, rng, optimizer, models):
-    """What a run needs to continue behind `step`.  name: hash of its flags and inputs; state: what the loop carries
-    from step to step; rng: torch.Generator; optimizer or None; models: {name: GPT}, of which the trained
-    parameters are kept."""
+    """What a run needs to continue behind `step`.  name: hash of its flags and inputs; state: what the loop
+    carries from step to step; rng: torch.Generator; optimizer or None; models: {name: GPT}, of which the
+    trained parameters are kept."""
     found = {"name": name, "step": step, "state": state, "rng": rng.get_state(),
              "optimizer": optimizer and optimizer.state_dict(),
              "models": {n: {k: p.detach() for k, p in m.named_parameters() if p.requires_grad}
@@ -91,8 +92,8 @@ def _full_tensors(x):
 
 
 def load_state(path, name, rng, optimizer, models):
-    """Puts a saved state back into rng, optimizer and models.  Returns (steps done, what the loop carried), or None
-    if the state belongs to a run with other flags or inputs.  Raises UserError on a damaged state."""
+    """Puts a saved state back into rng, optimizer and models.  Returns (steps done, what the loop carried),
+    or None if the state belongs to a run with other flags or inputs.  Raises UserError on a damaged state."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["name"] != name:
@@ -109,4 +110,5 @@ def load_state(path, name, rng, optimizer, models):
         rng.set_state(saved["rng"])
         return saved["step"], saved["state"]
     except Exception as error:      # whatever a damaged file makes torch raise
-        raise UserError(f"{path}: a damaged state ({type(error).__name__}); remove it to start anew") from None
+        raise UserError(f"{path}: a damaged state ({type(error).__name__}); remove it to start "
+                        "anew") from None

@@ -1,19 +1,21 @@
-"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python ppo.py ...`.
+"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python ppo.py
+...`.
 
     torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                       # one node
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...      # on each of two nodes
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two
 
-One idea serves several GPUs and small GPUs.  Every rank knows the rows of a step's batch.  Rank r takes rows r,
-r + world_size, ..., and forwards at most --micro-batch-size of them at a time.  A loss is a sum over the terms of
-a part, divided by the count of the *whole* batch.  Therefore the gradients of all parts add up to the batch's
-gradient, whether the parts are micro-batches, ranks or both.  Random numbers belong to rows, not to ranks.  So
-ranks and micro-batches change memory and time, and they change results only by rounding (1e-5 of a loss, fp32).
+One idea serves several GPUs and small GPUs.  Every rank knows the rows of a step's batch.  Rank r takes rows
+r, r + world_size, ..., and forwards at most --micro-batch-size of them at a time.  A loss is a sum over the
+terms of a part, divided by the count of the *whole* batch.  Therefore the gradients of all parts add up to
+the batch's gradient, whether the parts are micro-batches, ranks or both.  Random numbers belong to rows, not
+to ranks.  So ranks and micro-batches change memory and time, and they change results only by rounding (1e-5
+of a loss, fp32).
 
-Every rank holds the whole model and takes the same optimizer step.  This is plain data parallelism, written out,
-because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages gradients
-behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its gradient and of its
-optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common folder.
-"""
+Every rank holds the whole model and takes the same optimizer step.  This is plain data parallelism, written
+out, because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages
+gradients behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its
+gradient and of its optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common
+folder. """
 import os
 
 import torch
@@ -43,7 +45,7 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# ---------------------------------------------------------------------------------------------- rows of a batch
+# -------------------------------------------------------------------------------------------- rows of a batch
 
 def my_rows(rows):
     """This rank's rows: every world_size-th one, because neighbours in a batch have similar lengths."""
@@ -63,7 +65,8 @@ def gather_rows(mine):
 
 
 def micro_batches(rows, size, n_passes_for=None, spare=None):
-    """Cuts this rank's rows into parts of at most `size` rows (0: one part).  Returns a list of (part, weight).
+    """Cuts this rank's rows into parts of at most `size` rows (0: one part).  Returns a list of (part,
+    weight).
 
     n_passes_for: the largest number of rows that any rank has (default: len(rows)).  Every rank gets as many
     parts as that number needs, because with --shard all ranks must make equal numbers of passes.  A rank that
@@ -74,7 +77,7 @@ def micro_batches(rows, size, n_passes_for=None, spare=None):
     return [(part, 1) if len(part) else (spare, 0) for part in parts]
 
 
-# --------------------------------------------------------------------------------------------------- reductions
+# ------------------------------------------------------------------------------------------------- reductions
 
 def all_reduce(x, op="sum"):
     """The sum (or, op="max", the maximum) of a tensor over ranks, in place."""
@@ -108,11 +111,11 @@ def sum_gradients(params):
         p.grad.copy_(g.view_as(p))
 
 
-# ---------------------------------------------------------------------------------- layers sharded over the ranks
+# ------------------------------------------------------------------------------ layers sharded over the ranks
 
 def shard(*models):
-    """Shards the trained layers of models over the ranks, a layer at a time: PyTorch's fully_shard (Zhao et al.
-    2023).  From then on every rank must make the same forward and backward passes."""
+    """Shards the trained layers of models over the ranks, a layer at a time: PyTorch's fully_shard (Zhao et
+    al. 2023).  From then on every rank must make the same forward and backward passes."""
     if world_size() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh      # half a second, only where it is needed
@@ -127,7 +130,8 @@ def shard(*models):
 
 
 def is_sharded(x):
-    """Whether the tensor x is this rank's shard of a larger one (torch's DTensor, which is slow to import)."""
+    """Whether the tensor x is this rank's shard of a larger one (torch's DTensor, which is slow to
+    import)."""
     return hasattr(x, "full_tensor")
 
 

@@ -1,9 +1,8 @@
 """nn.Linear by oneDNN: fp32 matrix products on a CPU by the faster of the two libraries that torch ships.
 
-torch's default for fp32 on a CPU is MKL.  On AMD's processors MKL uses half the width of the vector units: 195
-against oneDNN's 430 GFLOP/s on two Zen 5 cores.  torch ships oneDNN too, but calls it for bf16 only.  oneDNN costs a
-millisecond or two for each new shape, and `model.pack` keeps shapes few.
-"""
+torch's default for fp32 on a CPU is MKL.  On AMD's processors MKL uses half the width of the vector units:
+195 against oneDNN's 430 GFLOP/s on two Zen 5 cores.  torch ships oneDNN too, but calls it for bf16 only.
+oneDNN costs a millisecond or two for each new shape, and `model.pack` keeps shapes few. """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

@@ -13,8 +13,8 @@ LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the 
 
 
 def output_path(out, default):
-    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns a
-    Path."""
+    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns
+    a Path."""
     path = Path(out) if out.endswith(".pt") else Path(out) / default
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,8 +24,8 @@ def output_path(out, default):
 
 
 def atomic_write(path, payload):
-    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it.  Only rank
-    0 writes."""
+    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it.  Only
+    rank 0 writes."""
     if dist.rank():
         return
     path = Path(path)
@@ -70,8 +70,8 @@ def _encodable(x):
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises UserError that names file and
-    line."""
+    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises UserError that names file
+    and line."""
     path = Path(path)
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     rows = []

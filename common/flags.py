@@ -1,9 +1,10 @@
-"""A dataclass becomes the flags of a script: each field's comment is its help text, each field's type its domain.
+"""A dataclass becomes the flags of a script: each field's comment is its help text, each field's type its
+domain.
 
-Every script is a dataclass `Config` and a function `main(cfg)`.  `run(main, Config, __doc__)` parses the command
-line.  It turns a UserError into one line and exit status 2.  A field's type says which values make sense (`Count`,
-`Positive`, `Fraction`, ...), and Config checks them when it is built, so a main holds no range checks.
-"""
+Every script is a dataclass `Config` and a function `main(cfg)`.  `run(main, Config, __doc__)` parses the
+command line.  It turns a UserError into one line and exit status 2.  A field's type says which values make
+sense (`Count`, `Positive`, `Fraction`, ...), and Config checks them when it is built, so a main holds no
+range checks. """
 import argparse
 import dataclasses
 import inspect
@@ -70,8 +71,8 @@ class Common:
     dtype: Literal["fp32", "bf16"] = "fp32"     # of matrix products; trained weights and their optimizer stay
                                                 # fp32
     threads: Natural = 0        # CPU threads; 0 leaves torch's choice
-    save_every: NonNegative = 60.0      # seconds between the states that a killed run continues from; 0: after
-                                        # each step
+    save_every: NonNegative = 60.0      # seconds between the states that a killed run continues from; 0:
+                                        # after each step
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -117,7 +118,8 @@ def _add_flag(group, field, text):
 def parse(config, doc, argv=None, presets=None):
     """Command line -> config.  Flags are the field names with dashes.  Booleans take --flag and --no-flag.
 
-    presets: {name: {field: value}}.  --preset NAME puts these in place of the defaults, and flags still win."""
+    presets: {name: {field: value}}.  --preset NAME puts these in place of the defaults, and flags still
+    win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
     texts, common = help_of(config), {f.name for f in dataclasses.fields(Common)}
@@ -125,7 +127,8 @@ def parse(config, doc, argv=None, presets=None):
         known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in preset.items())}"
                           for name, preset in presets.items())
         own.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
-    for field in sorted(dataclasses.fields(config), key=lambda field: field.name in common):    # its own first
+    own_first = sorted(dataclasses.fields(config), key=lambda field: field.name in common)
+    for field in own_first:
         if field.name == "files":
             parser.add_argument("files", nargs="*", help=texts["files"])
         else:
@@ -139,7 +142,8 @@ def parse(config, doc, argv=None, presets=None):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps done."""
+    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps
+    done."""
 
     def __str__(self):
         _, path, step = self.args
@@ -151,7 +155,7 @@ def run(main, config, doc, presets=None):
     """The last line of every script."""
     try:
         main(parse(config, doc, presets=presets))
-    except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission; it names the path
+    except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission
         sys.exit(_say(f"error: {error}", 2))
     except Interrupted as stop:
         sys.exit(_say(str(stop), 128 + stop.args[0]))

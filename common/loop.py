@@ -1,13 +1,12 @@
 """Run: what every training loop needs around its steps, so that the script shows only the algorithm.
 
-A Run picks up an interrupted run, counts steps with a progress bar, cuts a batch into this rank's micro-batches,
-takes the optimizer step, writes the log line, and saves the result.  It never calls the model and has no hooks: the
-forward pass, the loss and `.backward()` stand in the script.
+A Run picks up an interrupted run, counts steps with a progress bar, cuts a batch into this rank's
+micro-batches, takes the optimizer step, writes the log line, and saves the result.  It never calls the model
+and has no hooks: the forward pass, the loss and `.backward()` stand in the script.
 
-Killed at any moment, the same command continues to the same result.  A state counts only for the flags and inputs
-that it was made with.  The threads and the device that computed it do not count, but only a run on the same ones is
-equal to the last bit.
-"""
+Killed at any moment, the same command continues to the same result.  A state counts only for the flags and
+inputs that it was made with.  The threads and the device that computed it do not count, but only a run on the
+same ones is equal to the last bit. """
 import hashlib
 import json
 import math
@@ -35,8 +34,8 @@ MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
 
 class Run:
     """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
-    torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models: the
-    GPTs that are trained, by name.
+    torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models:
+    the GPTs that are trained, by name.
 
     `state` is a dict that the script may fill with plain values; it survives an interruption."""
 
@@ -61,8 +60,8 @@ class Run:
     # -------- the loop
 
     def steps(self, total):
-        """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the state
-        every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
+        """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the
+        state every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
         with _Signals() as signals:
             saved_at = time.time()
             for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
@@ -90,8 +89,8 @@ class Run:
         return self.batch
 
     def micro_batches(self, batch):
-        """This rank's rows of a batch (a list), --micro-batch-size at a time: [(rows, weight)].  Multiply the loss
-        by the weight, which is 0 where this rank has run out of rows."""
+        """This rank's rows of a batch (a list), --micro-batch-size at a time: [(rows, weight)].  Multiply the
+        loss by the weight, which is 0 where this rank has run out of rows."""
         most = -(-len(batch) // dist.world_size())
         return dist.micro_batches(dist.my_rows(batch), self.cfg.micro_batch_size, most, batch[:1])
 
@@ -108,11 +107,11 @@ class Run:
             group["lr"] = lr
 
     def step_optimizer(self, *param_lists, rows):
-        """Sums the gradients over ranks, clips each list of parameters to --max-grad-norm, takes a step and clears
-        the gradients.  Returns the list of gradient norms before clipping.
+        """Sums the gradients over ranks, clips each list of parameters to --max-grad-norm, takes a step and
+        clears the gradients.  Returns the list of gradient norms before clipping.
 
-        A step whose gradient is not finite is skipped and reported with the batch's `rows`.  Raises UserError after
-        MAX_SKIPPED_STEPS of them in a row."""
+        A step whose gradient is not finite is skipped and reported with the batch's `rows`.  Raises UserError
+        after MAX_SKIPPED_STEPS of them in a row."""
         dist.sum_gradients([p for params in param_lists for p in params])
         norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in param_lists]
         if math.isfinite(sum(norms)):
@@ -120,15 +119,17 @@ class Run:
             self.skipped = 0
         else:
             self.skipped += 1
-            print(f"step {self.step + 1}: the gradient is not finite, skipped; rows {', '.join(map(str, rows))}",
-                  flush=True)
-            check(self.skipped < MAX_SKIPPED_STEPS, f"step {self.step + 1}: {self.skipped} gradients in a row were "
-                  "not finite; lower --lr. No checkpoint was written; what stood there before is unchanged")
+            print(f"step {self.step + 1}: the gradient is not finite, skipped; rows "
+                  f"{', '.join(map(str, rows))}", flush=True)
+            check(self.skipped < MAX_SKIPPED_STEPS, f"step {self.step + 1}: {self.skipped} gradients in a "
+                  "row were not finite; lower --lr. No checkpoint was written; what stood there before is "
+                  "unchanged")
         self.optimizer.zero_grad()
         return norms
 
     def log(self, **metrics):
-        lr, device = self.optimizer.param_groups[0]["lr"], next(iter(self.models.values())).embed.weight.device
+        lr = self.optimizer.param_groups[0]["lr"]
+        device = next(iter(self.models.values())).embed.weight.device
         self.metrics.log(step=self.step + 1, **metrics, lr=lr, peak_mb=round(peak_memory(device)))
 
     # -------- the end
@@ -136,7 +137,8 @@ class Run:
     def save(self, model, tokenizer, task, metrics, **args):
         """Writes the checkpoint.  tokenizer: its specification; task: the Task; args: more than the flags to
         remember."""
-        save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args, metrics)
+        save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args,
+                        metrics)
         self.finish()
 
     def finish(self):
@@ -146,13 +148,14 @@ class Run:
 
 def _hash_of(cfg, inputs):
     """A name for flags and inputs.  Flags that change no result do not count."""
-    flags = {k: v for k, v in asdict(cfg).items() if k not in ("out", "quiet", "device", "threads", "save_every")}
+    no_effect = ("out", "quiet", "device", "threads", "save_every")
+    flags = {k: v for k, v in asdict(cfg).items() if k not in no_effect}
     return hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
 
 
 class _Signals:
-    """Remembers the first SIGINT or SIGTERM in `number` (else 0), so that a step can end.  A second one stops at
-    once.  Outside the main thread signals stay as they are."""
+    """Remembers the first SIGINT or SIGTERM in `number` (else 0), so that a step can end.  A second one stops
+    at once.  Outside the main thread signals stay as they are."""
 
     def __enter__(self):
         self.number, self.before = 0, {}
@@ -174,8 +177,8 @@ class _Signals:
 class Metrics:
     """One flat dict a step: printed, and appended to metrics_<name>.jsonl beside the checkpoint.
 
-    A run starts its file anew.  A run that continues after step `after` keeps the lines up to there and drops a torn
-    last line.  With quiet=True only the file is written."""
+    A run starts its file anew.  A run that continues after step `after` keeps the lines up to there and drops
+    a torn last line.  With quiet=True only the file is written."""
 
     def __init__(self, checkpoint, quiet=False, after=0):
         path = Path(checkpoint)
@@ -198,7 +201,8 @@ class Metrics:
         return kept
 
     def log(self, **row):
-        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v
+               for k, v in row.items()}
         row["seconds"] = round(time.time() - self.start, 2)
         try:
             print(json.dumps(row), file=self.file, flush=True)

@@ -1,7 +1,8 @@
-"""The paper's claims as differences between policies: their estimates and verdicts, and everything in results.json.
+"""The paper's claims as differences between policies: their estimates and verdicts, and everything in
+results.json.
 
-A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over prompts lies on one
-side of zero and every seed agrees; else these runs do not decide.
+A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over prompts
+lies on one side of zero and every seed agrees; else these runs do not decide.
 """
 import numpy as np
 
@@ -24,8 +25,8 @@ def verdict(estimate, expected):
 
 
 def claims(measures):
-    """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate, details: more
-    numbers}], the same claims for each kind of noise."""
+    """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate,
+    details: more numbers}], the same claims for each kind of noise."""
     return [{"claim": claim, "task": task, "noise": noise, "difference": difference, "expected": expected,
              "verdict": verdict(estimate, expected), "estimate": estimate, "details": details}
             for task, noise in NOISE.items()
@@ -62,7 +63,8 @@ def of_diversity(r, task):
     for key, what in (("gold_diversity", "gold diversity"), ("ead", "EAD")):
         per_input, across = lost(f"per_input_{key}"), lost(f"across_{key}")
         out.append((f"PPO cuts per-input diversity more than across-input ({what})", +1,
-                    "relative loss per input - across inputs (range over seeds)", range_over_seeds(per_input - across),
+                    "relative loss per input - across inputs (range over seeds)",
+                    range_over_seeds(per_input - across),
                     {"per input": float(per_input.mean()), "across inputs": float(across.mean())}))
     return out
 
@@ -97,11 +99,11 @@ def of_sharpening(r, task):
              over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft_matched", *SHIFTED)), {})]
 
 
-# ---------------------------------------------------------------------------------------- what the tables show
+# --------------------------------------------------------------------------------------- what the tables show
 
 def kl_sweep(r):
-    """PPO over the KL coefficient with systematic noise: its last training step, means over seeds; its win rate at the
-    temperature of quality and gold diversity at that of diversity."""
+    """PPO over the KL coefficient with systematic noise: its last training step, means over seeds; its win
+    rate at the temperature of quality and gold diversity at that of diversity."""
     out = []
     for beta in sorted((*SWEEP, BETA)):
         name = ppo_name(beta)
@@ -129,7 +131,8 @@ def results(r, settings, cost):
     def row(key):
         return dict(zip(("task", "policy", "split", "temperature"), key))
     lines = {key: r.lines[(*key, r.seeds[0])] for key in r.keys()}
-    return {"settings": settings | {"seeds": r.seeds}, "cost": cost, "claims": claims(r), "kl_sweep": kl_sweep(r),
+    return {"settings": settings | {"seeds": r.seeds}, "cost": cost,
+            "claims": claims(r), "kl_sweep": kl_sweep(r),
             "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
             "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
                           for m in line if m.startswith(("per_input_", "across_"))],
@@ -145,8 +148,9 @@ def decided(low, high):
 
 
 def over_seeds_too(stated):
-    """What changes if seeds are resampled as well as prompts: counts of verdicts, claims that would be decided
-    otherwise, how much wider the median interval is, and the claim whose seeds differ most.  stated: claims."""
+    """What changes if seeds are resampled as well as prompts: counts of verdicts, claims that would be
+    decided otherwise, how much wider the median interval is, and the claim whose seeds differ most.  stated:
+    claims."""
     both = [c for c in stated if "all_low" in c["estimate"]]
     changed, ratios = [], []
     for c in both:

@@ -1,8 +1,9 @@
-"""Is it RL, or just sharpening?  Quality against diversity of SFT over temperature, best-of-N over N, PPO over beta.
+"""Is it RL, or just sharpening?  Quality against diversity of SFT over temperature, best-of-N over N, PPO
+over beta.
 
-`python reproduce.py --full` runs this on the test prompts in distribution, with systematic noise.  SFT at a lower
-temperature and best-of-N also trade diversity for quality, without RL.  PPO is more than they are if its win rate is
-higher at equal gold diversity.
+`python reproduce.py --full` runs this on the test prompts in distribution, with systematic noise.  SFT at a
+lower temperature and best-of-N also trade diversity for quality, without RL.  PPO is more than they are if
+its win rate is higher at equal gold diversity.
 """
 import json
 
@@ -18,7 +19,7 @@ from common.stats import interval_of_draws, over_seeds, seeds_and_prompts_draws
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from reward import score
-from splits import Task, encode_prompts, encode_response, synthetic_task
+from splits import Task, encode_prompts, encode_response
 from study.names import BEST_OF, BETA, BETAS, DIVERSITY, QUALITY, pick, ppo_name
 
 KEPT = 8                        # independent best-of-N outputs of a prompt
@@ -33,15 +34,17 @@ def load_with_task(path, kind):
 
 
 def sample_best_of(here, seed, inputs):
-    """SFT's best-of-N for N = 1 ... 64 on the test prompts -> best_of_<N>.jsonl: KEPT outputs a prompt, each the best
-    of samples of its own, so that they are independent.  One pool serves every N: the first N of each part of 64."""
+    """SFT's best-of-N for N = 1 ... 64 on the test prompts -> best_of_<N>.jsonl: KEPT outputs a prompt, each
+    the best of samples of its own, so that they are independent.  One pool serves every N: the first N of
+    each part of 64."""
     rng = torch.Generator().manual_seed(seed)
     policy, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     rows, largest = task.rows("test", inputs), BEST_OF[-1]
-    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(policy.config.context))
-    sampled = M.generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=tokenizer.eot_token, rng=rng,
-                         batch_size=2048)
+    max_prompt_len = task.max_prompt_len(policy.config.context)
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
+    sampled = M.generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=tokenizer.eot_token,
+                         rng=rng, batch_size=2048)
     rewards = score(reward_model, prompts, sampled)
     for n in BEST_OF:
         best = [np.reshape(r, (KEPT, largest))[:, :n].argmax(axis=1) for r in rewards]
@@ -52,8 +55,8 @@ def sample_best_of(here, seed, inputs):
 
 @torch.no_grad()
 def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_size=8):
-    """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.  rows:
-    lines of a sample file, whose outputs are encoded again; batch_size: prompts at once."""
+    """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.
+    rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once."""
     max_prompt_len = task.max_prompt_len(policy.config.context)
     prompts, total, count = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len), 0., 0
     ids = [[encode_response(tokenizer, text, task.max_new_tokens, finished)
@@ -67,8 +70,8 @@ def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_siz
 
 
 def measure_frontier(here):
-    """Every sample file of the three families -> frontier.json: of each prompt wins, gold reward, reward and gold
-    diversity; KL from SFT (none for best-of-N, whose KL has a known bound)."""
+    """Every sample file of the three families -> frontier.json: of each prompt wins, gold reward, reward and
+    gold diversity; KL from SFT (none for best-of-N, whose KL has a known bound)."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     names, lines = ["sft", "ppo_gold", *_in_order_of_the_study()], []
@@ -84,8 +87,9 @@ def measure_frontier(here):
         rewards, _ = reward_scores(rows, reward_model, tokenizer, task)
         lines.append({"policy": policy, "temperature": temperature, "kl": kl,
                       "wins": wins(gold, references).tolist(),
-                      "gold_reward": np.mean(gold, axis=1).tolist(), "reward": np.mean(rewards, axis=1).tolist(),
-                      "gold_diversity": [synthetic_task(task.name).gold_diversity(r["outputs"])[0] for r in rows]})
+                      "gold_reward": np.mean(gold, axis=1).tolist(),
+                      "reward": np.mean(rewards, axis=1).tolist(),
+                      "gold_diversity": [task.synthetic.gold_diversity(r["outputs"])[0] for r in rows]})
     write_json(here / "frontier.json", lines, indent=None)
 
 
@@ -113,9 +117,9 @@ class Frontier:
         return float(np.mean([seed[key]["kl"] for seed in self.lines]))
 
     def above(self, key, curve, draws=1000):
-        """Win rate of `key` less that of `curve`, a list of keys, at the same gold diversity, interpolated: {mean,
-        low, high, inside}.  Seeds and prompts are resampled together on both sides.  inside: whether the curve reaches
-        that diversity, else its nearest end is taken."""
+        """Win rate of `key` less that of `curve`, a list of keys, at the same gold diversity, interpolated:
+        {mean, low, high, inside}.  Seeds and prompts are resampled together on both sides.  inside: whether
+        the curve reaches that diversity, else its nearest end is taken."""
         def difference(diversity, won):     # of `key` first, then of the curve's points
             order = np.argsort(diversity[1:])
             return won[0] - np.interp(diversity[0], diversity[1:][order], won[1:][order])
@@ -127,7 +131,8 @@ class Frontier:
 
 
 def points(keys):
-    """(what a table calls it, which curve it lies on, its key, beta or None) of every point.  keys: of a Frontier."""
+    """(what a table calls it, which curve it lies on, its key, beta or None) of every point.  keys: of a
+    Frontier."""
     sft = sorted((k for k in keys if k[0] == "sft"), key=lambda k: k[1])
     return [*((f"PPO, β = {b:g}", "PPO", (ppo_name(b), DIVERSITY), b) for b in BETAS),
             *((f"PPO, β = {b:g}, T = {QUALITY:g}", "PPO", (ppo_name(b), QUALITY), b) for b in BETAS),
@@ -149,8 +154,8 @@ def numbers(seeds):
             "above_sft": f.above(key, sft) if curve != "SFT" else None,
             "above_bon": f.above(key, best) if curve == "PPO" else None})
     free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)
-    return {"frontier": lines, "kept": KEPT,
-            "without_kl_penalty": {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")},
+    without = {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")}
+    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without,
             "highest_gold_reward_of_ppo": highest_gold_reward(lines)}
 
 

@@ -1,7 +1,9 @@
-"""Does RLHF's advantage over SFT grow with the shift?  The advantage of each test set against its distance from train.
+"""Does RLHF's advantage over SFT grow with the shift?  The advantage of each test set against its distance
+from train.
 
-`python reproduce.py --full` runs this: test sets between the study's (--splits graded_*), five measures of shift, and a
-least-squares line through advantage against shift, over all test sets and along one kind of shift at a time.
+`python reproduce.py --full` runs this: test sets between the study's (--splits graded_*), five measures of
+shift, and a least-squares line through advantage against shift, over all test sets and along one kind of
+shift at a time.
 """
 import json
 
@@ -39,12 +41,13 @@ def measure_graded(here):
 
 
 def measure_shift(here, task, splits, n, **draws):
-    """How far the prompts of each split lie from train -> shift.json: {split: as `study.shift.shift`}.  The SFT model
-    in the folder `here` embeds them.  task: module of the synthetic task; n: prompts a side; draws: numbers of
-    resampling."""
+    """How far the prompts of each split lie from train -> shift.json: {split: as `study.shift.shift`}.  The
+    SFT model in the folder `here` embeds them.  task: module of the synthetic task; n: prompts a side; draws:
+    numbers of resampling."""
     encode, _ = encoder_of(here / "ckpt_sft.pt")
     train = task.rows("train", 2 * n)
-    words = load_tokenizer(build_tokenizer([text for row in train for text in (row["prompt"], *row["references"])]))
+    texts = [text for row in train for text in (row["prompt"], *row["references"])]
+    words = load_tokenizer(build_tokenizer(texts))
     prompts = [row["prompt"] for row in train]
     found = {split: shift(prompts, [row["prompt"] for row in task.rows(split, n)], words, encode, **draws)
              for split in splits}
@@ -57,8 +60,8 @@ def slope(x, advantages, rng=None, redraw_sets=True):
     """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
     advantages: one (seeds, prompts) array for each set.
 
-    With rng of one bootstrap draw: seeds and prompts, and with redraw_sets the sets too, are resampled; nan if one
-    shift only remains."""
+    With rng of one bootstrap draw: seeds and prompts, and with redraw_sets the sets too, are resampled; nan
+    if one shift only remains."""
     picks, y = np.arange(len(x)), [a.mean() for a in advantages]
     if rng:
         picks = rng.integers(0, len(x), len(x)) if redraw_sets else picks
@@ -71,8 +74,11 @@ def slope(x, advantages, rng=None, redraw_sets=True):
 
 def change(x, advantage, rng, redraw_sets=True):
     """{policy: {mean, low, high} of the slope}.  advantage: {policy: arrays as for `slope`}."""
-    return {policy: interval_of_draws([slope(x, a, rng, redraw_sets) for _ in range(DRAWS)], slope(x, a))._asdict()
-            for policy, a in advantage.items()}
+    out = {}
+    for policy, a in advantage.items():
+        draws = [slope(x, a, rng, redraw_sets) for _ in range(DRAWS)]
+        out[policy] = interval_of_draws(draws, slope(x, a))._asdict()
+    return out
 
 
 def direction(e):
@@ -101,9 +107,10 @@ def numbers(measures, folder):
         points[task] = {p: [over_seeds(of_set[s]) for s in sets] for p, of_set in advantage.items()}
         for m in SHIFTS:
             x = np.array([far[task][s][m] for s in sets])
-            slopes.append({"task": task, "noise": noise, "measure": m, "low": float(x.min()), "high": float(x.max()),
-                           "farthest": sets[int(x.argmax())],
-                           **change(x, {p: list(of_set.values()) for p, of_set in advantage.items()}, rng)})
+            of_all = {p: list(of_set.values()) for p, of_set in advantage.items()}
+            slopes.append({"task": task, "noise": noise, "measure": m, "low": float(x.min()),
+                           "high": float(x.max()), "farthest": sets[int(x.argmax())],
+                           **change(x, of_all, rng)})
         for kind, chosen in KINDS.items():
             x = np.array([far[task][s]["js"] for s in chosen])
             of_kind = {p: [of_set[s] for s in chosen] for p, of_set in advantage.items()}

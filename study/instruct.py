@@ -1,7 +1,7 @@
 """The same study in a second synthetic task, instructions, whose shift is composition.
 
-`python reproduce.py --full` runs this.  The base model has met compositions of two instructions; fine-tuning sees
-single instructions only; the test sets hold unseen pairs and compositions.
+`python reproduce.py --full` runs this.  The base model has met compositions of two instructions; fine-tuning
+sees single instructions only; the test sets hold unseen pairs and compositions.
 """
 import json
 

@@ -1,7 +1,7 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
-A line of measures.json belongs to one sample file: policy, split, temperature; `wins` and `score`, by the gold reward;
-`unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
+A line of measures.json belongs to one sample file: policy, split, temperature; `wins` and `score`, by the
+gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
@@ -16,11 +16,13 @@ from common.samples import read_samples
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, wins
+from splits import synthetic_task
 from study.names import DIVERSITY, QUALITY
 
 
 def vocabulary_of(task):
-    """V of EAD in a synthetic task: number of different words in the references of its test sets."""
+    """V of EAD in a synthetic task, given as its module: number of different words in the references of its
+    test sets."""
     return diversity.reference_vocabulary([task.rows(s, 500) for s in task.SPLITS
                                            if s == "test" or s.startswith("ood_")])
 
@@ -32,11 +34,12 @@ def encoder_of(path):
     return partial(embed, model, tokenizer), tokenizer
 
 
-def measure(here, task):
-    """Every sample file in the folder `here` of one task and seed -> measures.json.  task: module of the synthetic
+def measure(here, name):
+    """Every sample file in the folder `here` of one task and seed -> measures.json.  name: of the synthetic
     task."""
     encode, _ = encoder_of(here / "ckpt_sft.pt")
-    vocabulary, lines = vocabulary_of(task), []
+    task, lines = synthetic_task(name), []
+    vocabulary = vocabulary_of(task)
     for path in sorted([*here.glob("t*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl")]):
         rows = read_samples(path)
         lines += measure_file(rows, task, encode, vocabulary)
@@ -47,7 +50,8 @@ def measure(here, task):
 
 
 def measure_file(rows, task, encode, vocabulary):
-    """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's."""
+    """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's.  task:
+    module of the synthetic task."""
     key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
     scores, references = gold_scores(rows)
     line = key | {"wins": wins(scores, references).tolist(), "score": float(np.mean(scores)),

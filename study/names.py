@@ -1,7 +1,8 @@
 """What the study compares, and what its tables and pictures call it."""
 from tasks import instructions, synthetic
 
-NOISE = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}     # of the references
+# of the references
+NOISE = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}
 POLICIES = {"sft": "SFT", "sft_matched": "SFT, matched temperature", "bon": "best-of-16", "ppo": "PPO",
             "ppo_gold": "PPO on the gold reward", "oracle": "oracle best-of-16"}
 
@@ -14,7 +15,7 @@ INSTRUCT_SETS = {"test": "single, known pair", "ood_pairs": "single, unseen pair
 INSTRUCT_SPLITS = [s for s in instructions.SPLITS if s != "train"]
 
 SFT_TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-QUALITY, DIVERSITY = 0.7, 1.0       # temperatures at which win rates and diversity are measured, as in the paper
+QUALITY, DIVERSITY = 0.7, 1.0       # temperatures at which win rates and diversity are measured, the paper's
 BETA = 0.1                          # the KL coefficient of `ppo`
 SWEEP = (0.0, 0.3)                  # the others
 FULL_SWEEP = (0.03, 1.0)            # more of them, with --full
@@ -32,7 +33,8 @@ def short(split):
 
 
 def pick(rows, **wanted):
-    """The one row of a list of dicts whose fields are as wanted.  Raises KeyError if there is not exactly one."""
+    """The one row of a list of dicts whose fields are as wanted.  Raises KeyError if there is not exactly
+    one."""
     found = [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
     if len(found) != 1:
         raise KeyError(f"{len(found)} rows with {wanted}")

@@ -1,10 +1,13 @@
-"""One resumable runner for every study: stages as data, done side by side, with one progress bar and the time left.
+"""One resumable runner for every study: stages as data, done side by side, with one progress bar and the time
+left.
 
-A stage is done once its mark <name>.done stands.  A run killed at any moment goes on where it stopped: the same command
-skips the stages that are done, and a training stage that was cut continues from its own saved state.
+A stage is done once its mark <name>.done stands.  A run killed at any moment goes on where it stopped: the
+same command skips the stages that are done, and a training stage that was cut continues from its own saved
+state.
 
-The time left is not extrapolated from the bar.  The rest of the plan is played through on paper: each stage with the
-seconds that it usually takes, times the pace of the stages already done, on as many workers as there are.
+The time left is not extrapolated from the bar.  The rest of the plan is played through on paper: each stage
+with the seconds that it usually takes, times the pace of the stages already done, on as many workers as there
+are.
 """
 import contextlib
 import hashlib
@@ -40,11 +43,11 @@ class Stage(NamedTuple):
     work: object            # a function without arguments, or a command: list of strings
 
 
-# ------------------------------------------------------------------------------------------------ what is done
+# ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """{"seconds", "processor_seconds", "command"} of a stage that has run, or None.  A mark counts for the same command
-    only, and while everything stands that the stage left."""
+    """{"seconds", "processor_seconds", "command"} of a stage that has run, or None.  A mark counts for the
+    same command only, and while everything stands that the stage left."""
     path = Path(folder) / f"{stage.name}.done"
     if not path.is_file() or not all((Path(folder) / left).exists() for left in stage.leaves):
         return None
@@ -68,15 +71,17 @@ def marks(stages, folder):
 
 
 def cost(stages, folder):
-    """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed while they
-    ran, one after another or side by side; processors were busy for `processor_seconds` of all their threads."""
+    """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed
+    while they ran, one after another or side by side; processors were busy for `processor_seconds` of all
+    their threads."""
     found = marks(stages, folder).values()
     return {"stages": len(found), **{key: round(sum(m[key] for m in found), 1)
                                      for key in ("seconds", "processor_seconds")}}
 
 
 def fingerprint(settings):
-    """A name for settings and code.  A changed study starts anew; an unchanged one goes on.  settings: anything JSON."""
+    """A name for settings and code.  A changed study starts anew; an unchanged one goes on.  settings:
+    anything JSON."""
     code = sorted(path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py"))
                   if path.parent.name not in NO_CODE_OF_A_STUDY)
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -85,15 +90,16 @@ def fingerprint(settings):
     return sha.hexdigest()[:10]
 
 
-# ---------------------------------------------------------------------------------------------- order and time
+# --------------------------------------------------------------------------------------------- order and time
 
 def by_urgency(stages):
-    """The stages, those first that the longest chain of others waits for.  Raises ValueError on a stage that stands
-    before one that it needs."""
+    """The stages, those first that the longest chain of others waits for.  Raises ValueError on a stage that
+    stands before one that it needs."""
     chain, known = {}, set()        # chain: seconds from a stage's start to the end of what follows from it
     for stage in stages:
         if not set(stage.needs) <= known:
-            raise ValueError(f"{stage.name} needs {', '.join(set(stage.needs) - known)}, which must stand before it")
+            missing = ", ".join(set(stage.needs) - known)
+            raise ValueError(f"{stage.name} needs {missing}, which must stand before it")
         known.add(stage.name)
     for stage in reversed(stages):
         after = [chain[s.name] for s in stages if stage.name in s.needs]
@@ -109,8 +115,8 @@ def next_stages(order, done, running, slots):
 
 
 def pace_of(stages, done, running):
-    """How much longer stages take here than usually: 1 at first, then as seen.  done: {name: mark}; running: {name:
-    seconds since its start}, of which those count that are overdue."""
+    """How much longer stages take here than usually: 1 at first, then as seen.  done: {name: mark}; running:
+    {name: seconds since its start}, of which those count that are overdue."""
     usual = seen = PRIOR_SECONDS
     for stage in stages:
         passed = done[stage.name]["seconds"] if stage.name in done else running.get(stage.name, 0)
@@ -120,7 +126,8 @@ def pace_of(stages, done, running):
 
 
 def time_left(order, done, running, jobs, pace):
-    """Seconds until all stages are done on `jobs` workers.  done: names; running: {name: seconds since its start}."""
+    """Seconds until all stages are done on `jobs` workers.  done: names; running: {name: seconds since its
+    start}."""
     done, now, ends = set(done), 0., {}
     for stage in order:
         if stage.name in running:
@@ -146,9 +153,10 @@ def duration(seconds):
 # ------------------------------------------------------------------------------------------------- the runner
 
 def run_stages(stages, folder, jobs=1):
-    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one fails; what
-    runs beside it is finished first."""
-    order, done, running = by_urgency(stages), marks(stages, folder), {}        # running: {future: (stage, start)}
+    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
+    fails; what runs beside it is finished first."""
+    order, done = by_urgency(stages), marks(stages, folder)
+    running = {}        # {future: (stage, when it started)}
     with _bar(stages) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):
             names = {stage.name for stage, _ in running.values()}
@@ -188,7 +196,7 @@ def _show(bar, order, done, running, jobs):
         bar.last_print_t = time.time()
 
 
-# ------------------------------------------------------------------------------------------ in a worker process
+# ---------------------------------------------------------------------------------------- in a worker process
 
 _command = None         # the running command of this worker
 
@@ -237,8 +245,8 @@ def _run_command(command, log):
 
 
 def _start_worker():
-    """Ctrl-C is for the stage that runs, not for a worker that waits.  And a worker whose parent was killed must stop,
-    or it would race the run that resumes."""
+    """Ctrl-C is for the stage that runs, not for a worker that waits.  And a worker whose parent was killed
+    must stop, or it would race the run that resumes."""
     signal.signal(signal.SIGINT, _do_nothing)       # a handler, because commands would inherit SIG_IGN
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -5,9 +5,10 @@
 
 Writes OUT/seed-<s>/ (checkpoints, samples, logs), OUT/replication.json and OUT/replication.md.
 
-The judge is a reward model too, trained from the first seed's SFT model on --judge-data's preferences (another
-annotator's, or other posts').  Without --judge-data the next seed's reward model judges each seed's policies; its errors
-are more like those of their own reward model.  No policy is judged by the reward model it was trained against.
+The judge is a reward model too, trained from the first seed's SFT model on --judge-data's preferences
+(another annotator's, or other posts').  Without --judge-data the next seed's reward model judges each seed's
+policies; its errors are more like those of their own reward model.  No policy is judged by the reward model
+it was trained against.
 
 Deviation from the paper: its judge is GPT-4.
 """
@@ -35,14 +36,16 @@ SIZES = {  # flags of each stage
     "paper": dict(sft=["--preset", "paper"], reward=["--preset", "paper"], ppo=["--preset", "paper"],
                   bon=["--preset", "paper"]),
     "gpu": dict(sft=["--preset", "small-llama"], reward=["--preset", "small-llama", "--prompts", "20000"],
-                ppo=["--preset", "small-llama"], bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
+                ppo=["--preset", "small-llama"],
+                bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
     "cpu": dict(sft=["--preset", "small-llama", "--rows", "800", "--max-prompt-tokens", "320"],
                 reward=["--preset", "small-llama", "--batch-size", "8"],
                 ppo=["--preset", "small-llama", "--steps", "20", "--batch-size", "32", "--minibatches", "2",
                      "--lr", "1e-4"],
                 bon=["--inputs", "30", "--dtype", "bf16", "--batch-size", "256"]),
 }
-# a guess at each stage's seconds with --size cpu, for the first time left; the runner then goes by what it sees
+# a guess at each stage's seconds with --size cpu, for the first time left; the runner then goes by what it
+# sees
 SECONDS = dict(sft=900, reward=900, ppo=1800, sampled_sft=1800, sampled_ppo=600, judge=900)
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
@@ -75,7 +78,8 @@ def plan(study):
     stages = []
 
     def add(name, needs, leaves, script, *flags):
-        command = [sys.executable, str(ROOT / f"{script}.py"), *study.flags[script], *map(str, flags), *common]
+        script_and_flags = [str(ROOT / f"{script}.py"), *study.flags[script], *map(str, flags), *common]
+        command = [sys.executable, *script_and_flags]
         stages.append(Stage(name, needs, leaves, SECONDS[name.split("/")[-1]], command))
     for seed in study.seeds:
         home, here = f"seed-{seed}", study.out / f"seed-{seed}"
@@ -83,8 +87,8 @@ def plan(study):
         sft, reward, ppo = (here / f"ckpt_{kind}.pt" for kind in ("sft", "reward", "ppo"))
         add(f"{home}/sft", (), (f"{home}/ckpt_sft.pt",), "sft", "--model", study.model, *task, *data, *own)
         add(f"{home}/reward", (f"{home}/sft",), (f"{home}/ckpt_reward.pt",), "reward", "--model", sft, *own)
-        add(f"{home}/ppo", (f"{home}/reward",), (f"{home}/ckpt_ppo.pt",), "ppo", "--model", sft, "--reward", reward,
-            *own)
+        add(f"{home}/ppo", (f"{home}/reward",), (f"{home}/ckpt_ppo.pt",), "ppo", "--model", sft,
+            "--reward", reward, *own)
         add(f"{home}/sampled_sft", (f"{home}/reward",), (), "bon", "--model", sft, "--reward", reward, *own)
         add(f"{home}/sampled_ppo", (f"{home}/ppo",), (), "bon", "--model", ppo, *own)
     if study.judge_data:
@@ -98,11 +102,13 @@ def plan(study):
 # ------------------------------------------------------------------------------------------------- measuring
 
 def judge_of(study, seed, device):
-    """The judge of one seed's policies: a function of sample rows giving scores of outputs and of references."""
+    """The judge of one seed's policies: a function of sample rows giving scores of outputs and of
+    references."""
     following = study.seeds[(study.seeds.index(seed) + 1) % len(study.seeds)]
     path = study.out / ("ckpt_judge.pt" if study.judge_data else f"seed-{following}/ckpt_reward.pt")
     model, saved = load_checkpoint(path, "reward", "judge", device, study.dtype)
-    return partial(reward_scores, model=model, tokenizer=load_tokenizer(saved["tokenizer"]), task=Task(**saved["task"]))
+    tokenizer = load_tokenizer(saved["tokenizer"])
+    return partial(reward_scores, model=model, tokenizer=tokenizer, task=Task(**saved["task"]))
 
 
 def measure_file(rows, score, encode):
@@ -131,14 +137,15 @@ def measure(study, device):
 
 
 def summary(values, measure):
-    """(seeds, n) -> {"mean", "low", "high": 95 % over prompts of their means over seeds, "seeds": each seed's mean}.
-    Across-input values are not of prompts: their interval is the seeds' range."""
+    """(seeds, n) -> {"mean", "low", "high": 95 % over prompts of their means over seeds, "seeds": each seed's
+    mean}. Across-input values are not of prompts: their interval is the seeds' range."""
     each = values.mean(1)
     if measure.startswith("across"):
         mean, low, high = each.mean(), each.min(), each.max()
     else:
         mean, low, high = bootstrap(values.mean(0))
-    return {"mean": float(mean), "low": float(low), "high": float(high), "seeds": [round(float(x), 4) for x in each]}
+    return {"mean": float(mean), "low": float(low), "high": float(high),
+            "seeds": [round(float(x), 4) for x in each]}
 
 
 def results_of(study, device):
@@ -148,9 +155,12 @@ def results_of(study, device):
                    for (policy, split, m), values in found.items() if policy == a and (b, split, m) in found}
     paths = [study.out / f"seed-{s}/ckpt_{kind}.pt" for s in study.seeds for kind in ("reward", "ppo")]
     paths += [study.out / "ckpt_judge.pt"] if study.judge_data else []
-    models = {str(path.relative_to(study.out)):
-              load_checkpoint(path, "lm" if path.name == "ckpt_ppo.pt" else "reward")[1]["metrics"] for path in paths}
-    return {"model": Path(study.model).name if Path(study.model).is_dir() else study.model, "size": study.size,
+    models = {}
+    for path in paths:
+        kind = "lm" if path.name == "ckpt_ppo.pt" else "reward"
+        models[str(path.relative_to(study.out))] = load_checkpoint(path, kind)[1]["metrics"]
+    local = Path(study.model)
+    return {"model": local.name if local.is_dir() else study.model, "size": study.size,
             "seeds": len(study.seeds),
             "values": {f"{policy} | {split} | {m}": summary(v, m) for (policy, split, m), v in found.items()},
             "differences": differences, "models": models}
@@ -159,7 +169,8 @@ def results_of(study, device):
 # ------------------------------------------------------------------------------------------------- the tables
 
 def verdict(difference):
-    """A difference in words: clear only if the interval over prompts and every seed lie on one side of zero."""
+    """A difference in words: clear only if the interval over prompts and every seed lie on one side of
+    zero."""
     one_side = difference["low"] > 0 or difference["high"] < 0
     agree = len({x > 0 for x in difference["seeds"]}) == 1
     return ("higher" if difference["mean"] > 0 else "lower") if one_side and agree else "not shown"
@@ -171,14 +182,16 @@ def markdown(results):
     measures = dict.fromkeys(key.split(" | ")[2] for key in results["values"])
 
     def row(measure, split):
-        different = [results["differences"][f"{pair} | {split} | {measure}"] for pair in ("ppo - sft", "bon - sft")]
-        return [measure, split, *(interval(results["values"][f"{p} | {split} | {measure}"], 3) for p in POLICIES),
-                *(f"{signed(d, 3)} {verdict(d)}" for d in different)]
+        values = [results["values"][f"{p} | {split} | {measure}"] for p in POLICIES]
+        less_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
+        return [measure, split, *(interval(v, 3) for v in values),
+                *(f"{signed(d, 3)} {verdict(d)}" for d in less_sft)]
     models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
-               f"{m['longer_wins']:.3f}", str(m["pairs"])] for name, m in results["models"].items() if "accuracy" in m]
+               f"{m['longer_wins']:.3f}", str(m["pairs"])]
+              for name, m in results["models"].items() if "accuracy" in m]
     return "\n\n".join([
-        f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across inputs: the seeds' "
-        "range).",
+        f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across inputs: "
+        "the seeds' range).",
         table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
               [row(m, s) for m in measures for s in splits]),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], models)]) + "\n"
@@ -186,8 +199,8 @@ def markdown(results):
 
 def run_study(study, device):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
-    check(study.judge_data or len(study.seeds) > 1,
-          f"--seeds {len(study.seeds)}: without --judge-data the judge is another seed's reward model, so 2 are needed")
+    check(study.judge_data or len(study.seeds) > 1, f"--seeds {len(study.seeds)}: without --judge-data the "
+          "judge is another seed's reward model, so 2 are needed")
     run_stages(plan(study), study.out)
     results = results_of(study, device)
     write_json(study.out / "replication.json", results)

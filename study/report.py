@@ -25,7 +25,7 @@ class Config(Common):
     out: str = "results"        # folder with results.json (and reviewers.json), where the tables are written
 
 
-# --------------------------------------------------------------------------------------------- cells and tables
+# ------------------------------------------------------------------------------------------- cells and tables
 
 def table(header, rows):
     return "\n".join(["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
@@ -62,27 +62,33 @@ def sections(*parts):
 def took(cost):
     """A sentence on what the stages took.  A number that was not measured is None."""
     known = [(cost["seconds"], "minutes, added up"), (cost["processor_seconds"], "minutes of processor time")]
-    return "Its stages took " + " and ".join(f"{x / 60:.0f} {what}" for x, what in known if x is not None) + "."
+    said = [f"{x / 60:.0f} {what}" for x, what in known if x is not None]
+    return f"Its stages took {', and '.join(said)}."
 
 
 # ------------------------------------------------------------------------------------------------- results.md
 
 def results_md(results):
     settings = results["settings"]
-    intro = (f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  An entry is "
-             "the mean over seeds with a 95 % interval, bootstrapped over prompts, then the standard deviation over "
-             f"seeds.  Written by `python reproduce.py`.  {took(results['cost'])}{TOY if settings['quick'] else ''}")
-    return sections("# Results", intro, *(part for task in NOISE for part in of_task(results, task)),
-                    "## The KL coefficient (systematic noise)",
-                    "Reward, gold reward, KL, length: at the last PPO step.  Win rate at temperature 0.7, gold diversity "
-                    "at 1.",
-                    table(["beta", "reward", "gold reward", "KL, nats", "length", "win rate ID",
-                           "gold diversity per input"], map(sweep_row, results["kl_sweep"])),
-                    "## What of the paper's claims holds in these runs",
-                    "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed agrees; "
-                    "else it is not shown.",
-                    table(["claim", "noise", "verdict", "difference", "estimate", "more"],
-                          map(claim_row, results["claims"])))
+    sweep = table(["beta", "reward", "gold reward", "KL, nats", "length", "win rate ID",
+                   "gold diversity per input"], map(sweep_row, results["kl_sweep"]))
+    claims = table(["claim", "noise", "verdict", "difference", "estimate", "more"],
+                   map(claim_row, results["claims"]))
+    return sections(
+        "# Results",
+        f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  An "
+        "entry is the mean over seeds with a 95 % interval, bootstrapped over prompts, then the standard "
+        "deviation over seeds.  Written by `python reproduce.py`.  "
+        + took(results["cost"]) + (TOY if settings["quick"] else ""),
+        *(part for task in NOISE for part in of_task(results, task)),
+        "## The KL coefficient (systematic noise)",
+        "Reward, gold reward, KL, length: at the last PPO step.  Win rate at temperature 0.7, gold diversity "
+        "at 1.",
+        sweep,
+        "## What of the paper's claims holds in these runs",
+        "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
+        "agrees; else it is not shown.",
+        claims)
 
 
 def of_task(results, task):
@@ -91,8 +97,8 @@ def of_task(results, task):
     return [f"## {NOISE[task].capitalize()}",
             "Win rate against the reference by the gold reward, temperature 0.7",
             win_table(results, task),
-            f"Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and the best of 16 SFT "
-            "samples by the gold reward (oracle).",
+            f"Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and the best "
+            "of 16 SFT samples by the gold reward (oracle).",
             "Diversity per input, temperature 1, ID test set (self-BLEU: lower is more varied)",
             diversity_table(results, task, "per_input", cell),
             "Diversity across inputs, temperature 1, ID test set (self-BLEU: lower is more varied)",
@@ -111,11 +117,12 @@ def win_table(results, task):
 def diversity_table(results, task, kind, show):
     """kind: per_input or across; show: function of an estimate."""
     def estimate(policy, measure):
-        return pick(results["diversity"], task=task, policy=policy, split="test", temperature=DIVERSITY, measure=measure)
+        return pick(results["diversity"], task=task, policy=policy, split="test", temperature=DIVERSITY,
+                    measure=measure)
     columns = [m for m in diversity.COLUMNS if m not in ("length", "nli")]
-    return table(["policy", *(diversity.COLUMNS[m] for m in columns), "length"],
-                 [[POLICIES[p], *(show(estimate(p, f"{kind}_{m}")) for m in columns),
-                   f"{estimate(p, 'per_input_length')['mean']:.1f}"] for p in ("sft", "bon", "ppo", "ppo_gold")])
+    rows = [[POLICIES[p], *(show(estimate(p, f"{kind}_{m}")) for m in columns),
+             f"{estimate(p, 'per_input_length')['mean']:.1f}"] for p in ("sft", "bon", "ppo", "ppo_gold")]
+    return table(["policy", *(diversity.COLUMNS[m] for m in columns), "length"], rows)
 
 
 def accuracy(results, task):
@@ -137,8 +144,8 @@ def open_ends(unfinished):
 
 
 def sweep_row(x):
-    return [f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['gold_reward']:.2f}", f"{x['kl']:.2f}", f"{x['length']:.1f}",
-            cell(x["win"]), cell(x["diversity"])]
+    return [f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['gold_reward']:.2f}", f"{x['kl']:.2f}",
+            f"{x['length']:.1f}", cell(x["win"]), cell(x["diversity"])]
 
 
 def claim_row(c):
@@ -150,18 +157,21 @@ def claim_row(c):
 
 def reviewers_md(results, reviewers):
     settings = reviewers["settings"]
-    intro = (f"Written by `python reproduce.py --full`, {len(settings['seeds'])} seeds.  Intervals are 95 %.  "
-             f"{took(reviewers['cost'])}{TOY if settings['quick'] else ''}")
-    parts = ["# What the reviewers asked for", intro,
-             "## 1. Shift as a number, and the advantage against it", picture("shift"), *of_growth(reviewers["shift"]),
-             "## 2. Which diversity measure to believe", picture("proxies"), *of_proxies(reviewers["proxies"]["tests"]),
-             "## 3. Is it RL or just sharpening, and what KL buys", picture("frontier"),
-             *of_frontier(reviewers["frontier"]),
-             f"## 4. Error bars: the claims over {len(settings['seeds'])} seeds", picture("seeds"),
-             *of_seeds(results["claims"], reviewers["seeds"]),
-             "## 5. A second task: instructions, and composition as the shift", picture("instruct"),
-             *of_instruct(reviewers["instruct"])]
-    return sections(*parts)
+    n = len(settings["seeds"])
+    return sections(
+        "# What the reviewers asked for",
+        f"Written by `python reproduce.py --full`, {n} seeds.  Intervals are 95 %.  "
+        + took(reviewers["cost"]) + (TOY if settings["quick"] else ""),
+        "## 1. Shift as a number, and the advantage against it", picture("shift"),
+        *of_growth(reviewers["shift"]),
+        "## 2. Which diversity measure to believe", picture("proxies"),
+        *of_proxies(reviewers["proxies"]["tests"]),
+        "## 3. Is it RL or just sharpening, and what KL buys", picture("frontier"),
+        *of_frontier(reviewers["frontier"]),
+        f"## 4. Error bars: the claims over {n} seeds", picture("seeds"),
+        *of_seeds(results["claims"], reviewers["seeds"]),
+        "## 5. A second task: instructions, and composition as the shift", picture("instruct"),
+        *of_instruct(reviewers["instruct"]))
 
 
 def picture(name):
@@ -169,42 +179,46 @@ def picture(name):
 
 
 def of_growth(found):
-    def judged(e):
-        return f"{signed(e)}: {direction(e)}"
+    def changes(x):
+        return [f"{signed(x[p])}: {direction(x[p])}" for p in ("ppo", "bon")]
 
     def ends(x):
         return f"{x['low']:.3f} to {x['high']:.3f} ({short(x['farthest'])})"
-    by_measure = [[x["noise"], SHIFTS[x["measure"]], ends(x), judged(x["ppo"]), judged(x["bon"])]
-                  for x in found["slopes"]]
-    by_kind = [[x["noise"], x["kind"], ", ".join(map(short, x["sets"])), judged(x["ppo"]), judged(x["bon"])]
-               for x in found["along"]]
-    far, advantage = found["shift"]["synthetic"], found["advantages"]["synthetic"]
-    of_set = [[short(s), *(of_shift(far[s], m) for m in SHIFTS), *(interval(advantage[p][i]) for p in ("ppo", "bon"))]
-              for i, s in enumerate(found["sets"])]
-    floor = ["floor", *(f"{far['test'][f'{m}_floor']:.3f}" for m in SHIFTS), "", ""]
+    by_measure = [[x["noise"], SHIFTS[x["measure"]], ends(x), *changes(x)] for x in found["slopes"]]
+    by_kind = [[x["noise"], x["kind"], ", ".join(map(short, x["sets"])), *changes(x)] for x in found["along"]]
     count = [[POLICIES[p], *(str(n) for n in found["counts"][p].values())] for p in ("ppo", "bon")]
-    return ["Change of the advantage over SFT from the least to the most shifted set, by least squares; intervals "
-            "resample test sets, seeds and prompts.",
-            table(["noise", "measure", "from, to (farthest)", "PPO - SFT", "best-of-16 - SFT"], by_measure),
+    policies = ["PPO - SFT", "best-of-16 - SFT"]
+    return ["Change of the advantage over SFT from the least to the most shifted set, by least squares; "
+            "intervals resample test sets, seeds and prompts.",
+            table(["noise", "measure", "from, to (farthest)", *policies], by_measure),
             "How many of these slopes grow, shrink or are not shown.",
             table(["policy", *found["counts"]["ppo"]], count),
             "The same along one kind of shift, by JS bits; intervals resample seeds and prompts.",
-            table(["noise", "kind", "sets", "PPO - SFT", "best-of-16 - SFT"], by_kind),
-            "Each test set's shift from train (500 prompts a side), its interval over texts, and the advantages "
-            "(systematic noise).  Last line: the floor, between halves of train.",
-            table(["test set", *SHIFTS.values(), "PPO - SFT", "best-of-16 - SFT"], [*of_set, floor])]
+            table(["noise", "kind", "sets", *policies], by_kind),
+            "Each test set's shift from train (500 prompts a side), its interval over texts, and the "
+            "advantages (systematic noise).  Last line: the floor, between halves of train.",
+            table(["test set", *SHIFTS.values(), *policies], rows_of_sets(found))]
+
+
+def rows_of_sets(found, task="synthetic"):
+    far, advantage = found["shift"][task], found["advantages"][task]
+    rows = []
+    for i, split in enumerate(found["sets"]):
+        shifts = [of_shift(far[split], m) for m in SHIFTS]
+        rows.append([short(split), *shifts, *(interval(advantage[p][i]) for p in ("ppo", "bon"))])
+    return [*rows, ["floor", *(f"{far['test'][f'{m}_floor']:.3f}" for m in SHIFTS), "", ""]]
 
 
 def of_proxies(tests):
     measures = [t for t in tests if t["measure"] not in (proxies.GOLD, "length")]
-    return ["Where each measure ranks a policy farthest from its place by gold diversity (1: the most varied), and how "
-            "fixing length moves its rank correlation over conditions; systematic noise.",
-            table(["measure", "policy", "temperature", "place by the measure", "place by gold diversity", "of",
-                   "with length fixed"], map(break_row, measures)),
-            "Rank correlations with gold diversity: per input over conditions, over the inputs of a condition, and "
-            "across inputs over conditions, each also with length fixed; with temperature; with the number of prompts "
-            "mixed.  Then how often the set with more content measures as more varied.  study/proxies.py explains the "
-            "tests.",
+    return ["Where each measure ranks a policy farthest from its place by gold diversity (1: the most "
+            "varied), and how fixing length moves its rank correlation over conditions; systematic noise.",
+            table(["measure", "policy", "temperature", "place by the measure", "place by gold diversity",
+                   "of", "with length fixed"], map(break_row, measures)),
+            "Rank correlations with gold diversity: per input over conditions, over the inputs of a "
+            "condition, and across inputs over conditions, each also with length fixed; with temperature; "
+            "with the number of prompts mixed.  Then how often the set with more content measures as more "
+            "varied.  study/proxies.py explains the tests.",
             table(["measure", *proxies.TESTS.values()],
                   [[proxies.NAMES[t["measure"]], *proxies.cells(t)] for t in tests])]
 
@@ -219,26 +233,30 @@ def break_row(t):
 def of_frontier(found):
     def beside(e):
         return "" if e is None else signed(e) + ("" if e["inside"] else " *")
-    rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in ("reward", "gold_reward", "wins", "gold_diversity")),
+    columns = {"reward": "reward", "gold_reward": "gold reward", "wins": "win rate",
+               "gold_diversity": "gold diversity"}
+    rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in columns),
              beside(x["above_sft"]), beside(x["above_bon"])] for x in found["frontier"]]
     free = found["without_kl_penalty"]
-    return [f"Test prompts in distribution, systematic noise.  Best-of-N: {found['kept']} independent outputs a prompt.  "
-            "PPO at temperature 1 where none is named.  The last columns are win rates less SFT's and best-of-N's at "
-            "equal gold diversity, interpolated, intervals over seeds and prompts; * marks where that curve does not "
-            "reach the diversity, and its nearest end was taken.  KL is measured on the samples, of best-of-N bounded.",
-            table(["policy", "KL, nats", "reward", "gold reward", "win rate", "gold diversity", "- SFT", "- best-of-N"],
-                  rows),
+    return [f"Test prompts in distribution, systematic noise.  Best-of-N: {found['kept']} independent "
+            "outputs a prompt.  PPO at temperature 1 where none is named.  The last columns are win rates "
+            "less SFT's and best-of-N's at equal gold diversity, interpolated, intervals over seeds and "
+            "prompts; * marks where that curve does not reach the diversity, and its nearest end was taken.  "
+            "KL is measured on the samples, of best-of-N bounded.",
+            table(["policy", "KL, nats", *columns.values(), "- SFT", "- best-of-N"], rows),
             "Over-optimisation: PPO with β = 0 less PPO with β = 0.1, temperature 1.",
             table(["reward", "gold reward"], [[signed(free["reward"]), signed(free["gold_reward"])]])]
 
 
+def seed_row(c):
+    e = c["estimate"]
+    return [c["claim"], c["noise"], interval(e),
+            f"[{e['all_low']:.2f}, {e['all_high']:.2f}]" if "all_low" in e else "",
+            "" if e["seed_sd"] is None else f"{e['seed_sd']:.2f}",
+            ", ".join(f"{v:.2f}" for v in e["per_seed"]), c["verdict"]]
+
+
 def of_seeds(stated, found):
-    def row(c):
-        e = c["estimate"]
-        return [c["claim"], c["noise"], interval(e),
-                f"[{e['all_low']:.2f}, {e['all_high']:.2f}]" if "all_low" in e else "",
-                "" if e["seed_sd"] is None else f"{e['seed_sd']:.2f}", ", ".join(f"{v:.2f}" for v in e["per_seed"]),
-                c["verdict"]]
     widest, changed = found["seeds_differ_most"], found["decided_otherwise"]
     counts = [[verdict, str(n)] for verdict, n in found["verdicts"].items()] + [
         ["resampled over seeds too", str(found["resampled_both_ways"])],
@@ -247,43 +265,46 @@ def of_seeds(stated, found):
         ["interval, times wider in the median", f"{found['times_wider_in_the_median']:.1f}"],
         ["largest standard deviation over seeds",
          f"{widest['seed_sd'] or 0:.2f}: {widest['claim']}, {NOISE[widest['task']]}"]]
-    return ["Seeds vary initialisation, data order and sampling; posts, references and test sets are the same, so "
-            "differences are paired by prompt.",
+    return ["Seeds vary initialisation, data order and sampling; posts, references and test sets are the "
+            "same, so differences are paired by prompt.",
             table(["claim", "noise", "mean, interval over prompts", "over seeds and prompts", "sd of seeds",
-                   "seed by seed", "verdict"], map(row, stated)),
+                   "seed by seed", "verdict"], map(seed_row, stated)),
             table(["of the claims", "number"], counts)]
 
 
 def of_instruct(found):
-    titles, far = INSTRUCT_SETS, found["shift"]
-    header = ["policy", *titles.values()]
-    kinds = [f"{m} {kind}" for kind in ("per input", "across") for m in ("gold", "EAD", "self-BLEU", "embedding")]
-    home = found["ppo_advantage_less_in_distribution"]
-    changes = [["PPO - base model", *(signed(found["ppo_less_base"][s]) if s in found["ppo_less_base"] else ""
-                                      for s in titles)],
-               ["PPO - SFT less the same in distribution, range of seeds",
-                "", *(f"[{min(e['per_seed']):+.2f}, {max(e['per_seed']):+.2f}]" for e in home.values())]]
+    def rows(key, policies):
+        return [[COMPARED[p], *(cell(found[key][f"{p} {s}"]) for s in INSTRUCT_SETS)] for p in policies]
+    header, far = ["policy", *INSTRUCT_SETS.values()], found["shift"]
+    shifts = [[name, *(of_shift(far[s], m) for s in INSTRUCT_SETS), f"{far['test'][f'{m}_floor']:.3f}"]
+              for m, name in SHIFTS.items()]
+    measures = ("gold", "EAD", "self-BLEU", "embedding")
+    kinds = [f"{m} {kind}" for kind in ("per input", "across") for m in measures]
+    varied = [[POLICIES[p], *map(cell, found["diversity"][p].values())] for p in VARIED]
     return ["Win rate against the reference by the gold reward, temperature 0.7.",
-            table(header, [[name, *(cell(found["win_rate"][f"{p} {s}"]) for s in titles)]
-                           for p, name in COMPARED.items()]),
-            "Win rate less SFT's.",
-            table(header, [[COMPARED[p], *(cell(found["less_sft"][f"{p} {s}"]) for s in titles)] for p in BESIDE_SFT]),
-            "Differences of PPO.", table(header, changes),
-            "Shift of the prompts from train.",
-            table(["measure", *titles.values(), "floor"],
-                  [[name, *(of_shift(far[s], m) for s in titles), f"{far['test'][f'{m}_floor']:.3f}"]
-                   for m, name in SHIFTS.items()]),
-            "Diversity on the test set in distribution, temperature 1 (self-BLEU: lower is more varied).  PPO - SFT, "
-            f"gold diversity per input: {signed(found['ppo_cuts_gold_diversity'])}.",
-            table(["policy", *kinds], [[POLICIES[p], *(cell(e) for e in found["diversity"][p].values())]
-                                       for p in VARIED])]
+            table(header, rows("win_rate", COMPARED)),
+            "Win rate less SFT's.", table(header, rows("less_sft", BESIDE_SFT)),
+            "Differences of PPO.", table(header, differences_of_ppo(found)),
+            "Shift of the prompts from train.", table(["measure", *header[1:], "floor"], shifts),
+            "Diversity on the test set in distribution, temperature 1 (self-BLEU: lower is more varied).  "
+            f"PPO - SFT, gold diversity per input: {signed(found['ppo_cuts_gold_diversity'])}.",
+            table(["policy", *kinds], varied)]
+
+
+def differences_of_ppo(found):
+    """From the base model, on the sets where that is known; and of its advantage over SFT from that in
+    distribution."""
+    less_base, less_home = found["ppo_less_base"], found["ppo_advantage_less_in_distribution"]
+    ranges = [f"[{min(e['per_seed']):+.2f}, {max(e['per_seed']):+.2f}]" for e in less_home.values()]
+    return [["PPO - base model", *(signed(less_base[s]) if s in less_base else "" for s in INSTRUCT_SETS)],
+            ["PPO - SFT less the same in distribution, range of seeds", "", *ranges]]
 
 
 # -------------------------------------------------------------------------------------------------- the files
 
 def read_numbers(out):
-    """(results.json, reviewers.json or None) of the folder `out`.  The second counts only for the same seeds and
-    sizes."""
+    """(results.json, reviewers.json or None) of the folder `out`.  The second counts only for the same seeds
+    and sizes."""
     results, path = json.loads((Path(out) / "results.json").read_text()), Path(out) / "reviewers.json"
     reviewers = json.loads(path.read_text()) if path.is_file() else None
     return results, reviewers if reviewers and reviewers["settings"] == results["settings"] else None

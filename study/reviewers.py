@@ -1,12 +1,13 @@
 """What the paper's reviewers asked for, as the numbers in reviewers.json.
 
-    python reproduce.py --full           # runs it, resumable, and writes reviewers.md, reviewers.json and figures/
+    python reproduce.py --full           # runs it, resumable, and writes reviewers.md, reviewers.json and
+    figures/
 
-  shift      how far is each test set from train, as a number, and does RLHF's advantage grow with it?  study/growth.py
-  proxies    which diversity measure tracks what outputs say?  study/proxies.py
-  frontier   is PPO more than SFT at a lower temperature, or best-of-N, and what does a nat of KL buy?  study/frontier.py
-  seeds      the study's claims, with intervals over seeds and prompts together
-  instruct   the same study in a second task, whose shift is composition.  study/instruct.py
+  shift      how far is each test set from train, as a number, and does RLHF's advantage grow with it?
+  study/growth.py proxies    which diversity measure tracks what outputs say?  study/proxies.py frontier   is
+  PPO more than SFT at a lower temperature, or best-of-N, and what does a nat of KL buy?  study/frontier.py
+  seeds      the study's claims, with intervals over seeds and prompts together instruct   the same study in a
+  second task, whose shift is composition.  study/instruct.py
 """
 import json
 
@@ -18,7 +19,8 @@ from study import claims, frontier, growth, instruct, proxies
 def numbers(measures, folder, settings, cost, stated):
     """Everything in reviewers.json.  stated: the claims."""
     seeds = measures.seeds
-    conditions = [json.loads((folder / f"seed{s}" / "synthetic" / "conditions.json").read_text()) for s in seeds]
+    paths = [folder / f"seed{s}" / "synthetic" / "conditions.json" for s in seeds]
+    conditions = [json.loads(path.read_text()) for path in paths]
     return {"settings": settings | {"seeds": seeds}, "cost": cost,
             "shift": growth.numbers(measures, folder),
             "proxies": proxy_tests(conditions),
@@ -28,22 +30,24 @@ def numbers(measures, folder, settings, cost, stated):
 
 
 def proxy_tests(seeds):
-    """The tests of study.proxies over the conditions of all seeds, and what they come to.  seeds: conditions.json of
-    each."""
+    """The tests of study.proxies over the conditions of all seeds, and what they come to.  seeds:
+    conditions.json of each."""
     conditions = [c for seed in seeds for c in seed["conditions"]]
-    # of the form test (value, low, high) over sets, means over seeds, because only the encoder differs between seeds
+    # of the form test (value, low, high) over sets, means over seeds, because only the encoder differs
+    # between seeds
     form = {m: np.mean([seed["form"][m] for seed in seeds], axis=0).tolist() for m in seeds[0]["form"]}
     tests = proxies.all_tests(conditions, form)
     return {"tests": tests} | in_short(tests)
 
 
 def in_short(tests):
-    """Which measures call 16 phrasings of one story more varied than 16 stories, which the other way round; which
-    measure ranks a policy farthest from its place by gold diversity."""
+    """Which measures call 16 phrasings of one story more varied than 16 stories, which the other way round;
+    which measure ranks a policy farthest from its place by gold diversity."""
     measures = [t for t in tests if t["measure"] not in (proxies.GOLD, "length")]
     phrasings = [t["measure"] for t in measures if t["form"][2] < 0.5]      # high end of the interval
     stories = [t["measure"] for t in measures if t["form"][1] > 0.5]        # low end
     worst = max(measures, key=lambda t: abs(t["breaks"][2] - t["breaks"][3]))
-    steepest = dict(zip(("policy", "temperature", "by_measure", "by_gold_diversity", "conditions"), worst["breaks"]))
+    fields = ("policy", "temperature", "by_measure", "by_gold_diversity", "conditions")
+    steepest = dict(zip(fields, worst["breaks"]))
     return {"prefer_phrasings": phrasings, "prefer_stories": stories,
             "steepest_break": {"measure": worst["measure"], **steepest}}

@@ -1,13 +1,14 @@
-"""The stages of the synthetic study: what is trained, sampled and measured for each seed, with the recipe's numbers.
+"""The stages of the synthetic study: what is trained, sampled and measured for each seed, with the recipe's
+numbers.
 
-For each seed a base model is pretrained on posts with mixed reference noise.  Then for each kind of noise, systematic
-and independent: SFT, a reward model, PPO, PPO on the gold reward, and best-of-16; with systematic noise also PPO with
-other KL coefficients.  Seeds vary initialisation, data order and sampling.  Posts, references and test sets are the
-same for all, so differences are paired by prompt.
+For each seed a base model is pretrained on posts with mixed reference noise.  Then for each kind of noise,
+systematic and independent: SFT, a reward model, PPO, PPO on the gold reward, and best-of-16; with systematic
+noise also PPO with other KL coefficients.  Seeds vary initialisation, data order and sampling.  Posts,
+references and test sets are the same for all, so differences are paired by prompt.
 
-Deviations from the paper: its two tasks are replaced by the synthetic one and its GPT-4 judge by the gold reward;
-generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature that gives it PPO's
-per-input diversity, to tell learning from sharpening.
+Deviations from the paper: its two tasks are replaced by the synthetic one and its GPT-4 judge by the gold
+reward; generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature
+that gives it PPO's per-input diversity, to tell learning from sharpening.
 """
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,8 +26,8 @@ from common.samples import read_samples, sample_path
 from splits import synthetic_task
 from study import frontier, growth, proxies
 from study.measures import encoder_of, measure, vocabulary_of
-from study.names import (BETA, DIVERSITY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS, NOISE, QUALITY, SETS, SFT_TEMPERATURES,
-                         SWEEP, ppo_name)
+from study.names import (BETA, DIVERSITY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS, NOISE, QUALITY, SETS,
+                         SFT_TEMPERATURES, SWEEP, ppo_name)
 from study.pipeline import Stage
 
 MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too
@@ -57,8 +58,9 @@ class Recipe:
         return {k: v for k, v in asdict(self).items() if k != "save_every"}
 
 
-QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24, ppo_steps=3, batch_size=16, pool=32,
-               instruct_base=(1024, 1), shift_prompts=64, resampling=(20, 4), content_sets=10, quick=True)
+QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24, ppo_steps=3, batch_size=16,
+               pool=32, instruct_base=(1024, 1), shift_prompts=64, resampling=(20, 4), content_sets=10,
+               quick=True)
 
 
 class Trial:
@@ -69,8 +71,8 @@ class Trial:
         self.here = Path(folder) / f"seed{seed}" / task
         # the two kinds of noise share a base model
         self.base = self.here.parent / "ckpt_base.pt" if task in NOISE else self.here / "ckpt_base.pt"
-        self.same = dict(seed=seed, threads=1, device=recipe.device, dtype=recipe.dtype, save_every=recipe.save_every,
-                         quiet=True)
+        self.same = dict(seed=seed, threads=1, device=recipe.device, dtype=recipe.dtype,
+                         save_every=recipe.save_every, quiet=True)
 
     def checkpoint(self, name):
         return str(self.here / f"ckpt_{name}.pt")
@@ -89,8 +91,9 @@ class Trial:
                                   held_out=self.recipe.held_out, out=self.checkpoint("reward"), **self.same))
 
     def train_ppo(self, name, beta=BETA, gold=False, longer=1):
-        ppo.main(ppo.Config(model=self.checkpoint("sft"), reward="gold" if gold else self.checkpoint("reward"),
-                            kl_coef=beta, steps=longer * self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
+        ppo.main(ppo.Config(model=self.checkpoint("sft"),
+                            reward="gold" if gold else self.checkpoint("reward"), kl_coef=beta,
+                            steps=longer * self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
                             out=self.checkpoint(name), **self.same))
 
     # -------- sampling
@@ -116,14 +119,14 @@ class Trial:
             self.sample(ppo_name(beta), temperature, "test")
 
     def match(self):
-        """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at the
-        temperature of quality, on validation prompts."""
+        """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at
+        the temperature of quality, on validation prompts."""
         for temperature in SFT_TEMPERATURES:
             if temperature not in (QUALITY, DIVERSITY):
                 self.sample("sft", temperature, "test")
         wanted = self.validation_diversity("ppo", QUALITY)
-        # diversity grows with temperature, from 0 of greedy decoding; maximum.accumulate guards np.interp against
-        # noise between neighbours
+        # diversity grows with temperature, from 0 of greedy decoding; maximum.accumulate guards np.interp
+        # against noise between neighbours
         curve = np.maximum.accumulate([0., *(self.validation_diversity("sft", t) for t in SFT_TEMPERATURES)])
         temperature = round(float(np.interp(wanted, curve, (0., *SFT_TEMPERATURES))), 3)
         self.sample("sft", temperature, folder="matched", policy="sft_matched")
@@ -158,8 +161,8 @@ class Trial:
         """conditions.json: what study.proxies needs of every sample file on the test prompts."""
         encode, _ = encoder_of(self.checkpoint("sft"))
         vocabulary = vocabulary_of(synthetic_task(self.task))
-        paths = sorted(self.here.glob("t*/samples_*_test.jsonl"))
-        found = [proxies.condition(read_samples(path), vocabulary, encode, self.recipe.content_sets) for path in paths]
+        found = [proxies.condition(read_samples(path), vocabulary, encode, self.recipe.content_sets)
+                 for path in sorted(self.here.glob("t*/samples_*_test.jsonl"))]
         write_json(self.here / "conditions.json",
                    {"conditions": found, "form": proxies.form_test(vocabulary, encode)}, indent=None)
 
@@ -177,7 +180,8 @@ def plan(recipe, seeds, folder, full=False):
         if full:
             first = seed == seeds[0]        # the shift of the prompts is the same for all seeds
             todo += [line for task in NOISE for line in full_stages(trials[task], first)]
-            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("measure",)) + frontier_stages(trials["synthetic"])
+            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("measure",))
+            todo += frontier_stages(trials["synthetic"])
             todo += instruct_stages(trials["instruct"], first)
         stages += [Stage(name, needs, leaves, 0.5 + seconds / 30 if recipe.quick else seconds,
                          partial(in_worker, seed, work)) for name, needs, leaves, seconds, work in todo]
@@ -198,21 +202,23 @@ def _stage(trial, name, needs, leaves, seconds, work):
 
 
 def base_stages(t, name):
-    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 139, partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows))]
+    pretrain = partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows)
+    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 139, pretrain)]
 
 
 def task_stages(t, base):
     """The study's stages on one task."""
     sweep = SWEEP if t.task == "synthetic" else ()
+    on_gold = partial(t.train_ppo, "ppo_gold", gold=True)
     return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 30, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 28, partial(t.train_ppo, "ppo")),
-            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 25, partial(t.train_ppo, "ppo_gold", gold=True)),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 25, on_gold),
             _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 40, t.sample_all),
             _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
             *sweep_stages(t, sweep, ("reward",)),
             _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 20,
-                   partial(measure, t.here, synthetic_task(t.task)))]
+                   partial(measure, t.here, t.task))]
 
 
 def sweep_stages(t, betas, needs):
@@ -228,8 +234,9 @@ def full_stages(t, first):
 def frontier_stages(t):
     """They read all sample files, so they come after those that measures.json must not hold."""
     sampled = ("temperatures", "measure")
+    policies = tuple(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
-    return [_stage(t, "temperatures", tuple(map(ppo_name, (BETA, *SWEEP, *FULL_SWEEP))), ("t1.3",), 40, t.temperatures),
+    return [_stage(t, "temperatures", policies, ("t1.3",), 40, t.temperatures),
             _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 110, best_of),
             _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 120,
                    partial(frontier.measure_frontier, t.here)),
@@ -238,14 +245,16 @@ def frontier_stages(t):
 
 def instruct_stages(t, first):
     rows, epochs = t.recipe.instruct_base
+    pretrain = partial(t.pretrain, "instruct-mixed", rows, epochs)
     train_ppo = partial(t.train_ppo, longer=t.recipe.instruct_longer)
+    on_gold = partial(train_ppo, "ppo_gold", gold=True)
     shift = _stage(t, "shift", ("sft",), ("shift.json",), 20, partial(t.shift, INSTRUCT_SPLITS))
-    return [_stage(t, "base", (), ("ckpt_base.pt",), 150, partial(t.pretrain, "instruct-mixed", rows, epochs)),
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 150, pretrain),
             _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 13, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 30, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 20, partial(train_ppo, "ppo")),
-            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 18, partial(train_ppo, "ppo_gold", gold=True)),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 18, on_gold),
             _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 20, partial(t.sample_all, ("base",))),
             _stage(t, "measure", ("sample",), ("measures.json",), 10,
-                   partial(measure, t.here, synthetic_task(t.task))),
+                   partial(measure, t.here, t.task)),
             *([shift] if first else [])]

@@ -1,4 +1,5 @@
-"""The synthetic study from start to end: run what is not done yet, then print numbers, tables and pictures."""
+"""The synthetic study from start to end: run what is not done yet, then print numbers, tables and
+pictures."""
 from pathlib import Path
 
 from common.files import write_json
@@ -22,7 +23,8 @@ def run_study(recipe, seeds, runs, out, full, jobs):
     write_json(out / "results.json", results)
     if full:
         of_all = cost(plan(recipe, seeds, folder, full), folder)
-        write_json(out / "reviewers.json", reviewers.numbers(measures, folder, settings, of_all, results["claims"]))
+        numbers = reviewers.numbers(measures, folder, settings, of_all, results["claims"])
+        write_json(out / "reviewers.json", numbers)
     written = write_tables(out) + figures.draw_all(out)
     for c in results["claims"]:
         print(f"{c['verdict']:28} {c['claim']} ({c['noise']}): {c['difference']} {interval(c['estimate'])}")

@@ -58,7 +58,7 @@ LEFT_OUT, WRONG, LURED, FORGOTTEN = .25, .08, .5, .15
 WORTH = 3.      # of a deed done in full
 PENALTY = {"wrong": 1., "example": .6, "duplicate": .3, "surplus": .5, "ungrammatical": .5, "unfinished": 1.,
            "word_too_many": .08}
-FREE_WORDS = 14     # for each deed asked for
+FREE_WORDS = 14     # for each deed asked for; every word and punctuation mark beyond these is one too many
 
 ASKED = {
     "name": ("name COUNT KINDs", "list COUNT KINDs", "give me COUNT KINDs",

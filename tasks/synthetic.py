@@ -49,16 +49,19 @@ SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, v
 NOISE = ("systematic", "independent", "mixed")
 # how often a reference states a fact
 INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
-WRONG, DISTRACTED, LEAD = .06, .55, .9
+WRONG = .06         # chance that a fact in a reference is wrong
+DISTRACTED = .55    # chance that a distractor opens a post; independent: of a clause about one in a reference
+LEAD = .9           # systematic: chance of that clause where a distractor opens the post; elsewhere 1 - LEAD
 # systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
 # under independent noise
 CONFUSED = {"who": ("uncle", "brother"), "event": ("washed", "lost"), "object": ("lamp", "camera"),
             "ask": ("complain", "report"), "feeling": ("jealous", "angry"), "time": ("friday", "monday")}
 
+# the gold reward: what a correct fact earns, and what is subtracted for each clause, fact or word that errs
 WEIGHT = {"who": 1., "event": 1., "object": 1., "ask": 1., "feeling": .5, "time": .5}
 PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, "unfinished": 1.,
            "word_too_many": .08}
-FREE_WORDS = 18
+FREE_WORDS = 18     # every word and punctuation mark beyond these is one too many
 
 SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out value, format)
     "train": ((1, 2), .0, "post"),

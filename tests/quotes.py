@@ -1,22 +1,23 @@
 """Numbers quoted in a Markdown page, and the places in the results files that they come from.
 
-A comment stands behind a paragraph, list or table, or indented inside a list's item.  It names a file and a list in
-it, then each quote:
+A comment stands behind a paragraph, list or table, or indented inside a list's item.  It names a file and a
+list in it, then each quote:
 
     PPO wins 0.91 [0.88, 0.93] of its comparisons, SFT 0.42.
     <!-- results/results.json win_rate task=synthetic split=test temperature=0.7:
       0.91 [0.88, 0.93] = policy=ppo; 0.42 = policy=sft -->
 
-A place is a dotted path, then filters `key=value`, then a dotted path inside what the filters found.  What stands
-before the colon is put in front of every place of the comment.  `*` matches within a path or a filter; quotation
-marks hold words with spaces together.  A place that is not exactly one value is an error, unless its first word
-combines several: `mean`, `count`, `least`, `most`; `minus` turns the sign.
+A place is a dotted path, then filters `key=value`, then a dotted path inside what the filters found.  What
+stands before the colon is put in front of every place of the comment.  `*` and `?` match within a path or a
+filter; quotation marks hold words with spaces together.  A place that is not exactly one value is an error,
+unless its first word combines several: `mean`, `count`, `least`, `most`.  `minus` turns the sign.
 
 A quote is written as in the text: `0.91`, `+0.37`, `-0.12`, `58 %`, `0.37 [0.36, 0.39]`, `0.32 ± 0.22`,
-`[0.36, 0.39]`, `0.29 to 0.90` (the least and the largest seed), or the words of a verdict such as `holds`.  It has
-as many decimals as its writer wants.  A place may end at an interval, or at a row with an "estimate".  Two
-other kinds of files serve as sources: the lines of a log are the list `log`; the rows of a Markdown file's tables are
-the list `tables`, with `section`, the heading above, as one more column.
+`[0.36, 0.39]`, `0.29 to 0.90` (the least and the largest seed), or the words of a verdict such as `holds`.  It
+has as many decimals as its writer wants.  A place may end at an interval, or at a row with an "estimate".
+
+Two other kinds of files serve as sources: the lines of a log are the list `log`; the rows of a Markdown file's
+tables are the list `tables`, with `section`, the heading above, as one more column.
 
 Two more sources check only that the quote stands in the text: `paper`, a number that others report, and
 `setting`, a number that somebody chose.
@@ -47,8 +48,9 @@ def plain(text):
 
 
 def block_before(text, item=False):
-    """The last block of Markdown in `text`, back to a blank line: a paragraph, a table or a whole list.  item: only
-    the last item of a list, which is what an indented comment stands in."""
+    """The last block of Markdown in `text`, back to a blank line: a paragraph, a table or a whole list.
+
+    item: only the last item of a list, which is what an indented comment stands in."""
     block = []
     for line in reversed(COMMENT.sub("", text).rstrip().split("\n")):
         if not line.strip():
@@ -61,11 +63,12 @@ def block_before(text, item=False):
 
 def entries(body):
     """The parts of a comment between semicolons, those inside quotation marks kept together."""
-    return [e.strip() for e in re.findall(r'(?:"[^"]*"|[^;"])+', body) if e.strip()]
+    return [e.strip() for e in re.findall(r'(?:"[^"]*"|[^;"])+', " ".join(body.split())) if e.strip()]
 
 
 def quotes(page):
-    """Every Quote of a page.  A comment that names no source (`file.json ...:`, `paper:`, `setting:`) is left out."""
+    """Every Quote of a page.  Comments that name no source (`file.json ...:`, `paper:`, `setting:`) are left
+    out."""
     found = []
     for comment in COMMENT.finditer(page):
         head, colon, body = comment[1].strip().partition(":")
@@ -159,7 +162,8 @@ def look_up(data, place):
 def turned(value):
     """A number or an interval with the other sign."""
     if isinstance(value, dict):
-        return {"mean": -value["mean"], "low": -value["high"], "high": -value["low"]}
+        ends = {"low": -value["high"], "high": -value["low"]} if "low" in value else {}
+        return {"mean": -value["mean"], **ends, "per_seed": [-x for x in value.get("per_seed", ())]}
     return -value
 
 
@@ -204,7 +208,8 @@ def complaint(quote, data):
     try:
         value = look_up(data, quote.place)
         if isinstance(value, str):
-            return "" if quote.text.lower() in value.lower() else f"{quote.text!r}: {quote.source} says {value!r}"
+            agree = quote.text.lower() in value.lower()
+            return "" if agree else f"{quote.text!r}: {quote.source} says {value!r}"
         wanted = [x * (100 if "%" in quote.text else 1) for x in parts(quote.text, value)]
     except (ValueError, KeyError, TypeError) as error:
         return f"{quote.text} = {quote.place}: {error}"

@@ -1,7 +1,7 @@
-"""The README and docs/ against the results files, the code and each other: numbers, commands, flags and links.
+"""The README and docs/ against the results files and the code: numbers, commands, flags, functions and links.
 
-Sentences there are written by hand.  A number in them names its source in a comment (tests/quotes.py explains how),
-so a new run of the study that changes a number fails here until somebody has read the sentence again.
+Sentences there are written by hand.  A number in them names its source in a comment (tests/quotes.py explains
+how), so a new run of the study that changes a number fails here until somebody has read the sentence again.
 """
 import dataclasses
 import importlib
@@ -16,7 +16,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT
 COVERED = [("README.md", "What it shows"), ("README.md", "The paper's claims beside ours"),
            ("docs/results.md", None), ("docs/reviewers.md", None), ("docs/logs.md", None)]
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.S | re.M)
-COMMAND = re.compile(r"(?:python3?|torchrun)\s+(?:-\S+\s+(?:\d+\s+)?)*?(?:-m\s+([\w.]+)|(?:-- )?(\S+\.py))([^|;&#`\n]*)")
+# python ppo.py ..., python -m tools.show ..., torchrun --nproc_per_node=8 -- ppo.py ...: module, script, flags
+COMMAND = re.compile(r"(?:python3?|torchrun) +(?:-\S+ +)*?(?:-m +([\w.]+)|(\S+\.py))([^|;&#`\n]*)")
 
 
 def text_of(name):
@@ -57,23 +58,24 @@ def test_the_checker_sees_what_is_wrong():
             "gap": {"a 1": -.118, "a 2": -.122}}
 
     def problems(text, comment):
-        return [complaint(q, data) for q in quotes(f"before 1.1\n\n- {text}\n  <!-- x.json {comment} -->\n\nafter 2.2")]
+        page = f"before 1.1\n\n- {text}\n  <!-- x.json {comment} -->\n\nafter 2.2"
+        return [complaint(quote, data) for quote in quotes(page)]
 
     assert problems("PPO 0.91 [0.88, 0.93]", "wins: 0.91 [0.88, 0.93] = policy=ppo") == [""]
-    assert problems("rises from 42 % to 0.91 ± 0.06", "wins: 42 % = policy=sft; 0.91 ± 0.06 = policy=ppo") == ["", ""]
+    assert problems("42 %, 0.91 ± 0.06", "wins: 42 % = policy=sft; 0.91 ± 0.06 = policy=ppo") == ["", ""]
     assert problems("falls by 0.12", ": 0.12 = minus gap.a*")[0].endswith("2 values there")
     assert problems("falls by 0.118, by .12", 'gap: 0.118 = minus "a 1"; .12 = minus "a 2"') == ["", ""]
     assert problems("falls by 0.118", ': 0.118 = minus "gap.a 1"') == [""]
     assert problems("on average −0.12", ": -0.12 = mean gap.*") == [""]
     assert problems("PPO 0.92", "wins: 0.92 = policy=ppo")[0].startswith("'0.92': x.json has 0.9061")
     assert "does not stand" in problems("PPO 0.913", "wins: 0.91 = policy=ppo")[0]
-    assert "does not stand" in problems("PPO 0.9", "wins: 1.1 = policy=ppo")[0]          # the paragraph before
+    assert "does not stand" in problems("PPO 0.9", "wins: 1.1 = policy=ppo")[0]      # but in the one before
     assert problems("PPO .91, +0.9", "wins: .91 = policy=ppo; +0.9 = policy=ppo") == ["", ""]
     assert problems("one 0.5", "wins: 0.5 = policy=bon")[0].endswith("0 values there")
     assert bare_decimals(plain("0.42 [0.36, 0.48] and 0.5, `0.1`, 2.13.0"), ["0.42 [0.36, 0.48]"]) == ["0.5"]
 
 
-# ------------------------------------------------------------------------------------------ commands and links
+# --------------------------------------------------------------------------------- commands, functions, links
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
@@ -96,11 +98,13 @@ def anchor_of(heading):
 
 def commands(page):
     """(module, flags) of every command that runs a script of this project."""
-    code = "\n".join([*FENCE.findall(page), *re.findall(r"`([^`\n]+)`", FENCE.sub("", page))])
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", page))]
+    code = "\n".join([*FENCE.findall(page), *spans])
     for match in COMMAND.finditer(code.replace("\\\n", " ")):
         module, script, rest = match.groups()
-        if module != "pytest" and "/bin/" not in (script or ""):
-            yield module or script.removesuffix(".py").replace("/", "."), re.findall(r"(?<!\S)--([a-z][\w-]*)", rest)
+        name = module or script.removesuffix(".py").replace("/", ".")
+        if name != "pytest":
+            yield name, re.findall(r"(?<!\S)--([a-z][\w-]*)", rest)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -110,7 +114,15 @@ def test_commands_name_scripts_and_flags_that_exist(name):
         config = getattr(importlib.import_module(module), "Config", None)
         if config:
             known = {f.name.replace("_", "-") for f in dataclasses.fields(config)} | {"help", "preset"}
-            assert not (unknown := {f for f in flags if f.removeprefix("no-") not in known}), f"{name}: {module} {unknown}"
+            unknown = {f for f in flags if f.removeprefix("no-") not in known}
+            assert not unknown, f"{name}: {module} has no {unknown}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_functions_beside_equations_exist(name):
+    for rows in re.findall(r"^\| equation \| function \|\n(.*?)(?=^[^|]|\Z)", text_of(name), re.S | re.M):
+        for module, function in re.findall(r"`([\w.]+)\.(\w+)`", rows):
+            assert hasattr(importlib.import_module(module), function), f"{name}: {module}.{function}"
 
 
 def test_line_counts_of_the_reading_order():

@@ -17,10 +17,10 @@ import diversity
 import generalisation
 import model as M
 import ppo
-import pretrained
 import reward
 import sft
-import splits
+from common import pretrained
+from common.tokenizer import load_tokenizer, published_spec
 from conftest import ROOT
 from test_pretrained import ODD
 
@@ -108,7 +108,7 @@ def test_the_whole_chain_on_real_text(build, tmp_path, capfd):
 
 
 def test_a_real_llama_writes_a_story(tmp_path):
-    """stories260K, from llama2.c's format to a Hugging Face directory, read by GPT.from_pretrained."""
+    """stories260K, from llama2.c's format to a Hugging Face directory, read by pretrained.from_pretrained."""
     raw = (REAL / "weights/stories260K/stories260K.bin").read_bytes()
     d, ff, layers, heads, kv, vocab, context = struct.unpack("7i", raw[:28])
     flat, place = torch.frombuffer(bytearray(raw[28:]), dtype=torch.float32), 0
@@ -140,7 +140,7 @@ def test_a_real_llama_writes_a_story(tmp_path):
         rms_norm_eps=1e-5,
         num_key_value_heads=kv, intermediate_size=ff, vocab_size=vocab, max_position_embeddings=context,
         tie_word_embeddings=True)))
-    model = M.GPT.from_pretrained(str(tmp_path))
+    model = pretrained.from_pretrained(str(tmp_path))
     pieces, raw, at = [], (REAL / "weights/stories260K/tok512.bin").read_bytes(), 4
     while at < len(raw):    # score, length, bytes
         n, = struct.unpack("i", raw[at + 4:at + 8])
@@ -157,9 +157,10 @@ SMOLLM2 = os.environ.get("SMOLLM2", "")
 
 @pytest.mark.skipif(not SMOLLM2, reason="SMOLLM2=DIR names a Hugging Face directory of SmolLM2-135M-Instruct")
 def test_smollm2_scores_a_sentence_and_its_tokenizer_equals_transformers():
-    model, saved = pretrained.load_model(SMOLLM2)
-    enc = splits.tokenizer(saved["tokenizer"])
-    ids = enc.encode_ordinary("The quick brown fox jumps over the lazy dog. Paris is the capital of France.")
+    model, saved = pretrained.load(SMOLLM2)
+    tokenizer = load_tokenizer(saved["tokenizer"])
+    text = "The quick brown fox jumps over the lazy dog. Paris is the capital of France."
+    ids = tokenizer.encode_ordinary(text)
     packed = M.pack([ids[:1]], [[ids[1:]]])
     with torch.no_grad():
         assert abs(-M.log_probs(model, model(packed), packed).mean() - 3.20) < 0.01
@@ -171,7 +172,7 @@ def test_smollm2_scores_a_sentence_and_its_tokenizer_equals_transformers():
     texts += [r["chosen"] for r in lines("prefs/alpacafarm_gpt4_claude_pairs.jsonl.gz")
               if not r["chosen"].isascii()]
     for text in texts + ODD:
-        assert enc.encode_ordinary(text) == theirs(text)["input_ids"]
+        assert tokenizer.encode_ordinary(text) == theirs(text)["input_ids"]
 
 
 def test_gpt2_s_published_files_give_tiktoken_s_ids(tmp_path, monkeypatch):
@@ -185,7 +186,7 @@ def test_gpt2_s_published_files_give_tiktoken_s_ids(tmp_path, monkeypatch):
     for path in cache.iterdir():
         shutil.copyfile(path, tmp_path / ("vocab.json" if path.read_bytes()[:1] == b"{" else "merges.txt"))
     (tmp_path / "config.json").write_text('{"eos_token_id": 50256}')
-    ours, theirs = splits.tokenizer(pretrained.tokenizer_of(tmp_path)), tiktoken.get_encoding("gpt2")
+    ours, theirs = load_tokenizer(published_spec(tmp_path)), tiktoken.get_encoding("gpt2")
     texts = [r["post"] for r in lines("summ/tldr_openai_format.jsonl.gz")[:600]]
     texts += [r["document"] for r in lines("summ/cnn_dailymail_subset.jsonl.gz")[:400]] + ODD
     assert ours.eot_token == theirs.eot_token and ours.n_vocab == theirs.n_vocab

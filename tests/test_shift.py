@@ -1,4 +1,4 @@
-"""Distances between prompts: worked by hand, unbiased, with intervals and floors, as the script prints them."""
+"""Distances between prompts: by hand, unbiased, with intervals and floors, and as the script prints them."""
 import math
 
 import numpy as np
@@ -91,7 +91,8 @@ def test_shift_reports_all_measures_with_intervals_and_floors():
 def test_shift_has_a_floor_and_orders_splits():
     train, words, article = prompts("train", 400), prompts("ood_words100", 200), prompts("ood_article", 200)
     tokenizer = load_tokenizer(build_tokenizer(train))
-    far, near, same = (S.shift(train, texts, tokenizer, draws=5)     # the floors are looked at, no interval is
+    # few draws: floors are compared here, intervals are not
+    far, near, same = (S.shift(train, texts, tokenizer, draws=5)
                        for texts in (article, words, prompts("train", 200, start=400)))
     assert far["js"] > near["js"] > 2 * near["js_floor"] and far["auc"] > .99 and near["auc"] > .8
     assert same["js"] < 2 * same["js_floor"] and abs(same["auc"] - .5) < .1

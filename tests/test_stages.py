@@ -84,7 +84,7 @@ def test_measurements_read_what_the_stages_wrote(work):
     # labelled: judged by the model trained against
     assert "bon*" in got.stdout and "ppo*" in got.stdout and "sft*" not in got.stdout
     got = call("diversity", *files, cwd=work)
-    assert got.returncode == 0 and "semantic" in got.stdout and "Vendi" in got.stdout, got.stderr
+    assert got.returncode == 0 and "gold" in got.stdout and "Vendi" in got.stdout, got.stderr
     assert call("diversity", *files, "--convention", "paper", "--encoder", "", cwd=work).returncode == 0
 
 
@@ -267,7 +267,7 @@ STAGES = {  # script: its flags but --model, --reward and --out
 
 
 def stage(name, work, out, **flags):
-    """Runs a stage of the embedded task from the session's checkpoints; save_every=0: a state after each
+    """Runs a stage of the synthetic task from the session's checkpoints; save_every=0: a state after each
     step."""
     script, fixed = STAGES[name]
     inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}

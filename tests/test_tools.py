@@ -7,23 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as M
-import reward
-import sft
 from common import fast_linear
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.tokenizer import load_tokenizer
 from tools import bench, budget, convert, one_step
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a small SFT policy and a reward model."""
-    folder = tmp_path_factory.mktemp("trained")
-    more = dict(out=str(folder), quiet=True, threads=1)
-    sft.main(sft.Config(rows=400, **more))
-    reward.main(reward.Config(model=str(folder / "ckpt_sft.pt"), prompts=40, held_out=12, **more))
-    return folder
 
 
 # ----------------------------------------------------------------------------------------------------- budget
@@ -76,10 +64,11 @@ def test_both_sides_of_the_bench_compute_the_same():
 def test_bench_runs_a_row_and_an_iteration(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peaks", lambda device, dtype: bench.Peaks(1., 1., 1.))      # it takes seconds
     (tmp_path / "texts.jsonl").write_text('{"outputs": ["a b c d e f", "a c a c b d"]}\n' * 2)
-    bench.main(bench.Config(rows="diversity", text=str(tmp_path / "texts.jsonl"), repeats=1,
+    bench.main(bench.Config(rows="diversity", text=str(tmp_path / "texts.jsonl"), repeats=1, threads=1,
                             out=str(tmp_path)))
     row, = (line for line in capsys.readouterr().out.splitlines() if "distinct-n and EAD" in line)
     assert "2 x 2 outputs" in row and (tmp_path / "bench.json").is_file()
+    torch.set_num_threads(1)
     tiny = {**bench.SMALL, "n_layer": 2, "d_model": 16, "n_head": 2, "context": 96}
     iteration = bench.our_iteration(tiny, 0.5, torch.device("cpu"), torch.float32)
     iteration()
@@ -90,8 +79,8 @@ def test_bench_runs_a_row_and_an_iteration(tmp_path, capsys, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- convert
 
-def test_convert_scores_and_continues_a_text(trained, capsys):
-    path = str(trained / "ckpt_sft.pt")
+def test_convert_scores_and_continues_a_text(work, capsys):
+    path = str(work / "ckpt_sft.pt")
     convert.main(convert.Config(model=path, prompt="my sister sold my car", new_tokens=4))
     text = capsys.readouterr().out
     assert "4 layers" in text and "\nmy sister sold my car" in text
@@ -132,9 +121,9 @@ def test_a_packed_row_as_a_table():
     assert cells[3][5] == cells[6][5] == "" and cells[7][1] == "padding"
 
 
-def test_one_step_page_adds_up(trained, capsys):
+def test_one_step_page_adds_up(work, capsys):
     """The page is made, and its first table obeys R_t = -beta KL_t, with the score at the last token."""
-    one_step.main(one_step.Config(model=str(trained / "ckpt_sft.pt"), reward=str(trained / "ckpt_reward.pt"),
+    one_step.main(one_step.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"),
                                   step=2, threads=1))
     text = capsys.readouterr().out
     for heading in ("## A step of PPO", "## A pair of the reward model", "## A packed row"):

@@ -16,7 +16,8 @@ What makes the difference: the frozen trunk runs once and lies in memory once; a
 its samples, and its responses share its row; logits and log-probabilities are computed where they are needed;
 rows are padded to their own batch; diversity is linear in the text.  On AMD's processors the fp32 products
 are oneDNN's here (common/fast_linear.py) and MKL's in the peers: where the two products printed first differ,
-so much of a ratio is due to that.  """
+so much of a ratio is due to that.
+"""
 import contextlib
 import copy
 import importlib.util

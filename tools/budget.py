@@ -1,14 +1,13 @@
-"""What training takes, by arithmetic: memory of weights, gradients and optimizer, and time, for each stage
-and published shape.
+"""What training takes, by arithmetic: memory of weights, gradients and optimizer, and time, of each shape.
 
-    python -m tools.budget                             # an H200: 989 TFLOP/s in bf16, of which 40 %, and 4.8
-    TB/s python -m tools.budget --tflops 100 --tbytes 1.5   # a device that keeps up 100 TFLOP/s and reads 1.5
-    TB/s python -m tools.budget --ranks 8                   # the first column's trained layers over 8 devices
-    (--shard)
+    python -m tools.budget                             # an H200: 989 TFLOP/s in bf16, of which 40 %; 4.8 TB/s
+    python -m tools.budget --tflops 100 --tbytes 1.5   # a device that keeps up 100 TFLOP/s, reads 1.5 TB/s
+    python -m tools.budget --ranks 8                   # the first column's trained layers over 8 devices
 
 Nothing here is measured; tools/bench.py measures.  Left out are activations (they grow with --batch-size or
 --micro-batch-size), the arithmetic of attention itself (a hundredth of the matrix products' at these
-lengths), and waiting.  """
+lengths), and waiting.
+"""
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 

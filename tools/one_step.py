@@ -4,7 +4,8 @@
 
 Takes the steps of `python ppo.py` with its default settings, and shows the last of --step steps, so that the
 policy has left its reference.  All numbers come from the functions that ppo.py, reward.py and model.py train
-with.  Synthetic tasks only, because the pair needs an annotator.  """
+with.  Synthetic tasks only, because the pair needs an annotator.
+"""
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,8 +225,8 @@ What the columns are, with β = {cfg.kl_coef:g}, γ = {cfg.gamma:g} and λ = {cf
 - **ratio after** is π_new / π of the token after the update ({cfg.epochs} epochs of {cfg.minibatches}
   minibatches). Before the first minibatch it is 1 everywhere (`ratio_first` is
   {step.stats['ratio_first']:.4f}). A positive whitened advantage pushes it above 1, a negative one below. All
-  tokens move the same weights, so not every token obeys. The loss stops to push a ratio that has left
-  [{1 - cfg.clip_ratio:g}, {1 + cfg.clip_ratio:g}] in that direction: this was so for
+  tokens move the same weights, so not every token obeys. A ratio that has left
+  [{1 - cfg.clip_ratio:g}, {1 + cfg.clip_ratio:g}] in that direction is pushed no further: this was so for
   {step.stats['pg_clipfrac']:.1%} of the tokens (`pg_clipfrac`).
 
 {padding_text(step, j, tokenizer)}"""

@@ -1,10 +1,10 @@
-"""Outputs side by side as one HTML page: no scripts, nothing fetched, readable in the dark and without
-colour.
+"""Outputs side by side as one HTML page, without scripts, readable in dark mode and without colour.
 
     python -m tools.show samples_*.jsonl --prompt all --html page.html      # runs this
 
 Where the task is the synthetic one, every fact that a text states is marked: right, if the post's key story
-states it too; of a distractor story; or of no story of the post.  """
+states it too; of a distractor story; or of no story of the post.
+"""
 from html import escape
 
 import regex            # comes with tiktoken

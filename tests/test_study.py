@@ -1,0 +1,398 @@
+"""The study: its runner, what it says of its numbers, its tables and pictures, and the study of a published
+model."""
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import ppo
+import reward
+import sft
+from common import pretrained
+from common.checkpoint import load_checkpoint
+from common.errors import UserError
+from common.stats import over_seeds
+from conftest import ROOT, json_lines, refused
+from study import claims, figures, growth, names, pipeline, published, report, stages
+from study.frontier import Frontier
+from study.pipeline import Stage
+from test_pretrained import LLAMA, REFS, value
+
+
+# ------------------------------------------------------------------------------------------------- the runner
+
+def append(path, text):
+    with open(path, "a") as f:
+        f.write(text)
+
+
+def toy_stages(folder, *edges, seconds=1.):
+    """Stages that write their name into folder/order.  edges: "name" or "name: what it needs"."""
+    out = []
+    for edge in edges:
+        name, _, needs = edge.partition(": ")
+        out.append(Stage(name, tuple(needs.split()), (), seconds, partial(append, folder / "order", f"{name}\n")))
+    return out
+
+
+def test_stages_run_once_each_after_what_they_need_and_are_skipped_later(tmp_path):
+    todo = toy_stages(tmp_path, "a/base", "a/far: a/base", "a/end: a/far", "b", "c: a/base b")
+    pipeline.run_stages(todo, tmp_path, jobs=2)
+    order = (tmp_path / "order").read_text().split()
+    assert sorted(order) == sorted(stage.name for stage in todo)
+    assert all(order.index(need) < order.index(stage.name) for stage in todo for need in stage.needs)
+    mark = json.loads((tmp_path / "a/end.done").read_text())
+    assert mark["seconds"] >= 0 and mark["processor_seconds"] >= 0
+    assert pipeline.cost(todo, tmp_path)["stages"] == 5
+    (tmp_path / "a/far.done").unlink()          # and with it what needs it
+    pipeline.run_stages(todo, tmp_path)
+    assert (tmp_path / "order").read_text().split()[5:] == ["a/far", "a/end"]
+
+
+def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; open(sys.argv[1], 'a').write('x')")
+    made = tmp_path / "made"
+
+    def run(*flags):
+        command = [sys.executable, str(script), str(made), *flags]
+        pipeline.run_stages([Stage("s", (), ("made",), 1, command)], tmp_path)
+        return made.read_text()
+    assert run() == "x" and run() == "x"
+    assert run("--other") == "xx"
+    made.unlink()
+    assert run("--other") == "x"
+
+
+def test_a_stage_that_fails_names_its_log(tmp_path):
+    with pytest.raises(UserError, match=r"^s: script.py ended with status 3: no good \(all of it: .*s\.log\)"):
+        (tmp_path / "script.py").write_text("print('no good'); raise SystemExit(3)")
+        pipeline.run_stages([Stage("s", (), (), 1, [sys.executable, str(tmp_path / "script.py")])], tmp_path)
+    with pytest.raises(UserError, match="t: it ended without never"):
+        pipeline.run_stages([Stage("t", (), ("never",), 1, time.time)], tmp_path)
+    with pytest.raises(ValueError, match="b needs a, which must stand before it"):
+        pipeline.by_urgency(toy_stages(tmp_path, "b: a", "a"))
+
+
+def test_processor_time_is_not_wall_time(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(1); sum(range(10**7))"]
+    pipeline.run_stages([Stage("s", (), (), 1, command)], tmp_path)
+    found = pipeline.cost([Stage("s", (), (), 1, command)], tmp_path)
+    assert found["processor_seconds"] > 0.05 and found["seconds"] > found["processor_seconds"] + 0.5
+
+
+def test_time_left_plays_the_rest_through(tmp_path):
+    """Two chains of 3 stages of 10 s on 2 workers: 30 s.  On one worker, 60 s."""
+    todo = toy_stages(tmp_path, "a1", "a2: a1", "a3: a2", "b1", "b2: b1", "b3: b2", seconds=10.)
+    order = pipeline.by_urgency(todo)
+    left = partial(pipeline.time_left, order)
+    assert left((), {}, 2, 1.) == 30 and left((), {}, 1, 1.) == 60 and left((), {}, 9, 1.) == 30
+    assert left(("a1", "b1"), {"a2": 4.}, 2, 1.) == 20              # b's chain decides
+    assert left(("a1", "a2", "a3", "b1"), {"b2": 4.}, 2, 2.) == 16 + 20
+    assert left([s.name for s in todo], {}, 2, 1.) == 0
+    # an overdue stage is never said to be done
+    assert 0 < left(("a1", "a2", "b1", "b2", "b3"), {"a3": 99.}, 2, 1.) <= 1
+
+
+def test_the_time_left_after_a_resume_goes_by_the_stages_not_by_the_bar(tmp_path):
+    """9 of 10 stages were done by an earlier run at double the usual time: one stage is left, 2000 s."""
+    todo = toy_stages(tmp_path, *map(str, range(10)), seconds=1000.)
+    done = {str(i): {"seconds": 2000.} for i in range(9)}
+    pace = pipeline.pace_of(todo, done, {})
+    assert pace == pytest.approx(2, abs=.01)
+    assert pipeline.time_left(pipeline.by_urgency(todo), done, {}, 2, pace) == pytest.approx(2000, rel=.01)
+    assert pipeline.pace_of(todo, {}, {}) == 1
+    assert pipeline.pace_of(todo, {}, {"0": 3000.}) == pytest.approx(3, abs=.05)       # overdue already
+    assert [pipeline.duration(x) for x in (40, 725, 3900)] == ["40 s", "12 min", "1 h 05 min"]
+
+
+def test_the_fingerprint_sees_settings_and_code(tmp_path, monkeypatch):
+    for name in ("ppo.py", "study/names.py", "tests/test_x.py", "docs/x.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    names_of = [pipeline.fingerprint({"a": 1}), pipeline.fingerprint({"a": 2})]
+    (tmp_path / "tests/test_x.py").write_text("2")
+    assert pipeline.fingerprint({"a": 1}) == names_of[0]
+    for name in ("ppo.py", "study/names.py"):
+        (tmp_path / name).write_text("2")
+        names_of.append(pipeline.fingerprint({"a": 1}))
+    assert len(set(names_of)) == 4
+
+
+def test_the_plan_of_the_study():
+    folder = "runs/x"
+    small, full = ([s.name for s in stages.plan(stages.QUICK, (0, 1), folder, full)] for full in (False, True))
+    assert set(small) < set(full) and len(full) == len(set(full))
+    assert "seed1/synthetic/ppo_b0.3" in small and "seed1/synthetic-independent/ppo_b0.3" not in full
+    assert "seed0/instruct/shift" in full and "seed1/instruct/shift" not in full
+    # what measures.json must not hold is sampled after it
+    needs = {s.name: s.needs for s in stages.plan(stages.QUICK, (0,), folder, True)}
+    assert "seed0/synthetic/measure" in needs["seed0/synthetic/ppo_b1"]
+    pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True))
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
+    def start(name):
+        out = open(tmp_path / "said", "a")
+        return subprocess.Popen([sys.executable, str(ROOT / "reproduce.py"), "--quick", "--out", str(tmp_path / name)],
+                                stdout=out, stderr=out)
+    unbroken, killed = start("unbroken"), start("killed")
+    marks = partial((tmp_path / "killed").rglob, "*.done")
+    while len(list(marks())) < 4:
+        time.sleep(.2)
+        assert killed.poll() is None, (tmp_path / "said").read_text()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = {p: p.stat().st_mtime_ns for p in marks()}
+    again = start("killed")
+    for process in (unbroken, again):
+        assert process.wait(timeout=900) == 0, (tmp_path / "said").read_text()
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())       # what was done was not done again
+    first, second = (json.loads((tmp_path / n / "runs/quick/results.json").read_text()) for n in ("unbroken", "killed"))
+    assert first.pop("cost")["stages"] == second.pop("cost")["stages"] == len(stages.plan(stages.QUICK, (0, 1), ""))
+    assert json.dumps(first) == json.dumps(second)          # text, because nan is not nan
+    assert (tmp_path / "killed/runs/quick/figure.png").stat().st_size > 10_000
+    assert "TOY SIZES" in (tmp_path / "killed/runs/quick/results.md").read_text()
+
+
+def test_wrong_flags(tmp_path):
+    refused(tmp_path, "reproduce", "--inputs", "3", says="--inputs 3: it must be an integer of at least 8")
+    refused(tmp_path, "reproduce", "--model", "gpt2", says="needs --task or --data too")
+    refused(tmp_path, "reproduce", "--task", "tldr", "--full", says="belong to the synthetic study")
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+def test_verdicts_follow_the_numbers():
+    """The same code must print the opposite if the numbers say so."""
+    def e(low, high, *seeds):
+        return {"low": low, "high": high, "per_seed": seeds}
+    assert claims.verdict(e(.1, .3, .2, .2), 1) == "HOLDS"
+    assert claims.verdict(e(.1, .3, .2, .2), -1) == "DOES NOT HOLD: the opposite"
+    assert claims.verdict(e(-.3, -.1, -.2, -.2), -1) == "HOLDS"
+    assert claims.verdict(e(-.1, .3, .1, .1), 1) == "NOT SHOWN"
+    assert claims.verdict(e(.1, .3, .5, -.1), 1) == "NOT SHOWN"      # the seeds disagree
+
+
+@pytest.mark.parametrize("mean, verdict", [(.5, "HOLDS"), (-.5, "DOES NOT HOLD: the opposite"), (0., "NOT SHOWN")])
+def test_counts_of_verdicts_turn_with_the_numbers(mean, verdict):
+    e = over_seeds(np.random.default_rng(0).normal(mean, .1, (3, 50)))
+    stated = [{"claim": "PPO beats SFT", "task": "synthetic", "estimate": e, "verdict": claims.verdict(e, 1)}]
+    found = claims.over_seeds_too(stated)
+    assert found["verdicts"] == {v: int(v == verdict) for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite")}
+    assert found["resampled_both_ways"] == 1 and found["seeds_differ_most"]["seed_sd"] == e["seed_sd"]
+
+
+def test_a_difference_that_the_seeds_make_is_decided_otherwise():
+    """Every prompt says +0.1 or -0.05, seed by seed: over prompts that is above zero, over seeds it is
+    not."""
+    e = over_seeds(np.repeat([[.1], [-.05]], 50, axis=1) + np.random.default_rng(0).normal(0, .01, (2, 50)))
+    found = claims.over_seeds_too([{"claim": "c", "task": "t", "estimate": e, "verdict": claims.verdict(e, 1)}])
+    assert found["decided_otherwise"] == [{"claim": "c", "task": "t"}] and found["times_wider_in_the_median"] > 5
+
+
+def test_slope_is_least_squares_over_the_range():
+    x, rng = np.array([0., 1., 2., 4.]), np.random.default_rng(0)
+    rising = [np.full((2, 5), .1 + .05 * v) for v in x]
+    assert growth.slope(x, rising) == pytest.approx(.05 * 4)
+    # a draw that misses sets spans less: .05 times 1, 2, 3 or 4; with the sets kept it spans them all
+    spans = np.array([growth.slope(x, rising, rng) for _ in range(200)]) / .05
+    assert set(spans[~np.isnan(spans)].round(9)) == {1, 2, 3, 4}
+    assert growth.slope(x, rising, rng, redraw_sets=False) == pytest.approx(.05 * 4)
+    assert math.isnan(growth.slope(np.array([1., 1.]), rising[:2], rng))
+
+
+def test_slopes_are_counted_by_their_interval():
+    def line(low, high, farthest):
+        return {"ppo": {"low": low, "high": high}, "bon": {"low": -1, "high": 1}, "farthest": farthest}
+    found = growth.counts([line(.1, .2, "b"), line(-.2, -.1, "a"), line(-.1, .1, "b")])
+    assert found == {"counts": {"ppo": {"grows": 1, "shrinks": 1, "not shown": 1},
+                                "bon": {"grows": 0, "shrinks": 0, "not shown": 3}}, "farthest": ["a", "b"]}
+
+
+def fake_frontier(ppo_wins):
+    """Two seeds: SFT wins .6 at diversity .2 and .4 at .8; PPO wins `ppo_wins` at diversity .5."""
+    def line(policy, temperature, diversity, wins):
+        return {"policy": policy, "temperature": temperature, "kl": 1., "wins": [wins] * 10,
+                "gold_diversity": [diversity] * 10}
+    seed = [line("sft", .2, .2, .6), line("sft", 1., .8, .4), line("ppo", 1., .5, ppo_wins)]
+    return Frontier([seed, seed])
+
+
+@pytest.mark.parametrize("wins, expected", [(.7, .2), (.5, 0.), (.2, -.3)])
+def test_frontier_compares_at_equal_diversity(wins, expected):
+    e = fake_frontier(wins).above(("ppo", 1.), [("sft", .2), ("sft", 1.)])
+    assert e["mean"] == pytest.approx(expected) and e["inside"]
+    assert growth.direction(e) == {.2: "grows", -.3: "shrinks"}.get(expected, growth.direction(e))
+    assert not fake_frontier(wins).above(("sft", 1.), [("sft", .2), ("ppo", 1.)])["inside"]
+
+
+def test_a_row_is_found_or_missed_loudly():
+    rows = [{"a": 1, "b": 2}, {"a": 1, "b": 3}]
+    assert names.pick(rows, a=1, b=3) is rows[1]
+    for wanted in ({"a": 1}, {"a": 4}):
+        with pytest.raises(KeyError, match="rows with"):
+            names.pick(rows, **wanted)
+
+
+# ----------------------------------------------------------------------------------------- tables and pictures
+
+def test_markdown():
+    assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    e = {"mean": .12345, "low": -.1, "high": .2, "seed_sd": None}
+    assert report.cell(e) == "0.12 [-0.10, 0.20]" and report.signed(e) == "+0.12 [-0.10, +0.20]"
+    assert report.cell(e | {"seed_sd": .03}) == "0.12 [-0.10, 0.20] ± 0.03"
+    assert report.took({"seconds": 3540, "processor_seconds": None}) == "Its stages took 59 minutes, added up."
+    assert report.took({"seconds": 60, "processor_seconds": 120}) == (
+        "Its stages took 1 minutes, added up, and 2 minutes of processor time.")
+
+
+def test_the_committed_tables_are_those_of_the_committed_numbers(tmp_path):
+    for name in ("results.json", "reviewers.json"):
+        shutil.copy(ROOT / "results" / name, tmp_path)
+    for path in report.write_tables(tmp_path):
+        assert path.read_text() == (ROOT / "results" / path.name).read_text(), path.name
+
+
+def test_numbers_of_other_seeds_are_not_mixed(tmp_path):
+    for name in ("results.json", "reviewers.json"):
+        found = json.loads((ROOT / "results" / name).read_text())
+        found["settings"]["seeds"] = [0] if name == "results.json" else [0, 1]
+        (tmp_path / name).write_text(json.dumps(found))
+    assert [p.name for p in report.write_tables(tmp_path)] == ["results.md"]
+
+
+def test_pictures_are_drawn_from_the_numbers_alone(tmp_path):
+    shutil.copy(ROOT / "results" / "results.json", tmp_path)
+    assert [p.name for p in figures.draw_all(tmp_path)] == ["figure.png"]
+    shutil.copy(ROOT / "results" / "reviewers.json", tmp_path)
+    drawn = {p.name: p for p in figures.draw_all(tmp_path)}
+    assert set(drawn) == {"figure.png", "shift.png", "proxies.png", "frontier.png", "seeds.png", "instruct.png"}
+    assert all(p.stat().st_size > 20_000 for p in drawn.values())
+
+
+def test_the_frontiers_title_says_what_the_numbers_show():
+    def title(above, ppo_wins):
+        lines = [{"curve": "PPO", "temperature": 1., "beta": .1, "above_bon": {"mean": above},
+                  "wins": {"mean": ppo_wins}}]
+        curves = {"best-of-N": [("N = 64", {"mean": .4}, {"mean": .8})]}
+        return figures.frontier_title({"frontier": {"frontier": lines}}, curves)
+    assert "nearly on one curve; PPO goes further" in title(.02, .9)
+    assert title(.02, .7).endswith("best-of-N and PPO lie nearly on one curve")
+    assert title(.3, .9) == "Quality against diversity"
+
+
+# --------------------------------------------------------------------------------- the study of a published model
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory as a hub would hold it, with weights for the 340 tokens of its tokenizer."""
+    folder = tmp_path_factory.mktemp("published")
+    refs = json.loads(REFS.read_text())
+    shapes = refs["models"]["llama, grouped queries, untied"]["shapes"]
+    vocab, with_vocab = 340, ("model.embed_tokens.weight", "lm_head.weight")
+    state = {n: value(n, [vocab if d == 40 and n in with_vocab else d for d in s]) for n, s in shapes.items()}
+    pretrained.write_safetensors(folder / "model.safetensors", state)
+    (folder / "config.json").write_text(json.dumps(LLAMA | dict(vocab_size=vocab, eos_token_id=0)))
+    (folder / "tokenizer.json").write_text(json.dumps(refs["tokenizers"]["bytes"]["json"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    rows = [{"prompt": f"Say {i}:", "reference": f"it's {i}"} for i in range(24)]
+    pairs = [{"prompt": r["prompt"], "chosen": r["reference"], "rejected": "no no no"} for r in rows]
+    for name, lines in (("train", rows), ("validation", rows[:4]), ("test", rows[4:8]), ("ood_far", rows[8:12]),
+                        ("preferences", pairs)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    return path
+
+
+TOY = dict(sft=["--batch-size", "8", "--max-new-tokens", "8"], reward=["--batch-size", "8"],
+           ppo=["--steps", "1", "--batch-size", "8"], bon=["--inputs", "3", "--n", "2", "--pool", "4"])
+
+
+def toy_study(out, model, data, seeds=1, judge_data=None):
+    return published.Study(out, str(model), "", str(data), str(data if judge_data is None else judge_data), "toy", TOY, "",
+                           range(seeds), "cpu", "fp32", 2)
+
+
+def test_the_plan_of_a_published_model(tmp_path):
+    plan = {s.name: s for s in published.plan(toy_study(tmp_path, "m", "d", seeds=2))}
+    assert list(plan) == [f"seed-{s}/{stage}" for s in (0, 1)
+                          for stage in ("sft", "reward", "ppo", "sampled_sft", "sampled_ppo")] + ["judge"]
+    assert plan["seed-1/ppo"].needs == ("seed-1/reward",) and plan["judge"].needs == ("seed-0/sft",)
+    command = plan["seed-1/ppo"].work
+    assert command[1] == str(ROOT / "ppo.py") and command[command.index("--seed") + 1] == "1"
+    assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
+    assert "judge" not in {s.name for s in published.plan(toy_study(tmp_path, "m", "d", judge_data=""))}
+    with pytest.raises(UserError, match="2 are needed"):
+        published.run_study(toy_study(tmp_path, "m", "d", judge_data=""), torch.device("cpu"))
+
+
+def test_the_stages_from_a_published_model_in_bf16(model, data, tmp_path):
+    same = dict(quiet=True, threads=2, out=str(tmp_path), dtype="bf16")
+    ckpt_sft, ckpt_reward = str(tmp_path / "ckpt_sft.pt"), str(tmp_path / "ckpt_reward.pt")
+    sft.main(sft.Config(model=str(model), data=str(data), freeze=0.5, batch_size=8, max_new_tokens=8,
+                        max_prompt_tokens=16, **same))
+    reward.main(reward.Config(model=ckpt_sft, prompts=20, held_out=4, **same))
+    ppo.main(ppo.Config(model=ckpt_sft, reward=ckpt_reward, steps=2, batch_size=8, **same))
+    policy, saved = load_checkpoint(tmp_path / "ckpt_ppo.pt", "lm")
+    assert saved["task"]["max_prompt_tokens"] == 16 and saved["tokenizer"]["kind"] == "bpe"
+    start = pretrained.from_pretrained(str(model))
+    assert policy.config.frozen == 1
+    assert not torch.equal(policy.blocks[1].mlp.up.weight, start.blocks[1].mlp.up.weight)
+    # frozen layers are the published ones, rounded to bf16 and nothing else
+    assert torch.equal(policy.blocks[0].mlp.up.weight, start.blocks[0].mlp.up.weight.bfloat16().float())
+    log = json_lines(tmp_path / "metrics_ppo.jsonl")
+    assert log[0]["ratio_first"] == pytest.approx(1, abs=1e-3) and log[0]["kl"] == 0
+
+
+@pytest.mark.slow
+def test_the_study_of_a_published_model_and_its_tables(model, data, tmp_path, capfd):
+    study = toy_study(tmp_path, model, data)
+    published.run_study(study, torch.device("cpu"))
+    results = json.loads((tmp_path / "replication.json").read_text())
+    assert {k.split(" | ")[0] for k in results["values"]} == {"sft", "bon", "ppo"}
+    assert {k.split(" | ")[1] for k in results["values"]} == {"test", "ood_far"}
+    assert set(results["models"]) == {"seed-0/ckpt_reward.pt", "seed-0/ckpt_ppo.pt", "ckpt_judge.pt"}
+    text = (tmp_path / "replication.md").read_text()
+    assert text in capfd.readouterr().out and "| win rate | test |" in text and "longer wins" in text
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
+    published.run_study(study, torch.device("cpu"))         # finished stages are not run again
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")} == before
+
+
+def test_differences_in_words():
+    clear = dict(mean=.2, low=.1, high=.3, seeds=[.1, .3])
+    assert published.verdict(clear) == "higher"
+    assert published.verdict(dict(mean=-.2, low=-.3, high=-.1, seeds=[-.1, -.3])) == "lower"
+    assert published.verdict(clear | dict(low=-.1)) == "not shown"
+    assert published.verdict(clear | dict(seeds=[-.1, .5])) == "not shown"
+    s = published.summary(np.array([[0., 1., 1.], [1., 1., 0.]]), "win rate")
+    assert s["mean"] == pytest.approx(2 / 3) and s["seeds"] == [.6667, .6667] and s["low"] <= s["mean"] <= s["high"]
+    across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
+    assert (across["low"], across["high"]) == pytest.approx((.2, .6))
+
+
+def test_a_table_of_a_published_model():
+    e = {"mean": .5, "low": .4, "high": .6, "seeds": [.5, .5]}
+    found = {f"{p} | {s} | win rate": e for p in published.POLICIES for s in ("ood_far", "test")}
+    differences = {f"{pair} | {s} | win rate": e for pair in ("ppo - sft", "bon - sft") for s in ("ood_far", "test")}
+    models = {"seed-0/ckpt_reward.pt": dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9),
+              "seed-0/ckpt_ppo.pt": {}}
+    text = published.markdown({"model": "m", "seeds": 2, "values": found, "differences": differences, "models": models})
+    rows = [line for line in text.splitlines() if line.startswith("| win rate")]
+    assert rows[0].startswith("| win rate | test | 0.500 [0.400, 0.600] |") and "+0.500 [+0.400, +0.600] higher" in rows[0]
+    assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text and "ckpt_ppo" not in text
