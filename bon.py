@@ -22,7 +22,7 @@ from common.checkpoint import load_checkpoint
 from common.dist import gather_rows, rank, world_size
 from common.errors import check
 from common.files import write_jsonl
-from common.flags import Common, Count, Mass, Natural, NonNegative, run, setup
+from common.flags import Common, Count, Mass, Natural, NonNegative, run, setup, use_threads
 from common.loop import Run
 from common.samples import sample_line, sample_path
 from common.tokenizer import load_tokenizer
@@ -80,15 +80,19 @@ def best_of_n_independent(rewards, n, k):
 
 # --------------------------------------------------------------------------------------------------- sampling
 
-def load_reward_model(name, policy_name, spec, device, dtype):
-    """--reward -> (reward model, hash of its weights), or (None, None) for ""."""
-    if not name:
-        return None, None
-    reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: "
-          "the same ids would mean different words; train the reward model from this policy's family (python "
-          "reward.py --model ...)")
-    return reward_model, saved["weights_hash"]
+def build(cfg, device):
+    """(policy, reward model or None, tokenizer, task, saved: the policy's checkpoint, hash of the reward
+    model)."""
+    model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    use_threads(cfg, model)
+    task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
+    if not cfg.reward:
+        return model, None, tokenizer, task, saved, None
+    reward_model, judged = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
+    check(judged["tokenizer"] == saved["tokenizer"], f"--reward {cfg.reward} and --model {cfg.model} have "
+          "different tokenizers: the same ids would mean different words; train the reward model from this "
+          "policy's family (python reward.py --model ...)")
+    return model, reward_model, tokenizer, task, saved, judged["weights_hash"]
 
 
 def pool_size(cfg):
@@ -109,62 +113,78 @@ def sample_folder(out):
 
 
 def read_splits(task, names, n):
-    """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*."""
-    splits = names.split(",") if names else task.evaluation_splits()
+    """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*.  Prints which splits
+    have fewer."""
+    splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
     check(splits, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
-    return {split: task.rows(split, n) for split in splits}
+    found = {split: task.rows(split, n) for split in splits}
+    for split, rows in found.items():
+        if len(rows) < n:
+            print(f"{split} has {len(rows)} prompts, fewer than --inputs {n}: all are sampled", flush=True)
+    return found
 
 
-def write_samples(path, tokenizer, rows, sampled, rewards, picks, **fields):
-    """A sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists; rewards:
-    for each row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of every
-    line."""
+def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
+    """Lines of a sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists;
+    rewards: for each row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of
+    every line."""
     lines = []
     for row, ids, r, kept in zip(rows, sampled, rewards, picks):
         texts, finished = zip(*(decode(tokenizer, ids[j]) for j in kept))
         lines.append(sample_line(row, texts, finished, r and [r[j] for j in kept], **fields))
-    write_jsonl(path, lines)
+    return lines
+
+
+def write_split(out, split, lines_of, pool):
+    """Writes the sample files of one split.  lines_of: {policy: its lines}."""
+    for policy, lines in lines_of.items():
+        write_jsonl(sample_path(out, policy, split), lines)
+    policy, lines = next(iter(lines_of.items()))
+    unfinished = 1 - np.mean([line["finished"] for line in lines])
+    print(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
+          f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished", flush=True)
 
 
 def main(cfg):
     device, rng = setup(cfg)
     pool = pool_size(cfg)
-    model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
-    task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    max_prompt_len = task.max_prompt_len(model.config.context)
-    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], device,
-                                                  cfg.dtype)
-    splits = read_splits(task, cfg.splits, cfg.inputs)      # all of them, before anything is written
+    model, reward_model, tokenizer, task, saved, reward_hash = build(cfg, device)
     policy = cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_")
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
+    splits = read_splits(task, cfg.splits, cfg.inputs)
+    prompts_of = {split: encode_prompts(tokenizer, [row["prompt"] for row in rows],
+                                        task.max_prompt_len(model.config.context), f"{split} prompts")
+                  for split, rows in splits.items()}
+    per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
+    parts = [(split, start) for split, rows in splits.items() for start in range(0, len(rows), per_step)]
     sample_folder(cfg.out)
     inputs = [saved["weights_hash"], reward_hash, [[r["id"] for r in rows] for rows in splits.values()]]
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
-              path=sample_path(cfg.out, policy, "+".join(splits)))          # a state after each split
+              path=sample_path(cfg.out, policy, "+".join(splits)))  # a small state, so one after each step
     numpy_rng = np.random.default_rng(cfg.seed)
     numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
 
-    for step in run.steps(len(splits)):
-        split, rows = list(splits.items())[step]
-        prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len, f"{split} prompts")
+    for step in run.steps(len(parts)):
+        split, start = parts[step]
+        rows, prompts = (of[split][start:start + per_step] for of in (splits, prompts_of))
         sampled = gather_rows(generate(
             model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature, top_k=cfg.top_k,
             top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
             ranks=(rank(), world_size())))
-        rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
         fields = {"task": task.name, "split": split, "temperature": cfg.temperature, "seed": cfg.seed}
-        write_samples(sample_path(cfg.out, policy, split), tokenizer, rows, sampled, rewards,
-                      [range(cfg.n)] * len(rows), **fields, policy=policy,
-                      trained_against=saved["args"].get("trained_against"))
+        lines_of = run.state.setdefault("lines", {})        # of this split, by policy
+        rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
+        lines_of.setdefault(policy, []).extend(sample_lines(
+            tokenizer, rows, sampled, rewards, [range(cfg.n)] * len(rows), **fields, policy=policy,
+            trained_against=saved["args"].get("trained_against")))
         if reward_model:
             pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
-            write_samples(sample_path(cfg.out, best_policy, split), tokenizer, rows, sampled, rewards,
-                          [pick(r, cfg.n, cfg.n) for r in rewards], **fields, policy=best_policy,
-                          trained_against=reward_hash)
+            lines_of.setdefault(best_policy, []).extend(sample_lines(
+                tokenizer, rows, sampled, rewards, [pick(r, cfg.n, cfg.n) for r in rewards], **fields,
+                policy=best_policy, trained_against=reward_hash))
         run.state["numpy_rng"] = numpy_rng.bit_generator.state
-        finished = np.mean([ids[-1] == tokenizer.eot_token for samples in sampled for ids in samples])
-        print(f"{split}: {len(rows)} prompts x {pool} samples of {policy} at temperature "
-              f"{cfg.temperature:g}, {1 - finished:.1%} unfinished", flush=True)
+        if start + per_step >= len(splits[split]):
+            write_split(cfg.out, split, run.state.pop("lines"), pool)
 
     run.finish()
     print(f"wrote {sample_path(cfg.out, policy, '*')}", flush=True)

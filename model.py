@@ -1,6 +1,6 @@
-"""The transformer: GPT-2, OPT and LLaMA are configurations of one class.  Also what must exist only once:
-padding and masks (`pack`), log-probabilities (`log_probs`), where a reward stands (`rewards`), sampling
-(`generate`).
+"""The transformer: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX are configurations of one class.  Also what must
+exist only once: padding and masks (`pack`), log-probabilities (`log_probs`), where a reward stands
+(`rewards`), sampling (`generate`).
 
     python model.py          # the shapes and their sizes (tools/budget.py: what training takes)
 
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.dist import unshard
+from common.errors import check
 from common.fast_linear import Linear
 
 
@@ -43,14 +44,19 @@ class GPTConfig:
     n_head: int = 4
     n_kv_head: int = 0          # 0: as many as n_head; fewer is grouped-query attention
     d_model: int = 80
+    d_head: int = 0             # 0: d_model / n_head
     d_ff: int = 0               # 0: 4 x d_model
     context: int = 512          # positions the model may use; a hard limit for learned ones
     position: str = "rope"      # rope or learned
     norm: str = "rmsnorm"       # rmsnorm or layernorm
     activation: str = "relu"    # relu, gelu, gelu_tanh (GPT-2) or swiglu (LLaMA)
-    bias: bool = False          # biases in every linear layer (GPT-2, OPT) or in none (LLaMA)
+    bias: bool = False          # biases in every linear layer (GPT-2, OPT, GPT-NeoX) or in none (LLaMA)
+    qkv_bias: bool = False      # biases of queries, keys and values alone (Qwen2)
+    qk_norm: bool = False       # each head's queries and keys are normalised (Qwen3)
+    parallel: bool = False      # attention and MLP of a layer read the same input (GPT-NeoX)
     tied: bool = True           # the LM head is the token embedding
     rope_theta: float = 10000.0
+    rope_part: float = 1.0      # the part of each head that turns with its position (GPT-NeoX: 0.25)
     rope_scaling: dict | None = None    # of a context stretched after training, as config.json spells it:
                                         # {"rope_type": "linear" or "llama3", "factor": ..., ...}
     norm_eps: float = 1e-5
@@ -64,16 +70,16 @@ class GPTConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"GPTConfig.{name} = {getattr(self, name)!r}: choose from "
                                  f"{', '.join(known)}")
-        if self.d_model % self.n_head or self.n_head % self.n_kv_head:
+        if (not self.d_head and self.d_model % self.n_head) or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head {self.n_head} must divide d_model {self.d_model}, and n_kv_head "
                              f"{self.n_kv_head} must divide n_head")
+        self.d_head = self.d_head or self.d_model // self.n_head
+        if self.position == "rope" and int(self.d_head * self.rope_part) % 2:
+            raise ValueError(f"d_head {self.d_head} x rope_part {self.rope_part} must be even: positions "
+                             "turn pairs of numbers")
         if not 0 <= self.frozen <= self.n_layer:
             raise ValueError(f"frozen = {self.frozen}: a model of {self.n_layer} layers can freeze 0 to "
                              f"{self.n_layer}")
-
-    @property
-    def d_head(self):
-        return self.d_model // self.n_head
 
 
 _GPT2 = dict(position="learned", norm="layernorm", activation="gelu_tanh", bias=True, vocab_size=50257,
@@ -99,20 +105,22 @@ SHAPES = {  # published shapes, as configurations of the one class below
 def rotate(x, rope):
     """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part.
 
-    x: (B, H, S, E); rope: (cos, sin), each (B, 1, S, E/2).  Returns (B, H, S, E)."""
+    x: (B, H, S, E); rope: (cos, sin), each (B, 1, S, planes).  Returns (B, H, S, E).  What lies behind the
+    2 x planes numbers that turn stays as it is (`rope_part`)."""
     cos, sin = rope
-    real, imag = x.chunk(2, dim=-1)
-    return torch.cat((real * cos - imag * sin, imag * cos + real * sin), dim=-1)
+    planes = cos.shape[-1]
+    real, imag, still = x.split((planes, planes, x.shape[-1] - 2 * planes), dim=-1)
+    return torch.cat((real * cos - imag * sin, imag * cos + real * sin, still), dim=-1)
 
 
 def rope_frequencies(cfg, device=None):
-    """Radians a position of each of the E/2 planes of a head: (E/2,), fp32.
+    """Radians a position of each plane of a head: (E/2,), fp32; fewer where only a part of a head turns.
 
     A stretched context turns its slow planes `factor` times slower.  "linear" slows all of them (Chen et al.
     2023).  "llama3" slows those that turn fewer than low_freq_factor times in the training context, and
     passes linearly to no change at high_freq_factor turns."""
-    half = cfg.d_head // 2
-    frequency = cfg.rope_theta ** -(torch.arange(half, device=device, dtype=torch.float32) / half)
+    planes = int(cfg.d_head * cfg.rope_part) // 2
+    frequency = cfg.rope_theta ** -(torch.arange(planes, device=device, dtype=torch.float32) / planes)
     s = cfg.rope_scaling
     if not s:
         return frequency
@@ -129,14 +137,24 @@ def gather(x, idx):
     return x.flatten(0, 1)[idx]
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of one head's queries or keys, in the weights' type: fp32 where they are trained."""
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention: H query heads, G key/value heads (G = H: plain multi-head attention)."""
 
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head, self.d_head = cfg.n_head, cfg.n_kv_head, cfg.d_head
-        self.qkv = Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head, bias=cfg.bias)
-        self.out = Linear(cfg.d_model, cfg.d_model, bias=cfg.bias)
+        self.qkv = Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head,
+                          bias=cfg.bias or cfg.qkv_bias)
+        self.out = Linear(cfg.n_head * cfg.d_head, cfg.d_model, bias=cfg.bias)
+        self.q_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
     def forward(self, x, rope, mask=None, used=None, cache=None):
         """x: (B, S, D).  rope: as from `GPT.rope`, or None.  Returns (B, S, D), or (B, Q, D) with used.
@@ -147,6 +165,7 @@ class Attention(nn.Module):
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head).transpose(1, 2)            # (B, H + 2G, S, E)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None and cache.holds_prompts:
@@ -189,13 +208,17 @@ def make_norm(cfg):
 class Block(nn.Module):
     def __init__(self, cfg):
         super().__init__()
+        self.parallel = cfg.parallel
         self.norm1, self.norm2 = make_norm(cfg), make_norm(cfg)
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
 
     def forward(self, x, rope, mask=None, used=None, cache=None):
         """x: (B, S, D) -> (B, S, D), or (B, Q, D) at `used`.  Arguments as in `Attention.forward`."""
-        y = self.attn(self.norm1(x), rope, mask, used, cache)   # pre-norm: GPT-2, OPT (but 350m) and LLaMA
-        x = y + (x if used is None else gather(x, used))
+        y = self.attn(self.norm1(x), rope, mask, used, cache)   # pre-norm: all families but OPT-350m
+        x = x if used is None else gather(x, used)
+        if self.parallel:
+            return x + y + self.mlp(self.norm2(x))
+        x = y + x
         return x + self.mlp(self.norm2(x))
 
 
@@ -303,7 +326,7 @@ class GPT(nn.Module):
         return x if self.embed_position is None else x + self.embed_position(positions)
 
     def rope(self, positions):
-        """positions (B, S) -> (cos, sin), each (B, 1, S, E/2), or None where positions are learned."""
+        """positions (B, S) -> (cos, sin), each (B, 1, S, planes), or None where positions are learned."""
         if self.config.position != "rope":
             return None
         angle = positions[:, None, :, None].float() * rope_frequencies(self.config, positions.device)
@@ -660,8 +683,10 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
     prompt = torch.arange(B, device=device)                                         # (B,)
     sample = torch.arange(n, device=device).expand(B, n)                            # (B, N)
     alive = torch.ones(B, n, dtype=torch.bool, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for t in range(steps):
         logits = model.head(model.norm(x)).expand(-1, alive.shape[1], -1)           # (B, N, V)
+        finite &= logits.sum().isfinite()
         new = sample_token(logits, uniform[prompt[:, None], sample, t], temperature, top_k, top_p)
         result[prompt[:, None], sample, t] = torch.where(alive, new, -1)
         if eos is not None:
@@ -678,6 +703,8 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
         x, rope = model._embed(new, position), model.rope(position)
         for block, cache in zip(model.blocks, caches):
             x = block(x, rope, cache=cache)
+    check(finite, "sampling: the model's logits are not finite: its weights are damaged, or bf16 is too "
+          "coarse for them (--dtype fp32)")
     return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
 
 

@@ -15,7 +15,6 @@ response that did not end is the fixed `--no-eos-score`. """
 import copy
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -25,7 +24,8 @@ from common.checkpoint import load_checkpoint
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import check
-from common.flags import Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup
+from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup,
+                          use_threads)
 from common.loop import Run
 from common.tokenizer import load_tokenizer
 from splits import decode, encode_prompts, task_of
@@ -53,11 +53,10 @@ class Config(Common):
                                 # parameters
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the
                                 # paper's 0.05
-    kl_kind: Literal["k1", "k2", "k3"] = "k1"   # estimator in the reward: k1 (log-ratio), k2 (half its
-                                                # square) or k3 (low variance)
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
-    kl_horizon: Count = 2000    # responses over which beta adapts
-    temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one
+    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch
+    temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one.  A greedy
+                                    # policy, 0, has no gradient
     gamma: Fraction = 1.0       # discount
     lam: Fraction = 0.95        # GAE's lambda
     clip_ratio: Positive = 0.2  # policy ratio kept in 1 -+ this
@@ -71,15 +70,20 @@ class Config(Common):
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
-# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  Nothing behind
-# a response's end counts.
+# All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  What lies
+# behind a response's end is never read: it is selected away, not multiplied by 0, which would keep a NaN.
 
 def kl_estimate(logp, ref_logp, kind="k1"):
     """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).
     Returns (B, T), nats.
 
     With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
-    unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind."""
+    unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind.
+
+    All three are for looking at; only k1 belongs into the reward.  The policy gradient treats the penalty as
+    a constant, and then only k1's gradient is that of beta KL(policy || reference).  k3's is the gradient of
+    KL(policy || reference) less that of KL(reference || policy): the two cancel near the reference, and the
+    policy ends far from the optimum of E[r] - beta KL (tests/test_optimum.py measures how far)."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -93,7 +97,7 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 def token_rewards(score, kl, mask, kl_coef):
     """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
     section 4)"""
-    rewards = -kl_coef * kl * mask
+    rewards = torch.where(mask, -kl_coef * kl, 0.)
     last = mask.sum(1) - 1              # EOS, if the response ended: the position that the reward model reads
     rewards[torch.arange(len(score), device=score.device), last] += score
     return rewards
@@ -104,12 +108,11 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
     Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
-    mask = mask.to(values.dtype)
-    rewards, values = rewards * mask, values * mask
+    rewards, values = rewards.where(mask, 0.), values.where(mask, 0.)
     advantages, next_advantage, next_value = torch.zeros_like(values), 0., 0.
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.)
         advantages[:, t], next_value = next_advantage, values[:, t]
     return advantages, advantages + values
 
@@ -117,16 +120,16 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 def masked_mean(x, mask, n_tokens=None):
     """Mean of x (B, T) where mask (B, T) is True; with n_tokens the sum over that many, so that the means of
     parts add up to the mean of a batch.  Selects, so that not even a NaN behind the end can leak in."""
-    inside = x[mask.bool()]
+    inside = x[mask]
     return inside.sum() / (n_tokens or len(inside))
 
 
 def whiten(x, mask, shift_mean=True):
     """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens of all ranks,
     0 elsewhere.  Unbiased variance."""
-    inside = all_gather(x[mask.bool()])
+    inside = all_gather(x[mask])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
-    return ((x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)) * mask
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean), 0.)
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
@@ -168,9 +171,11 @@ class AdaptiveKL:
 
 def explained_variance(values, returns, mask):
     """1 - Var(returns - values) / Var(returns) over response tokens of all ranks: 1 perfect, 0 no better than
-    the mean, below 0 worse."""
+    the mean, below 0 worse.  It is 0 where returns do not vary, but for
+    rounding: there is nothing to explain."""
     y, error = all_gather(returns[mask]), all_gather((returns - values)[mask])
-    return float(1 - error.var() / y.var()) if len(y) > 1 and y.var() > 0 else 0.
+    varies = len(y) > 1 and y.var() > 1e-10 * y.square().mean()
+    return float(1 - error.var() / y.var()) if varies else 0.
 
 
 # ---------------------------------------------------------------------------------------------- one iteration
@@ -216,6 +221,8 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
     if reward_model:
         score = M.rewards(reward_model, reward_model.top(trunk(reward_model), packed), packed)
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
+    check(all(x.isfinite().all() for x in (logp, ref_logp, v, score)), "rollout: a log-probability, a value "
+          "or a reward is not finite: one of the four models is damaged")
     return Rollout(prompts, responses, h, h_value, packed.response_mask(), packed.to_padded(logp),
                    packed.to_padded(ref_logp), packed.to_padded(v), score, finished)
 
@@ -292,6 +299,7 @@ def build(cfg, device):
     """((policy, ref_policy, value_model, reward_model), tokenizer, its specification, task, (hash of the
     policy's weights, of the reward model's))."""
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    use_threads(cfg, policy)
     task, spec = task_of(cfg, saved), saved["tokenizer"]
     check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
     if cfg.freeze >= 0:
@@ -347,8 +355,9 @@ def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
 
 def main(cfg):
     device, rng = setup(cfg)
-    check(max(cfg.minibatches, world_size()) <= cfg.batch_size, f"--minibatches {cfg.minibatches} and the "
-          f"{world_size()} processes must not exceed --batch-size {cfg.batch_size}")
+    check(max(cfg.minibatches, world_size()) <= cfg.batch_size <= cfg.kl_horizon, f"--minibatches "
+          f"{cfg.minibatches} and the {world_size()} processes must not exceed --batch-size "
+          f"{cfg.batch_size}, which must not exceed --kl-horizon {cfg.kl_horizon}")
     models, tokenizer, spec, task, hashes = build(cfg, device)
     policy, ref_policy, value_model, reward_model = models
     rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)
@@ -367,8 +376,7 @@ def main(cfg):
         # a response that did not end gets a fixed score; the gold reward has its own penalty
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. the score at the last token, a KL penalty at every token
-        kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)
-        rewards = token_rewards(score, kl, ro.mask, beta.value)
+        rewards = token_rewards(score, kl_estimate(ro.logp, ro.ref_logp), ro.mask, beta.value)
         # 3. advantages
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         # 4. several epochs of clipped updates

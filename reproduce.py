@@ -1,4 +1,4 @@
-"""The whole study in order, over seeds: results.md, results.json and figure.png.
+"""The study from start to end, over seeds: results.md, results.json and figure.png.
 
     python reproduce.py                  # 2 seeds of the synthetic task: a quarter of an hour on 2 cores
     python reproduce.py --quick          # every stage at toy size in a minute, into runs/quick: a check only

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, rank, shard, world_size
 from common.errors import check
-from common.flags import Common, Count, Frozen, Natural, Positive, run, setup
+from common.flags import Common, Count, Frozen, Natural, Positive, run, setup, use_threads
 from common.loop import Run
 from common.stats import bootstrap_ratio
 from common.tokenizer import load_tokenizer
@@ -122,12 +122,16 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
              for pairs in by_prompt.values()]
     prompts = encode_prompts(tokenizer, list(by_prompt), max_prompt_len, "preference prompts")
     responses = encode_responses(tokenizer, texts, max_new_tokens, "preferred and rejected responses")
-    groups = []
+    groups, n_equal = [], 0
     for prompt, answers, known, pairs in zip(prompts, responses, texts, by_prompt.values()):
-        compared = [(known.index(r["chosen"]), known.index(r["rejected"])) for r in pairs
-                    if r["chosen"] != r["rejected"]]
-        if compared:
-            groups.append(Group(prompt, answers, compared))
+        pairs = [(known.index(r["chosen"]), known.index(r["rejected"])) for r in pairs]
+        different = [(a, b) for a, b in pairs if answers[a] != answers[b]]
+        n_equal += len(pairs) - len(different)
+        if different:
+            groups.append(Group(prompt, answers, different))
+    if n_equal:
+        print(f"{n_equal} of {len(rows)} pairs dropped: their two responses are the same "
+              f"{max_new_tokens} tokens", flush=True)
     return groups
 
 
@@ -173,7 +177,10 @@ def score_on_this_rank(model, prompts, responses, batch_size=32, packed_together
     step = max(1, batch_size // packed_together)
     for i in range(0, len(parts), step):
         packed = pack(*zip(*parts[i:i + step]), device)
-        flat += rewards(model, model(packed), packed).tolist()
+        r = rewards(model, model(packed), packed)
+        check(r.isfinite().all(), "the reward model's score of a response is not finite: its weights are "
+              "damaged, or bf16 is too coarse for them (--dtype fp32)")
+        flat += r.tolist()
     scores = iter(flat)
     return [[next(scores) for _ in group] for group in responses]
 
@@ -236,6 +243,7 @@ def winners_and_losers(groups, device):
 def main(cfg):
     device, rng = setup(cfg)
     sft, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    use_threads(cfg, sft)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
     train, held_out = comparisons(cfg, sft, tokenizer, task, rng)
     if cfg.freeze >= 0:

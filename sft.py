@@ -19,7 +19,7 @@ import torch
 from common import pretrained
 from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard, world_size
 from common.errors import check
-from common.flags import DTYPES, Common, Count, Fraction, Natural, Positive, run, setup
+from common.flags import DTYPES, Common, Count, Fraction, Natural, Positive, run, setup, use_threads
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, log_probs, pack
@@ -126,6 +126,7 @@ def build(cfg, device):
         model, spec = from_scratch(cfg.shape, cfg.context, cfg.tokenizer, cfg.n_words, train)
     model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
     check(model.trainable(), "--freeze 1 leaves nothing to train")
+    use_threads(cfg, model)
     model.recompute = cfg.recompute
     tokenizer, context = load_tokenizer(spec), model.config.context
     train = encode(tokenizer, train, task, context, "train")
@@ -171,13 +172,14 @@ def main(cfg):
             batch_loss += loss.item()
         grad_norm, = run.step_optimizer(model.trainable(), rows=[e.id for e in batch])
 
-        run.state["response_tokens"] = run.state.get("response_tokens", 0) + n_tokens
+        response_tokens = run.state["response_tokens"] = run.state.get("response_tokens", 0) + n_tokens
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
-            run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, **run.state,
+            run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, response_tokens=response_tokens,
                     validation_loss=validation_loss(model, validation, device))
 
     loss = validation_loss(model, validation, device)
-    run.save(model, spec, task, {"validation_loss": loss, "steps": len(batches), **run.state})
+    run.save(model, spec, task, {"validation_loss": loss, "steps": len(batches),
+                                 "response_tokens": run.state["response_tokens"]})
     print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss {loss:.4f} nats/token",
           flush=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.errors import check
+from common.errors import UserError, check
 from common.files import read_jsonl
 from common.flags import Common, Count, run, setup
 from common.tokenizer import build_tokenizer, load_tokenizer
@@ -40,6 +40,10 @@ def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     were cut."""
     begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
     ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
+    check(left > 0, f"{what} may have {limit} tokens, and the tokenizer begins each with one of its own: no "
+          "room is left; raise --max-prompt-tokens or lower --max-new-tokens")
+    for prompt, row in zip(prompts, ids):
+        check(begin + row, f"{what}: the tokenizer has no tokens for {prompt[:40]!r}")
     cut = sum(len(row) > left for row in ids)
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
@@ -108,8 +112,9 @@ class Task:
     def max_prompt_len(self, context):
         """Tokens that a prompt may have beside a response.  Raises UserError if there are none."""
         left = context - self.max_new_tokens
-        check(left > 0, f"a context of {context} leaves no room for a prompt beside {self.max_new_tokens} "
-              "new tokens; lower --max-new-tokens")
+        check(left > 0, f"a context of {context} tokens leaves no room for a prompt beside "
+              f"{self.max_new_tokens} new ones; lower --max-new-tokens, or give a new model a larger "
+              "--context")
         return min(left, self.max_prompt_tokens or left)
 
     def splits(self):
@@ -138,7 +143,7 @@ class Task:
             source, rows = f"task {self.name}, {split}", paper.rows(self.name, split, self.data)
         else:
             source = self._file(split)
-            rows = read_jsonl(source, {"prompt": str, "reference": str})
+            rows = _read(source, ("prompt", "reference"))
         rows = _non_empty(source, rows, ("prompt", "reference"))
         _make_ids_unique(source, split, rows)
         return [row | {"references": [row["reference"]]} for row in rows[:limit]]
@@ -151,11 +156,21 @@ class Task:
             return rows and _non_empty(f"task {self.name}, preferences", rows, needs[1:])
         name = "preferences_validation" if validation else "preferences"
         path = None if self.synthetic else self._file(name)
-        return path and _non_empty(path, read_jsonl(path, dict.fromkeys(needs, str)), needs)
+        return path and _non_empty(path, _read(path, needs), needs)
 
     def _file(self, name):
         paths = [Path(self.data) / (name + ending) for ending in (".jsonl", ".jsonl.gz")]
         return next((path for path in paths if path.is_file()), None)
+
+
+def _read(path, fields):
+    """Rows with these fields.  Raises UserError, which names what converts other people's files."""
+    try:
+        return read_jsonl(path, dict.fromkeys(fields, str))
+    except UserError as error:
+        hint = (f"; `python -m tools.convert {path} --export FILE.jsonl` makes these fields of message "
+                "lists, of completions and of texts that hold their prompt (HH-RLHF)")
+        raise UserError(f"{error}{hint if ': field ' in str(error) else ''}") from None
 
 
 def _non_empty(source, rows, fields):

@@ -116,7 +116,7 @@ class Run:
         norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in param_lists]
         if math.isfinite(sum(norms)):
             self.optimizer.step()
-            self.skipped = 0
+            self.skipped, self.state["steps_taken"] = 0, self.state.get("steps_taken", 0) + 1
         else:
             self.skipped += 1
             print(f"step {self.step + 1}: the gradient is not finite, skipped; rows "
@@ -136,7 +136,9 @@ class Run:
 
     def save(self, model, tokenizer, task, metrics, **args):
         """Writes the checkpoint.  tokenizer: its specification; task: the Task; args: more than the flags to
-        remember."""
+        remember.  Raises UserError if no step was taken."""
+        check(self.state.get("steps_taken"), "no step was taken, because no gradient was finite: lower --lr. "
+              "Nothing was written")
         save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args,
                         metrics)
         self.finish()

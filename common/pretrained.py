@@ -1,4 +1,4 @@
-"""Published weights, in and out: GPT-2, OPT and the LLaMA family as Hugging Face directories.
+"""Published weights, in and out: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia) as Hugging Face directories.
 
     python sft.py --model gpt2                          # a hub name or a directory; no checkpoint is needed
     python -m tools.convert --model ckpt_sft.pt --export DIR    # writes a directory that transformers loads
@@ -8,16 +8,19 @@ tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, whic
 fetches a hub name. Weights are held in fp32.
 
 Families differ from our one class in two things.  `FAMILIES` says what they call a parameter and how they lay
-it out. `config_of` and `hf_config` say how config.json spells a choice. """
+it out. `config_of` and `hf_config` say how config.json spells a choice.  published_fields.py says what every
+field of a directory means here. """
+import dataclasses
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from common import published_fields as fields
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, check, first_line
 from common.flags import DTYPES
@@ -46,16 +49,17 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
 
 
 def from_pretrained(name_or_dir):
-    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
-    implemented, missing or damaged."""
+    """A published language model as our class, fp32, nothing frozen.  Prints fields of config.json that
+    nothing here follows.  Raises UserError on what is not implemented, missing or damaged."""
     folder = find(name_or_dir)
     hf = read_json_object(folder / "config.json")
     kind, config = config_of(hf)
+    fields.report(f"{folder}/config.json", *check_config(kind, hf))
+    family = FAMILIES[kind]
+    theirs = without_prefixes(read_weights(folder))
+    config = settle_tied(folder, family, config, theirs)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
-    theirs = without_prefixes(read_weights(folder))
-    if config.tied:
-        theirs.pop("lm_head.weight", None)
     shapes = {name: x.shape for name, x in model.state_dict().items()
               if name != "head.weight" or not config.tied}
     zero = zero_biases(kind, config, hf, shapes)
@@ -64,10 +68,10 @@ def from_pretrained(name_or_dir):
         if name in zero:
             state[name] = torch.zeros(shape)
             continue
-        names = their_names(FAMILIES[kind], name)
+        names = their_names(family, name)
         missing = [n for n in names if n not in theirs]
         check(not missing, f"{folder}: the weights lack {', '.join(missing)}")
-        state[name] = to_ours(FAMILIES[kind], name, [theirs.pop(n).float() for n in names])
+        state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
         check(state[name].shape == shape, f"{folder}: {', '.join(names)} make a {name} of shape "
               f"{tuple(state[name].shape)}, config.json says {tuple(shape)}")
     check(not theirs, f"{folder}: weights that a {kind} of this configuration has no place for: "
@@ -80,40 +84,69 @@ def from_pretrained(name_or_dir):
     return model.freeze(0)
 
 
+def settle_tied(folder, family, config, theirs):
+    """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
+    one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
+    and leaves in `theirs` what it needs."""
+    embed = family.top["embed"] + ".weight"
+    if not config.tied or "lm_head.weight" not in theirs:
+        return config
+    head = theirs.pop("lm_head.weight")
+    if torch.equal(theirs.setdefault(embed, head), head):
+        return config
+    print(f"{folder}: config.json ties the LM head to the embedding, and the file holds two matrices that "
+          "differ: they are not tied, as in transformers", flush=True)
+    theirs["lm_head.weight"] = head
+    return replace(config, tied=False)
+
+
 def export(model, spec, folder):
     """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
-    tokenizer is a published one, tokenizer.json.  Returns the file names written.  Raises UserError as
-    `hf_config` does."""
+    tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
+    names written.  Raises UserError as `hf_config` does."""
     folder, config = Path(folder), model.config
     tokenizer = load_tokenizer(spec) if spec["kind"] == "bpe" else None
-    eos, bos = (tokenizer.eot_token, tokenizer.bos) if tokenizer else (None, None)
-    kind, hf = hf_config(config, eos, bos)
+    kept, named = spec.get("kept", {}), {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
+    if tokenizer:
+        named |= {"bos_token_id": tokenizer.bos} | kept.get("config.json", {})
+        named["eos_token_id"] = _with_eos(named["eos_token_id"], tokenizer.eot_token)
+    kind, hf = hf_config(config)
     family, theirs = FAMILIES[kind], {}
     for name, x in model.state_dict().items():
         if name == "head.weight" and config.tied:
             continue
-        names = their_names(family, name)
-        prefix = "" if name.startswith("head.") else family.prefix
+        names = [family.head + ".weight"] if name == "head.weight" else [
+            family.prefix + their_name for their_name in their_names(family, name)]
         for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
-            theirs[prefix + their_name] = part.float()
+            theirs[their_name] = part.float()
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", theirs)
-    (folder / "config.json").write_text(json.dumps(hf, indent=1))
+    (folder / "config.json").write_text(json.dumps(named | hf, indent=1))
     written = ["config.json", "model.safetensors"]
-    return written + (_write_tokenizer(folder, spec["json"], tokenizer, config.context) if tokenizer else [])
+    return written + (_write_tokenizer(folder, spec["json"], kept, tokenizer, config) if tokenizer else [])
 
 
-def _write_tokenizer(folder, text, tokenizer, context):
-    """Writes tokenizer.json and tokenizer_config.json of a Published tokenizer.  Returns their names."""
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    for special, i in tokenizer.special.items():
-        if i == tokenizer.eot_token:
-            names["eos_token"] = special
-        if i == tokenizer.bos:
-            names["bos_token"] = special
-    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1))
-    return ["tokenizer.json", "tokenizer_config.json"]
+def _with_eos(named, eos):
+    """The ids that end a text, as the directory named them, if eos is one of them."""
+    return named if isinstance(named, list) and eos in named else eos
+
+
+def _write_tokenizer(folder, text, kept, tokenizer, config):
+    """Writes tokenizer.json and tokenizer_config.json of a Published tokenizer, and the files that were kept
+    for it.  Returns their names."""
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
+             "eos_token": tokenizer.names.get(tokenizer.eot_token)}
+    contents = {"tokenizer.json": text,
+                "tokenizer_config.json": json.dumps(kept.get("tokenizer_config.json", {}) | names, indent=1)}
+    if "generation_config.json" in kept:
+        generation = kept["generation_config.json"]
+        eos = _with_eos(generation.get("eos_token_id"), tokenizer.eot_token)
+        contents["generation_config.json"] = json.dumps(generation | {"eos_token_id": eos}, indent=1)
+    if "chat_template.jinja" in kept:
+        contents["chat_template.jinja"] = kept["chat_template.jinja"]
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return list(contents)
 
 
 def find(name_or_dir):
@@ -127,7 +160,7 @@ def find(name_or_dir):
           f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")
     from huggingface_hub import snapshot_download
     try:
-        folder = Path(snapshot_download(name_or_dir, allow_patterns=["*.json", "merges.txt"]))
+        folder = Path(snapshot_download(name_or_dir, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
         # one kind of weights: hubs often hold the same ones three times
         for pattern in ("model*.safetensors", "pytorch_model*.bin"):
             folder = Path(snapshot_download(name_or_dir, allow_patterns=[pattern]))
@@ -148,7 +181,9 @@ class Family:
     top: dict                   # our module: theirs
     layer: str                  # what stands before the names of layer {}
     parts: dict                 # our module: theirs, in the order in which our matrix stacks them
+    head: str = "lm_head"
     transposed: bool = False    # GPT-2 keeps the matrices of linear layers as (in, out)
+    interleaved: bool = False   # GPT-NeoX stacks the queries, keys and values of each head, head by head
     position_offset: int = 0    # rows of the position table before position 0; in OPT a legacy of its padding
 
 
@@ -168,10 +203,17 @@ FAMILIES = {
                     {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
                      "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
                      "attn.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
-                     "mlp.down": ["mlp.down_proj"]}),
+                     "mlp.down": ["mlp.down_proj"],
+                     "attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}),
+    "gpt_neox": Family("gpt_neox.", {"embed": "embed_in", "norm": "final_layer_norm"}, "layers.{}.",
+                       {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+                        "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
+                        "mlp.up": ["mlp.dense_h_to_4h"], "mlp.down": ["mlp.dense_4h_to_h"]},
+                       head="embed_out", interleaved=True),
 }
+FAMILIES |= {"qwen2": FAMILIES["llama"], "qwen3": FAMILIES["llama"]}
 # buffers that old files carry beside their parameters
-BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 def their_names(family, name):
@@ -187,15 +229,17 @@ def their_names(family, name):
 
 def without_prefixes(weights):
     """{name: tensor} of a file without buffers and without the names' prefixes, which come and go between
-    versions of one model."""
-    return {re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.)", "", name): x
-            for name, x in weights.items() if not BUFFERS.search(name)}
+    versions of one model, and with one name for the head."""
+    return {re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.|gpt_neox\.)", "", name)
+            .replace("embed_out.", "lm_head."): x for name, x in weights.items() if not BUFFERS.search(name)}
 
 
-def to_ours(family, name, parts):
+def to_ours(family, config, name, parts):
     """Their tensors of our parameter `name` -> ours, one tensor."""
     if family.transposed and _is_matrix_of_a_layer(name):
         parts = [p.T for p in parts]
+    if family.interleaved and ".attn.qkv." in name:
+        parts = [_regroup(p, config.n_head, 3) for p in parts]
     if name.startswith("embed_position"):
         parts = [p[family.position_offset:] for p in parts]
     return torch.cat(parts).contiguous()
@@ -209,9 +253,19 @@ def to_theirs(family, config, name, x):
         parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
     if family.transposed and _is_matrix_of_a_layer(name):
         parts = [p.T for p in parts]
+    if family.interleaved and ".attn.qkv." in name:
+        parts = [_regroup(p, 3, config.n_head) for p in parts]
     if name.startswith("embed_position"):
         parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
     return parts
+
+
+def _regroup(x, outer, inner):
+    """Rows of x (outer * inner * E, ...) in the order inner, outer, E.  A wrong number of rows stays as it
+    is: the check of shapes names it."""
+    if len(x) % (outer * inner):
+        return x
+    return x.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def _is_matrix_of_a_layer(name):
@@ -220,11 +274,13 @@ def _is_matrix_of_a_layer(name):
 
 def zero_biases(kind, config, hf, names):
     """Those of our parameters `names` that the model lacks and that are zero in our class: a LLaMA may have
-    biases in its attention only or in its MLPs only, and our class has all or none."""
-    if kind != "llama" or not config.bias:
+    biases in its attention only or in its MLPs only, a GPT-NeoX in its MLPs only, and our class has all or
+    none."""
+    if kind not in ("llama", "gpt_neox") or not config.bias:
         return set()
-    lacking = [part for part, flag in ((".attn.", "attention_bias"), (".mlp.", "mlp_bias"))
-               if not hf.get(flag, False)]
+    has = {".attn.": hf.get("attention_bias", kind == "gpt_neox"),
+           ".mlp.": hf.get("mlp_bias", False) or kind == "gpt_neox"}
+    lacking = [part for part, there in has.items() if not there]
     return {name for name in names if name.endswith(".bias") and any(part in name for part in lacking)}
 
 
@@ -234,38 +290,56 @@ def config_of(hf):
     """config.json as a dict -> (family name, GPTConfig).  Raises UserError on an architecture, or a variant
     of one, that is not implemented."""
     kind = hf.get("model_type")
-    readers = {"gpt2": _read_gpt2, "opt": _read_opt, "llama": _read_llama}
-    check(kind in readers, f"config.json: model_type {kind!r} is not implemented; {', '.join(readers)} are")
+    check(isinstance(kind, str) and kind in READERS,
+          f"config.json: model_type {kind!r} is not implemented; {', '.join(READERS)} are")
     try:
-        shared = dict(vocab_size=hf["vocab_size"], tied=hf.get("tie_word_embeddings", kind != "llama"))
-        return kind, GPTConfig(**shared, **readers[kind](hf))
+        check_config(kind, hf)
+        hf = {name: value for name, value in hf.items() if value is not None}       # null is the default
+        shared = dict(vocab_size=hf["vocab_size"],
+                      tied=hf.get("tie_word_embeddings", kind in ("gpt2", "opt")))
+        return kind, _typed(GPTConfig(**shared, **READERS[kind](hf)))
     except KeyError as missing:
         raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"config.json: {error}") from None
 
 
-def _check_only(hf, name, needed, meaning):
-    """Raises UserError unless hf[name], if it is there, has the one value that is implemented."""
-    check(hf.get(name, needed) == needed,
-          f"config.json: {name} = {hf.get(name)!r} ({meaning}) is not implemented, only {needed!r} is")
+def _typed(config):
+    """The GPTConfig itself.  Raises ValueError where a value of config.json has the type of another."""
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        right = {int: type(value) is int and 0 <= value < 2 ** 31, bool: type(value) is bool,
+                 float: type(value) in (int, float) and math.isfinite(value)}
+        if not right.get(kind, True):
+            raise ValueError(f"{value!r} is no possible {field.name}")
+    return config
+
+
+def check_config(kind, hf):
+    """Compares config.json with the tables of fields, as `published_fields.check_fields` does."""
+    noted, unknown = fields.check_fields("config.json", hf, fields.CONFIG[kind])
+    if "rope_scaling" in fields.CONFIG[kind]:
+        unknown += fields.check_fields("config.json", _rope_of(hf), fields.ROPE)[1]
+    for name in hf.get("architectures") or []:
+        check(re.search(r"(ForCausalLM|LMHeadModel|Model)$", name),
+              f"config.json: architectures = {name}, a model with another head than a language model's")
+    return noted, unknown
 
 
 def _read_gpt2(hf):
-    _check_only(hf, "scale_attn_weights", True, "unscaled attention")
-    _check_only(hf, "scale_attn_by_inverse_layer_idx", False, "attention scaled by layer")
-    _check_only(hf, "add_cross_attention", False, "an encoder's states")
-    return dict(n_layer=hf["n_layer"], n_head=hf["n_head"], d_model=hf["n_embd"], d_ff=hf.get("n_inner") or 0,
+    other_names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+                   "max_position_embeddings": "n_positions"}
+    hf = {ours: hf[theirs] for theirs, ours in other_names.items() if theirs in hf} | hf
+    return dict(n_layer=hf["n_layer"], n_head=hf["n_head"], d_model=hf["n_embd"], d_ff=hf.get("n_inner", 0),
                 context=hf["n_positions"], position="learned", norm="layernorm", bias=True,
                 norm_eps=hf.get("layer_norm_epsilon", 1e-5),
                 activation=_activation(hf.get("activation_function", "gelu_new")))
 
 
 def _read_opt(hf):
-    _check_only(hf, "do_layer_norm_before", True, "norms behind the layers, as in opt-350m")
-    _check_only(hf, "word_embed_proj_dim", hf["hidden_size"], "embeddings of another width, as in opt-350m")
-    _check_only(hf, "_remove_final_layer_norm", False, "no final norm")
-    _check_only(hf, "layer_norm_elementwise_affine", True, "norms without weights")
+    check(hf.get("word_embed_proj_dim", hf["hidden_size"]) == hf["hidden_size"],
+          f"config.json: word_embed_proj_dim = {hf.get('word_embed_proj_dim')} (embeddings of another width, "
+          "as in opt-350m) is not implemented")
     return dict(n_layer=hf["num_hidden_layers"], n_head=hf["num_attention_heads"], d_model=hf["hidden_size"],
                 d_ff=hf["ffn_dim"], context=hf["max_position_embeddings"], position="learned",
                 norm="layernorm", bias=hf.get("enable_bias", True),
@@ -273,19 +347,43 @@ def _read_opt(hf):
 
 
 def _read_llama(hf):
-    _check_only(hf, "hidden_act", "silu", "another activation")
-    _check_only(hf, "head_dim", hf["hidden_size"] // hf["num_attention_heads"], "heads of another width")
-    theta, scaling = _read_rope(hf)
+    check(hf.get("hidden_act", "silu") == "silu",
+          f"config.json: hidden_act = {hf.get('hidden_act')!r} is not implemented, only 'silu' is")
+    theta, scaling, _ = _read_rope(hf)
     return dict(n_layer=hf["num_hidden_layers"], n_head=hf["num_attention_heads"],
-                n_kv_head=hf.get("num_key_value_heads") or 0, d_model=hf["hidden_size"],
-                d_ff=hf["intermediate_size"],
+                n_kv_head=hf.get("num_key_value_heads", 0), d_model=hf["hidden_size"],
+                d_head=hf.get("head_dim", 0), d_ff=hf["intermediate_size"],
                 context=hf["max_position_embeddings"], position="rope", norm="rmsnorm", activation="swiglu",
                 bias=hf.get("attention_bias", False) or hf.get("mlp_bias", False),
                 norm_eps=hf.get("rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling)
 
 
+def _read_qwen2(hf):
+    others = set(hf.get("layer_types", ())) - {"full_attention"}
+    check(not others, f"config.json: layer_types {', '.join(map(str, others))} are not implemented")
+    return _read_llama(hf) | dict(bias=False, qkv_bias=True)
+
+
+def _read_qwen3(hf):
+    return _read_qwen2(hf) | dict(qkv_bias=False, qk_norm=True, d_head=hf.get("head_dim", 128))
+
+
+def _read_gpt_neox(hf):
+    theta, scaling, part = _read_rope(hf, hf.get("rotary_emb_base", 10000.), hf.get("rotary_pct", 0.25))
+    return dict(n_layer=hf["num_hidden_layers"], n_head=hf["num_attention_heads"], d_model=hf["hidden_size"],
+                d_ff=hf["intermediate_size"], context=hf["max_position_embeddings"], position="rope",
+                norm="layernorm", activation=_activation(hf.get("hidden_act", "gelu")), bias=True,
+                parallel=hf.get("use_parallel_residual", True), norm_eps=hf.get("layer_norm_eps", 1e-5),
+                rope_theta=theta, rope_scaling=scaling, rope_part=part)
+
+
+READERS = {"gpt2": _read_gpt2, "opt": _read_opt, "llama": _read_llama, "qwen2": _read_qwen2,
+           "qwen3": _read_qwen3, "gpt_neox": _read_gpt_neox}
+
+
 def _activation(name):
-    known = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+    known = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+             "gelu": "gelu", "relu": "relu"}
     check(name in known, f"config.json: activation {name!r} is not implemented; {', '.join(known)} are")
     return known[name]
 
@@ -295,43 +393,62 @@ ROPE_SCALING = {  # type: its numbers
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
 
-def _read_rope(hf):
-    """(theta, scaling of GPTConfig), in the spelling of transformers 4 (rope_scaling) or 5
-    (rope_parameters)."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", hf.get("rope_theta", 10000.)))
+def _rope_of(hf):
+    """The object that says how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters."""
+    return hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+
+
+def _read_rope(hf, theta=10000., part=1.0):
+    """(theta, scaling of GPTConfig, the part of a head that turns).  theta, part: the defaults."""
+    rope = _rope_of(hf)
+    theta = float(rope.get("rope_theta", hf.get("rope_theta", theta)))
+    part = float(rope.get("partial_rotary_factor", part))
+    check(part == 1 or hf["model_type"] == "gpt_neox",
+          f"config.json: partial_rotary_factor = {part} is not implemented in this family")
     kind = rope.get("rope_type", rope.get("type", "default"))
     check(kind in ("default", *ROPE_SCALING), f"config.json: rope scaling of type {kind!r} is not "
           "implemented; default, linear and llama3 are")
     if kind == "default":
-        return theta, None
-    return theta, {"rope_type": kind} | {name: float(rope[name]) for name in ROPE_SCALING[kind]}
+        return theta, None, part
+    return theta, {"rope_type": kind} | {name: float(rope[name]) for name in ROPE_SCALING[kind]}, part
 
 
-def hf_config(config, eos=None, bos=None):
+def hf_config(config):
     """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
     on a shape that no published architecture has."""
     c = config
-    shared = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, eos_token_id=eos, bos_token_id=bos,
-                  dtype="float32")
-    if (c.position, c.norm, c.activation) == ("rope", "rmsnorm", "swiglu"):
-        return "llama", shared | _write_llama(c)
-    gated, grouped = c.activation == "swiglu", c.n_kv_head < c.n_head
-    if (c.position, c.norm, gated, grouped) == ("learned", "layernorm", False, False):
-        if c.activation == "relu" and c.norm_eps == 1e-5:
-            return "opt", shared | _write_opt(c)
-        if c.bias:
-            return "gpt2", shared | _write_gpt2(c)
-    raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                    f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT and LLaMA "
-                    "shapes (sft.py --shape)")
+    shared = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, dtype="float32")
+    kind = _family_of(c)
+    check(kind, f"no published architecture has position {c.position}, norm {c.norm}, activation "
+          f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, Qwen and GPT-NeoX "
+          "shapes (sft.py --shape)")
+    return kind, shared | {"gpt2": _write_gpt2, "opt": _write_opt, "gpt_neox": _write_gpt_neox,
+                           "llama": _write_llama, "qwen2": _write_qwen2, "qwen3": _write_qwen3}[kind](c)
+
+
+def _family_of(c):
+    """The family that can hold a configuration, or None."""
+    if (c.position, c.norm, c.activation, c.rope_part, c.parallel) == ("rope", "rmsnorm", "swiglu", 1, False):
+        kinds = {(False, False): "llama", (True, False): "qwen2", (False, True): "qwen3"}
+        kind = kinds.get((c.qkv_bias, c.qk_norm))
+        return kind if kind == "llama" or not c.bias else None
+    plain = c.activation != "swiglu" and c.n_kv_head == c.n_head and c.n_head * c.d_head == c.d_model
+    if not plain or c.norm != "layernorm" or c.qkv_bias or c.qk_norm:
+        return None
+    if c.position == "rope":
+        return "gpt_neox" if c.bias else None
+    if c.activation == "relu" and c.norm_eps == 1e-5 and not c.parallel:
+        return "opt"
+    return "gpt2" if c.bias and not c.parallel else None
+
+
+ACTIVATION = {"gelu_tanh": "gelu_new"}      # ours: theirs, where the names differ
 
 
 def _write_gpt2(c):
-    activation = {"gelu_tanh": "gelu_new"}.get(c.activation, c.activation)
     return dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=c.d_model, n_layer=c.n_layer,
-                n_head=c.n_head, n_inner=c.d_ff, n_positions=c.context, activation_function=activation,
-                layer_norm_epsilon=c.norm_eps)
+                n_head=c.n_head, n_inner=c.d_ff, n_positions=c.context,
+                activation_function=ACTIVATION.get(c.activation, c.activation), layer_norm_epsilon=c.norm_eps)
 
 
 def _write_opt(c):
@@ -341,13 +458,35 @@ def _write_opt(c):
                 do_layer_norm_before=True, enable_bias=c.bias, dropout=0.0)
 
 
+def _rope_parameters(c):
+    return (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
+
+
 def _write_llama(c):
-    rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
     return dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=c.d_model,
                 num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head,
                 head_dim=c.d_head, intermediate_size=c.d_ff, max_position_embeddings=c.context,
                 hidden_act="silu", rms_norm_eps=c.norm_eps, attention_bias=c.bias, mlp_bias=c.bias,
-                rope_theta=c.rope_theta, rope_scaling=c.rope_scaling, rope_parameters=rope)
+                rope_theta=c.rope_theta, rope_scaling=c.rope_scaling, rope_parameters=_rope_parameters(c))
+
+
+def _write_qwen2(c):
+    return _write_llama(c) | dict(model_type="qwen2", architectures=["Qwen2ForCausalLM"],
+                                  use_sliding_window=False)
+
+
+def _write_qwen3(c):
+    return _write_qwen2(c) | dict(model_type="qwen3", architectures=["Qwen3ForCausalLM"])
+
+
+def _write_gpt_neox(c):
+    return dict(model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], hidden_size=c.d_model,
+                num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, intermediate_size=c.d_ff,
+                max_position_embeddings=c.context, hidden_act=ACTIVATION.get(c.activation, c.activation),
+                use_parallel_residual=c.parallel, layer_norm_eps=c.norm_eps, attention_bias=True,
+                hidden_dropout=0.0, attention_dropout=0.0, rotary_pct=c.rope_part,
+                rotary_emb_base=c.rope_theta, rope_scaling=c.rope_scaling,
+                rope_parameters=_rope_parameters(c) | {"partial_rotary_factor": c.rope_part})
 
 
 # ----------------------------------------------------------------------------------------------- weight files

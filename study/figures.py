@@ -87,7 +87,7 @@ def noise_legend(ax, where, line="none"):
     ax.legend(fontsize=9, frameon=False, loc=where)
 
 
-# -------------------------------------------------------------------------------------------- (a) the frontier
+# ------------------------------------------------------------------------------------------- (a) the frontier
 
 CURVES = {"SFT": ("sft", "SFT, temperature T"), "best-of-N": ("bon", "best-of-N of SFT, T = 1"),
           "PPO": ("ppo", "PPO, KL coefficient β, T = 1")}
@@ -129,7 +129,7 @@ def frontier_title(reviewers, curves):
     if not all(abs(x["above_bon"]["mean"]) < NEAR for x in ppo):
         return plain
     further = max(x["wins"]["mean"] for x in ppo) > max(y["mean"] for _, _, y in curves["best-of-N"])
-    nearly = "est-of-N and PPO lie nearly on one curve"
+    nearly = "est-of-N and PPO (β > 0) lie nearly on one curve"
     return f"B{nearly}; PPO goes further along it" if further else f"{plain}: b{nearly}"
 
 
@@ -146,6 +146,7 @@ def draw_frontier(ax, results, reviewers):
                 tag(ax, (at["mean"], height["mean"]), text, colour, TAGS[text])
     ax.set(title=frontier_title(reviewers, curves), xlabel=f"diversity per input ({GOLD})",
            ylabel="quality (win rate against the reference)")
+    ax.set_ylim(min(.2, ax.get_ylim()[0]), auto=True)       # room for the legend; more curves may follow
     ax.legend(fontsize=9, frameon=False, loc="lower left")
 
 
@@ -294,10 +295,10 @@ def draw_growth(plt, reviewers):
             ax.set_title(f"{POLICIES[policy]} less SFT, {noise}", loc="left")
         row[0].set_ylabel(f"win rate less SFT's, T = {QUALITY:g}")
     for ax in axes[1]:
-        ax.set_xlabel("shift of the prompts from train: Jensen-Shannon divergence of tokens, bits (log scale)")
+        ax.set_xlabel("shift of the prompts from train: Jensen-Shannon divergence of tokens, bits, log scale")
     axes[0, 0].legend(fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, .1))
-    figure.suptitle("Does the advantage over SFT grow with the shift?  (bars: 95 % intervals over prompts; thin "
-                    "marks: seeds; dotted: shift that chance alone gives)")
+    figure.suptitle("Does the advantage over SFT grow with the shift?  (bars: 95 % intervals over prompts; "
+                    "thin marks: seeds; dotted: shift that chance alone gives)")
     return figure
 
 
@@ -357,8 +358,8 @@ def draw_proxies(plt, reviewers):
         ax.grid(axis="y", color="#eeeeee")
     names = [proxies.NAMES[t["measure"]] for t in tests]
     axes[0].set_yticks(places, [f"{n} (no measure of diversity)" if n == "length" else n for n in names])
-    figure.suptitle("Which diversity measure to believe?  1 is right every time, the dotted line is chance; bars: "
-                    "95 % intervals")
+    figure.suptitle("Which diversity measure to believe?  1 is right every time, the dotted line is chance; "
+                    "bars: 95 % intervals")
     return figure
 
 

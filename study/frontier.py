@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import model as M
-from bon import best_of_n_kl, write_samples
+from bon import best_of_n_kl, sample_lines
 from common.checkpoint import load_checkpoint
-from common.files import write_json
+from common.files import write_json, write_jsonl
 from common.samples import read_samples
 from common.stats import interval_of_draws, over_seeds, seeds_and_prompts_draws
 from common.tokenizer import load_tokenizer
@@ -49,8 +49,9 @@ def sample_best_of(here, seed, inputs):
     for n in BEST_OF:
         best = [np.reshape(r, (KEPT, largest))[:, :n].argmax(axis=1) for r in rewards]
         picks = [(b + np.arange(KEPT) * largest).tolist() for b in best]
-        write_samples(here / f"best_of_{n}.jsonl", tokenizer, rows, sampled, rewards, picks, task=task.name,
-                      policy=f"bon{n}", split="test", temperature=1.0, seed=seed)
+        lines = sample_lines(tokenizer, rows, sampled, rewards, picks, task=task.name, policy=f"bon{n}",
+                             split="test", temperature=1.0, seed=seed)
+        write_jsonl(here / f"best_of_{n}.jsonl", lines)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def marks(stages, folder):
 def cost(stages, folder):
     """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed
     while they ran, one after another or side by side; processors were busy for `processor_seconds` of all
-    their threads."""
+    their threads.  A stage that was cut counts from its last start."""
     found = marks(stages, folder).values()
     return {"stages": len(found), **{key: round(sum(m[key] for m in found), 1)
                                      for key in ("seconds", "processor_seconds")}}
@@ -238,9 +238,11 @@ def _call(function, log):
 def _run_command(command, log):
     """Raises UserError with the command's last line if it fails."""
     global _command
+    start = log.tell()      # behind what an earlier run wrote
     _command = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     status = _command.wait()
-    last = (Path(log.name).read_text().strip().splitlines() or ["no output"])[-1]
+    said = Path(log.name).read_bytes()[start:].decode(errors="replace")
+    last = (said.strip().splitlines() or ["no output"])[-1]
     check(status == 0, f"{Path(command[1]).name} ended with status {status}: {last}")
 
 

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
@@ -89,7 +89,7 @@ def work(tmp_path_factory):
     import reward
     import sft
     folder = tmp_path_factory.mktemp("work")
-    same = dict(quiet=True, threads=2, out=str(folder))
+    same = dict(quiet=True, threads=1, out=str(folder))
     sft_model, reward_model = str(folder / "ckpt_sft.pt"), str(folder / "ckpt_reward.pt")
     sft.main(sft.Config(rows=800, **same))
     reward.main(reward.Config(model=sft_model, prompts=60, held_out=30, **same))

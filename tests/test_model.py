@@ -13,6 +13,11 @@ SHAPES = {
     "opt": dict(M.SHAPES["opt-125m"], **SMALL, n_head=4),
     # untied, grouped queries
     "llama": dict(M.SHAPES["llama-7b"], **SMALL, n_head=6, n_kv_head=2, d_ff=80),
+    # heads wider than the model, normalised
+    "qwen3": dict(M.SHAPES["llama-7b"], **SMALL, n_head=6, n_kv_head=2, d_ff=80, d_head=10, qk_norm=True),
+    # parallel layers, a quarter of each head turns
+    "gpt_neox": dict(SMALL, norm="layernorm", activation="gelu", bias=True, parallel=True, rope_part=0.25,
+                     n_head=3, tied=False),
     "tiny": dict(SMALL),
 }
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13, 14, 15]]
@@ -95,7 +100,7 @@ def test_index_convention_by_hand():
     assert torch.equal(packed.mask_at_used()[0, 0, :4], packed.mask[0, 0, 1:5])
 
 
-@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("shape", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_reading_some_positions_is_reading_all_of_them(shape, frozen):
     """The last layer answers at `used` only; a batch without `used` computes it everywhere."""

@@ -1,11 +1,12 @@
-"""Published weights and tokenizers against transformers.
+"""Published weights against transformers.
 
-What transformers 5.23 computes stands in refs_published.json, so these tests need neither it nor a network;
+What transformers 5.24 computes stands in refs_published.json, so these tests need neither it nor a network;
 `python tests/test_pretrained.py` writes that file anew where transformers is installed.  There the tests also
 load what `export` writes back into transformers."""
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ if __name__ == "__main__":
 
 import model as M
 from common import pretrained as P
+from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.tokenizer import character_bytes, load_tokenizer, published_spec, tokenizer_json
-from splits import decode, encode_prompts
+from common.tokenizer import load_tokenizer, tokenizer_json
+from splits import encode_prompts
+from test_tokenizer import KINDS, ODD, make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
 GPT2 = dict(model_type="gpt2", n_embd=24, n_layer=2, n_head=3, n_positions=32, vocab_size=40, n_inner=None,
@@ -29,6 +32,13 @@ OPT = dict(model_type="opt", hidden_size=24, word_embed_proj_dim=24, num_hidden_
 LLAMA = dict(model_type="llama", hidden_size=24, num_hidden_layers=2, num_attention_heads=6,
              num_key_value_heads=2, intermediate_size=40, max_position_embeddings=64, vocab_size=40,
              rms_norm_eps=1e-5, tie_word_embeddings=False, eos_token_id=39, bos_token_id=38)
+QWEN2 = LLAMA | dict(model_type="qwen2", rope_theta=1e6, use_sliding_window=False, sliding_window=16,
+                     max_window_layers=1)
+QWEN3 = QWEN2 | dict(model_type="qwen3", head_dim=8, attention_bias=False)
+NEOX = dict(model_type="gpt_neox", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=56, max_position_embeddings=64, vocab_size=40, hidden_act="gelu",
+            rotary_pct=0.25, rotary_emb_base=10000, use_parallel_residual=True, layer_norm_eps=1e-5,
+            tie_word_embeddings=False, bos_token_id=39, eos_token_id=39)
 STRETCHED = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
                  original_max_position_embeddings=16)
 CASES = {
@@ -44,14 +54,29 @@ CASES = {
     "linear rope scaling": LLAMA | dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=1e4)),
     "llama with all biases": LLAMA | dict(attention_bias=True, mlp_bias=True),
     "llama with attention biases only": LLAMA | dict(attention_bias=True),
+    "llama with heads of width 6": LLAMA | dict(head_dim=6),
+    "llama with fields that are null": LLAMA | dict(head_dim=None, num_key_value_heads=None,
+                                                    rope_scaling=None),
+    "gpt2 with other names of its sizes": {
+        k: v for k, v in GPT2.items() if k not in ("n_embd", "n_layer", "n_head", "n_positions")} | dict(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=32),
+    "gpt2 tied, two matrices in the file": GPT2,
+    "llama tied, the head alone in the file": LLAMA | dict(tie_word_embeddings=True),
+    "qwen2": QWEN2,
+    "qwen2 tied, rope scaling": QWEN2 | dict(tie_word_embeddings=True,
+                                             rope_scaling=dict(type="linear", factor=2.0)),
+    "qwen3": QWEN3,
+    "qwen3 tied, one key head": QWEN3 | dict(tie_word_embeddings=True, num_key_value_heads=1),
+    "gpt_neox": NEOX,
+    "gpt_neox sequential, half turning": NEOX | dict(
+        use_parallel_residual=False, hidden_act="gelu_fast", rope_parameters=dict(
+            rope_type="default", rope_theta=5e3, partial_rotary_factor=0.5)),
+    "gpt_neox tied, biases in MLPs only": NEOX | dict(attention_bias=False, tie_word_embeddings=True),
 }
+# what a file holds beside the embedding where config.json ties the head to it
+HEADS = {"gpt2 tied, two matrices in the file": ["transformer.wte.weight", "lm_head.weight"],
+         "llama tied, the head alone in the file": ["lm_head.weight"]}
 TOKENS = [(7 * i * i + 3 * i + 1) % 37 for i in range(24)]
-ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café — “quotes” … €100",
-       "日本語のテキスト です",
-       "emoji 👩‍👩‍👧‍👦 and 🏳️‍🌈", "a\u0300 combining", "x\x04y \x13z", "<|end|> is text", "", " ",
-       "1234567 89", "don't WON'T I'LL",
-       "\u00a0nbsp\u2003em\u3000full", "٣٤٥ ⅷ ½ ²", "zero\u200bwidth\ufeff", "\U0010ffff \U00050000!?",
-       "a" * 50, "\x85\x1c\x1f"]
 
 
 def value(name, shape):
@@ -66,8 +91,9 @@ def write(folder, case, ref, bins=False, shards=1):
     """The directory of one case, as a hub would hold it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref["config"]))
-    letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11}
-    words = tokenizer_json(letters, ["a b"], [("<|end|>", ref["config"]["eos_token_id"])])
+    eos = ref["config"]["eos_token_id"]
+    letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11, "<|end|>": eos}
+    words = tokenizer_json(letters, ["a b"], [("<|end|>", eos)])
     (folder / "tokenizer.json").write_text(json.dumps(words))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
@@ -127,9 +153,102 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("abba")["input_ids"] == [11, 4, 3]
 
 
+def test_a_head_beside_a_tied_embedding_is_the_file_s(refs, tmp_path, capsys):
+    case = "gpt2 tied, two matrices in the file"
+    apart = P.from_pretrained(str(write(tmp_path / "apart", case, refs["models"][case])))
+    assert not apart.config.tied and "they are not tied, as in transformers" in capsys.readouterr().out
+    assert not torch.equal(apart.head.weight, apart.embed.weight)
+    case = "llama tied, the head alone in the file"
+    one = P.from_pretrained(str(write(tmp_path / "one", case, refs["models"][case])))
+    assert one.config.tied and one.head.weight is one.embed.weight and not capsys.readouterr().out
+    # both, and equal: pytorch_model.bin of a tied model
+    state = {n: value(n, s) for n, s in refs["models"]["gpt2"]["shapes"].items()}
+    folder = write(tmp_path / "both", "gpt2", refs["models"]["gpt2"])
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    P.write_safetensors(folder / "model.safetensors", state)
+    assert P.from_pretrained(str(folder)).config.tied
+
+
+def test_a_fused_qkv_of_another_size_is_named(refs, tmp_path):
+    ref = refs["models"]["gpt_neox"]
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    folder = write(tmp_path, "gpt_neox", ref | {"shapes": ref["shapes"] | {name: [90, 32]}})
+    with pytest.raises(UserError, match=r"query_key_value.weight make a .* of shape \(90, 32\), config.json"):
+        P.from_pretrained(str(folder))
+
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def test_export_keeps_what_the_directory_held(refs, tmp_path):
+    folder = write(tmp_path / "in", "qwen2", refs["models"]["qwen2"])
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": 7, "eos_token_id": [39, 6]}
+    named = {"pad_token": "<|end|>", "padding_side": "left", "bos_token": None,
+             "tokenizer_class": "Qwen2Tokenizer"}
+    generation = {"eos_token_id": [39, 6], "pad_token_id": 7, "repetition_penalty": 1.05, "top_p": 0.8}
+    for name, content in (("config", config), ("tokenizer_config", named), ("generation_config", generation)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    model, saved = P.load(str(folder))
+    # through a checkpoint, as the stages do
+    save_checkpoint(tmp_path / "c.pt", model, saved["tokenizer"], None, {}, {})
+    model, saved_in_checkpoint = P.load(str(tmp_path / "c.pt"))
+    assert saved_in_checkpoint["tokenizer"] == saved["tokenizer"]
+    out = tmp_path / "out"
+    assert set(P.export(model, saved_in_checkpoint["tokenizer"], out)) == {p.name for p in out.iterdir()}
+    written = json.loads((out / "config.json").read_text())
+    assert (written["pad_token_id"], written["eos_token_id"], written["bos_token_id"]) == (7, [39, 6], 38)
+    assert json.loads((out / "generation_config.json").read_text()) == generation
+    again = json.loads((out / "tokenizer_config.json").read_text())
+    assert (again["pad_token"], again["padding_side"], again["eos_token"]) == ("<|end|>", "left", "<|end|>")
+    assert (out / "chat_template.jinja").read_text() == TEMPLATE
+    assert P.load(str(out))[1]["tokenizer"] == saved["tokenizer"]
+    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert (theirs.pad_token, theirs.padding_side, theirs.chat_template) == ("<|end|>", "left", TEMPLATE)
+    assert theirs.apply_chat_template([{"role": "user", "content": "abba"}], tokenize=False) == "abba"
+    generating = transformers.AutoModelForCausalLM.from_pretrained(out).generation_config
+    assert (generating.eos_token_id, generating.pad_token_id, generating.top_p) == ([39, 6], 7, 0.8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exported_tokenizers_give_the_same_ids_in_transformers(kind, refs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ref = refs["tokenizers"][kind]
+    data = ref["json"] | {"decoder": tokenizer_json({}, [])["decoder"]}
+    spec = {"kind": "bpe", "json": json.dumps(data), "eos": ref["eos"], "bos": None}
+    shape = M.SHAPES["gpt2"] | dict(n_layer=1, n_head=1, d_model=4, context=8, vocab_size=400)
+    P.export(M.GPT(M.GPTConfig(**shape)), spec, tmp_path)
+    ours, theirs = load_tokenizer(spec), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.eos_token_id == ours.eot_token
+    for text in ODD + ref["texts"]:
+        ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ours.encode_ordinary(text) == ids
+        if not ours.lacks:
+            assert theirs.decode(ids) == ours.decode(ids)
+
+
+def test_opt_s_begin_token_survives_export(refs, tmp_path):
+    folder = write(tmp_path / "in", "opt", refs["models"]["opt"])
+    (folder / "tokenizer.json").unlink()
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2} | {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "add_bos_token": True}))
+    model, saved = P.load(str(folder))
+    assert encode_prompts(load_tokenizer(saved["tokenizer"]), ["abba"], 9) == [[2, 11, 4, 3]]
+    P.export(model, saved["tokenizer"], tmp_path / "out")
+    assert P.load(str(tmp_path / "out"))[1]["tokenizer"] == saved["tokenizer"]
+    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    for directory in (folder, tmp_path / "out"):
+        assert transformers.AutoTokenizer.from_pretrained(directory)("abba")["input_ids"] == [2, 11, 4, 3]
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
     folder = write(tmp_path, "gpt2", refs["models"]["gpt2"])
     (folder / "tokenizer.json").write_text(json.dumps(refs["tokenizers"]["bytes"]["json"]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     with pytest.raises(UserError, match="ids up to 339, its embeddings end at 39"):
         P.load(str(folder))
 
@@ -227,121 +346,32 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
     assert ["pytorch_model*.bin"] in [p for _, p in asked]      # there is no safetensors file: asked second
 
 
-# ------------------------------------------------------------------------------------------------- tokenizers
-
-@pytest.mark.parametrize("kind", ["bytes", "digits", "split", "shuffled ids", "missing bytes"])
-def test_token_ids_equal_the_tokenizers_library(kind, refs, tmp_path):
-    ref = refs["tokenizers"][kind]
-    spec = {"kind": "bpe", "json": json.dumps(ref["json"]), "eos": 0, "bos": None}
-    tokenizer = load_tokenizer(spec)
-    for text, ids in zip(ODD, ref["ids"], strict=True):
-        assert tokenizer.encode_ordinary(text) == ids, text
-        if kind != "missing bytes":
-            assert tokenizer.decode(ids) == text
-
-
-def test_bpe_by_hand(tmp_path):
-    """Merges l+o, lo+w, e+r in this order: "lower" is l o w e r -> lo w e r -> low e r -> low er, and the
-    ids are the vocabulary's, which are not in the order of merging."""
-    vocab = {c: i for i, c in enumerate("werlo")} | {"er": 5, "low": 6, "lo": 7}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"</s>": 8}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nl o\nlo w\ne r\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-        {"eos_token": {"content": "</s>"}, "bos_token": "</s>", "add_bos_token": True}))
-    spec = published_spec(tmp_path)
-    tokenizer = load_tokenizer(spec)
-    assert (spec["eos"], spec["bos"], tokenizer.n_vocab) == (8, 8, 9)
-    assert tokenizer.encode_ordinary("lower") == [6, 5] and tokenizer.encode_ordinary("owl") == [4, 0, 3]
-    assert tokenizer.decode([6, 5, 8, 999]) == "lower</s>"            # 999: a vocabulary's padding
-    # begins with </s>, cut behind it
-    assert encode_prompts(tokenizer, ["lower" * 5], 4) == [[8, 5, 6, 5]]
-    assert decode(tokenizer, [6, 5, 8]) == ("lower", True)
-
-
-@pytest.mark.parametrize("change, words", [
-    ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "Unigram"),
-    ({"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}, "SentencePiece"),
-    ({"normalizer": {"type": "NFC"}}, "NFC"), ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
-    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
-    ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}}, "vocabulary lacks"),
-    ({"model": 7}, "damaged")])
-def test_tokenizers_that_cannot_be_turned_say_what_works(change, words, refs, tmp_path):
-    data = refs["tokenizers"]["bytes"]["json"] | change
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
-    with pytest.raises(UserError, match=words):
-        load_tokenizer(published_spec(tmp_path))
-
-
-def test_a_sentencepiece_model_says_what_works(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
-    with pytest.raises(UserError, match="SentencePiece's tokenizer.model does not"):
-        published_spec(tmp_path)
-
-
-def test_llama_3_and_opt_begin_prompts_with_their_token(refs, tmp_path):
-    data = refs["tokenizers"]["bytes"]["json"]
-    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|end|>", "type_id": 0}},
-                                                         {"Sequence": {"id": "A", "type_id": 0}}]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(
-        data | {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]}}))
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 5]}))
-    spec = published_spec(tmp_path)
-    assert spec["bos"] == 0 and spec["eos"] == 0
-    assert encode_prompts(load_tokenizer(spec), ["Hello"], 100)[0][0] == 0
-
-
 def make():
     """Writes refs_published.json from transformers and tokenizers."""
-    import tokenizers as T
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     models = {}
-    for case, config in CASES.items():
-        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval().float()
-        shapes = {n: list(x.shape) for n, x in theirs.state_dict().items()
-                  if n != "lm_head.weight"
-                  or not config.get("tie_word_embeddings", config["model_type"] != "llama")}
-        theirs.load_state_dict({n: value(n, s) for n, s in shapes.items()}, strict=False)
-        with torch.no_grad():
-            logits = theirs(torch.tensor([TOKENS])).logits[0]
-            greedy = theirs.generate(torch.tensor([TOKENS[:5]]), do_sample=False, max_new_tokens=8,
-                                     eos_token_id=None, pad_token_id=0)[0, 5:]
-        models[case] = {"config": config, "shapes": shapes, "greedy": greedy.tolist(),
-                        "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
-    corpus = [t for t in ODD for _ in range(3)] + ["the low lower lowest newer new wide",
-                                                   "it's don't we'll"] * 20
-    level, found = T.pre_tokenizers.ByteLevel, {}
-    digits = T.pre_tokenizers.Sequence([T.pre_tokenizers.Digits(individual_digits=True),
-                                        level(add_prefix_space=False)])
-    llama3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-              r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-    split = T.pre_tokenizers.Sequence([T.pre_tokenizers.Split(T.Regex(llama3), "isolated"),
-                                       level(add_prefix_space=False, use_regex=False)])
-    for kind in ("bytes", "digits", "split", "shuffled ids", "missing bytes"):
-        tok = T.Tokenizer(T.models.BPE())
-        tok.pre_tokenizer = {"digits": digits, "split": split}.get(kind, level(add_prefix_space=False))
-        alphabet = sorted(level.alphabet())
-        if kind == "missing bytes":     # no control characters, and none of the bytes of high planes
-            alphabet = [c for c in alphabet if character_bytes()[c] not in (4, 19, 241, 242, 244)]
-        tok.train_from_iterator([t for t in corpus if kind != "missing bytes" or t.isascii()
-                                 and t.isprintable()],
-                                T.trainers.BpeTrainer(vocab_size=340, special_tokens=["<|end|>"],
-                                                      show_progress=False,
-                                                      initial_alphabet=alphabet))
-        data = json.loads(tok.to_str())
-        if kind == "shuffled ids":      # as OPT's: by frequency, not in the order of merging
-            vocab = data["model"]["vocab"]
-            n = len(vocab)
-            data["model"]["vocab"] = {t: (i * 7 + 1) % n if i else 0 for t, i in vocab.items()}
-            free = set(range(n)) - set(data["model"]["vocab"].values())
-            twice = [t for t in vocab
-                     if list(data["model"]["vocab"].values()).count(data["model"]["vocab"][t]) > 1]
-            for t, i in zip([t for t in twice if vocab[t]], free):
-                data["model"]["vocab"][t] = i
-        data["added_tokens"] = [t for t in data["added_tokens"]]
-        plain = T.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))     # text is text
-        found[kind] = {"json": data, "ids": [plain.encode(t).ids for t in ODD]}
-    REFS.write_text(json.dumps({"models": models, "tokenizers": found}, ensure_ascii=True))
+    with tempfile.TemporaryDirectory() as folder:
+        for case, config in CASES.items():
+            made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            published = {"lm_head.weight": "embed_out.weight"} if config["model_type"] == "gpt_neox" else {}
+            tied = config.get("tie_word_embeddings", config["model_type"] in ("gpt2", "opt"))
+            shapes = {published.get(n, n): list(x.shape) for n, x in made.state_dict().items()
+                      if n != "lm_head.weight" or not tied}
+            if case in HEADS:
+                embed = next(n for n in shapes if n.endswith(("wte.weight", "embed_tokens.weight")))
+                shapes |= dict.fromkeys(HEADS[case], shapes.pop(embed))
+            models[case] = {"config": config, "shapes": shapes}
+            path = write(Path(folder) / str(len(models)), case, models[case])
+            theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            with torch.no_grad():
+                logits = theirs(torch.tensor([TOKENS])).logits[0]
+                greedy = theirs.generate(torch.tensor([TOKENS[:5]]), do_sample=False, max_new_tokens=8,
+                                         eos_token_id=None, pad_token_id=0)[0, 5:]
+            models[case] |= {"greedy": greedy.tolist(),
+                             "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
+    fields = {kind: sorted(AutoConfig.for_model(kind).to_dict()) for kind in P.READERS}
+    fields["generation"] = sorted(GenerationConfig().to_dict())
+    REFS.write_text(json.dumps({"models": models, "tokenizers": make_tokenizers(), "fields": fields}))
     print(f"wrote {REFS}: {REFS.stat().st_size:,} bytes")
 
 

@@ -22,7 +22,7 @@ import sft
 from common import pretrained
 from common.tokenizer import load_tokenizer, published_spec
 from conftest import ROOT
-from test_pretrained import ODD
+from test_tokenizer import ODD
 
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "real"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(),

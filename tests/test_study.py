@@ -39,7 +39,8 @@ def toy_stages(folder, *edges, seconds=1.):
     out = []
     for edge in edges:
         name, _, needs = edge.partition(": ")
-        out.append(Stage(name, tuple(needs.split()), (), seconds, partial(append, folder / "order", f"{name}\n")))
+        work = partial(append, folder / "order", f"{name}\n")
+        out.append(Stage(name, tuple(needs.split()), (), seconds, work))
     return out
 
 
@@ -58,34 +59,35 @@ def test_stages_run_once_each_after_what_they_need_and_are_skipped_later(tmp_pat
 
 
 def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("import sys; open(sys.argv[1], 'a').write('x')")
+    (tmp_path / "script.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
     made = tmp_path / "made"
 
-    def run(*flags):
-        command = [sys.executable, str(script), str(made), *flags]
-        pipeline.run_stages([Stage("s", (), ("made",), 1, command)], tmp_path)
-        return made.read_text()
-    assert run() == "x" and run() == "x"
-    assert run("--other") == "xx"
+    def stage(*flags):
+        command = [sys.executable, str(tmp_path / "script.py"), str(made), *flags]
+        return Stage("s", (), ("made",), 1, command)
+    assert pipeline.mark_of(stage(), tmp_path) is None
+    pipeline.do_stage(stage(), tmp_path)
+    assert pipeline.mark_of(stage(), tmp_path) and made.read_text() == "x"
+    assert pipeline.mark_of(stage("--other"), tmp_path) is None
     made.unlink()
-    assert run("--other") == "x"
+    assert pipeline.mark_of(stage(), tmp_path) is None
 
 
 def test_a_stage_that_fails_names_its_log(tmp_path):
-    with pytest.raises(UserError, match=r"^s: script.py ended with status 3: no good \(all of it: .*s\.log\)"):
-        (tmp_path / "script.py").write_text("print('no good'); raise SystemExit(3)")
-        pipeline.run_stages([Stage("s", (), (), 1, [sys.executable, str(tmp_path / "script.py")])], tmp_path)
-    with pytest.raises(UserError, match="t: it ended without never"):
-        pipeline.run_stages([Stage("t", (), ("never",), 1, time.time)], tmp_path)
+    (tmp_path / "script.py").write_text("print('no good'); raise SystemExit(3)")
+    stage = Stage("s", (), (), 1, [sys.executable, str(tmp_path / "script.py")])
+    says = r"^s: script.py ended with status 3: no good \(all of it: .*s\.log\)"
+    with pytest.raises(UserError, match=says):
+        pipeline.run_stages([stage], tmp_path)
+    with pytest.raises(UserError, match="it ended without never"):
+        pipeline.do_stage(Stage("t", (), ("never",), 1, time.time), tmp_path)
     with pytest.raises(ValueError, match="b needs a, which must stand before it"):
         pipeline.by_urgency(toy_stages(tmp_path, "b: a", "a"))
 
 
 def test_processor_time_is_not_wall_time(tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(1); sum(range(10**7))"]
-    pipeline.run_stages([Stage("s", (), (), 1, command)], tmp_path)
-    found = pipeline.cost([Stage("s", (), (), 1, command)], tmp_path)
+    found = pipeline.do_stage(Stage("s", (), (), 1, command), tmp_path)
     assert found["processor_seconds"] > 0.05 and found["seconds"] > found["processor_seconds"] + 0.5
 
 
@@ -130,7 +132,8 @@ def test_the_fingerprint_sees_settings_and_code(tmp_path, monkeypatch):
 
 def test_the_plan_of_the_study():
     folder = "runs/x"
-    small, full = ([s.name for s in stages.plan(stages.QUICK, (0, 1), folder, full)] for full in (False, True))
+    small, full = ([s.name for s in stages.plan(stages.QUICK, (0, 1), folder, also)]
+                   for also in (False, True))
     assert set(small) < set(full) and len(full) == len(set(full))
     assert "seed1/synthetic/ppo_b0.3" in small and "seed1/synthetic-independent/ppo_b0.3" not in full
     assert "seed0/instruct/shift" in full and "seed1/instruct/shift" not in full
@@ -144,8 +147,8 @@ def test_the_plan_of_the_study():
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     def start(name):
         out = open(tmp_path / "said", "a")
-        return subprocess.Popen([sys.executable, str(ROOT / "reproduce.py"), "--quick", "--out", str(tmp_path / name)],
-                                stdout=out, stderr=out)
+        command = [sys.executable, str(ROOT / "reproduce.py"), "--quick", "--out", str(tmp_path / name)]
+        return subprocess.Popen(command, stdout=out, stderr=out)
     unbroken, killed = start("unbroken"), start("killed")
     marks = partial((tmp_path / "killed").rglob, "*.done")
     while len(list(marks())) < 4:
@@ -158,8 +161,10 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     for process in (unbroken, again):
         assert process.wait(timeout=900) == 0, (tmp_path / "said").read_text()
     assert all(p.stat().st_mtime_ns == t for p, t in done.items())       # what was done was not done again
-    first, second = (json.loads((tmp_path / n / "runs/quick/results.json").read_text()) for n in ("unbroken", "killed"))
-    assert first.pop("cost")["stages"] == second.pop("cost")["stages"] == len(stages.plan(stages.QUICK, (0, 1), ""))
+    first, second = (json.loads((tmp_path / name / "runs/quick/results.json").read_text())
+                     for name in ("unbroken", "killed"))
+    n_stages = len(stages.plan(stages.QUICK, (0, 1), ""))
+    assert first.pop("cost")["stages"] == second.pop("cost")["stages"] == n_stages
     assert json.dumps(first) == json.dumps(second)          # text, because nan is not nan
     assert (tmp_path / "killed/runs/quick/figure.png").stat().st_size > 10_000
     assert "TOY SIZES" in (tmp_path / "killed/runs/quick/results.md").read_text()
@@ -184,12 +189,14 @@ def test_verdicts_follow_the_numbers():
     assert claims.verdict(e(.1, .3, .5, -.1), 1) == "NOT SHOWN"      # the seeds disagree
 
 
-@pytest.mark.parametrize("mean, verdict", [(.5, "HOLDS"), (-.5, "DOES NOT HOLD: the opposite"), (0., "NOT SHOWN")])
+@pytest.mark.parametrize("mean, verdict",
+                         [(.5, claims.HOLDS), (-.5, claims.OPPOSITE), (0., claims.NOT_SHOWN)])
 def test_counts_of_verdicts_turn_with_the_numbers(mean, verdict):
     e = over_seeds(np.random.default_rng(0).normal(mean, .1, (3, 50)))
     stated = [{"claim": "PPO beats SFT", "task": "synthetic", "estimate": e, "verdict": claims.verdict(e, 1)}]
     found = claims.over_seeds_too(stated)
-    assert found["verdicts"] == {v: int(v == verdict) for v in ("HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite")}
+    every = (claims.HOLDS, claims.NOT_SHOWN, claims.OPPOSITE)
+    assert found["verdicts"] == {v: int(v == verdict) for v in every}
     assert found["resampled_both_ways"] == 1 and found["seeds_differ_most"]["seed_sd"] == e["seed_sd"]
 
 
@@ -197,8 +204,9 @@ def test_a_difference_that_the_seeds_make_is_decided_otherwise():
     """Every prompt says +0.1 or -0.05, seed by seed: over prompts that is above zero, over seeds it is
     not."""
     e = over_seeds(np.repeat([[.1], [-.05]], 50, axis=1) + np.random.default_rng(0).normal(0, .01, (2, 50)))
-    found = claims.over_seeds_too([{"claim": "c", "task": "t", "estimate": e, "verdict": claims.verdict(e, 1)}])
-    assert found["decided_otherwise"] == [{"claim": "c", "task": "t"}] and found["times_wider_in_the_median"] > 5
+    claim = {"claim": "c", "task": "t"}
+    found = claims.over_seeds_too([claim | {"estimate": e, "verdict": claims.verdict(e, 1)}])
+    assert found["decided_otherwise"] == [claim] and found["times_wider_in_the_median"] > 5
 
 
 def test_slope_is_least_squares_over_the_range():
@@ -245,14 +253,15 @@ def test_a_row_is_found_or_missed_loudly():
             names.pick(rows, **wanted)
 
 
-# ----------------------------------------------------------------------------------------- tables and pictures
+# ---------------------------------------------------------------------------------------- tables and pictures
 
 def test_markdown():
     assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
     e = {"mean": .12345, "low": -.1, "high": .2, "seed_sd": None}
     assert report.cell(e) == "0.12 [-0.10, 0.20]" and report.signed(e) == "+0.12 [-0.10, +0.20]"
     assert report.cell(e | {"seed_sd": .03}) == "0.12 [-0.10, 0.20] ± 0.03"
-    assert report.took({"seconds": 3540, "processor_seconds": None}) == "Its stages took 59 minutes, added up."
+    older = {"seconds": 3540, "processor_seconds": None}
+    assert report.took(older) == "Its stages took 59 minutes, added up."
     assert report.took({"seconds": 60, "processor_seconds": 120}) == (
         "Its stages took 1 minutes, added up, and 2 minutes of processor time.")
 
@@ -277,7 +286,8 @@ def test_pictures_are_drawn_from_the_numbers_alone(tmp_path):
     assert [p.name for p in figures.draw_all(tmp_path)] == ["figure.png"]
     shutil.copy(ROOT / "results" / "reviewers.json", tmp_path)
     drawn = {p.name: p for p in figures.draw_all(tmp_path)}
-    assert set(drawn) == {"figure.png", "shift.png", "proxies.png", "frontier.png", "seeds.png", "instruct.png"}
+    every = ("figure", "shift", "proxies", "frontier", "seeds", "instruct")
+    assert set(drawn) == {f"{name}.png" for name in every}
     assert all(p.stat().st_size > 20_000 for p in drawn.values())
 
 
@@ -288,11 +298,11 @@ def test_the_frontiers_title_says_what_the_numbers_show():
         curves = {"best-of-N": [("N = 64", {"mean": .4}, {"mean": .8})]}
         return figures.frontier_title({"frontier": {"frontier": lines}}, curves)
     assert "nearly on one curve; PPO goes further" in title(.02, .9)
-    assert title(.02, .7).endswith("best-of-N and PPO lie nearly on one curve")
+    assert title(.02, .7).endswith("best-of-N and PPO (β > 0) lie nearly on one curve")
     assert title(.3, .9) == "Quality against diversity"
 
 
-# --------------------------------------------------------------------------------- the study of a published model
+# ---------------------------------------------------------------------------- the study of a published model
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -313,8 +323,8 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     rows = [{"prompt": f"Say {i}:", "reference": f"it's {i}"} for i in range(24)]
     pairs = [{"prompt": r["prompt"], "chosen": r["reference"], "rejected": "no no no"} for r in rows]
-    for name, lines in (("train", rows), ("validation", rows[:4]), ("test", rows[4:8]), ("ood_far", rows[8:12]),
-                        ("preferences", pairs)):
+    for name, lines in (("train", rows), ("validation", rows[:4]), ("test", rows[4:8]),
+                        ("ood_far", rows[8:12]), ("preferences", pairs)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
     return path
 
@@ -324,8 +334,9 @@ TOY = dict(sft=["--batch-size", "8", "--max-new-tokens", "8"], reward=["--batch-
 
 
 def toy_study(out, model, data, seeds=1, judge_data=None):
-    return published.Study(out, str(model), "", str(data), str(data if judge_data is None else judge_data), "toy", TOY, "",
-                           range(seeds), "cpu", "fp32", 2)
+    judge_data = str(data if judge_data is None else judge_data)
+    return published.Study(out, str(model), "", str(data), judge_data, "toy", TOY, "", range(seeds), "cpu",
+                           "fp32", 2)
 
 
 def test_the_plan_of_a_published_model(tmp_path):
@@ -381,18 +392,22 @@ def test_differences_in_words():
     assert published.verdict(clear | dict(low=-.1)) == "not shown"
     assert published.verdict(clear | dict(seeds=[-.1, .5])) == "not shown"
     s = published.summary(np.array([[0., 1., 1.], [1., 1., 0.]]), "win rate")
-    assert s["mean"] == pytest.approx(2 / 3) and s["seeds"] == [.6667, .6667] and s["low"] <= s["mean"] <= s["high"]
+    assert s["mean"] == pytest.approx(2 / 3) and s["low"] <= s["mean"] <= s["high"]
+    assert s["seeds"] == [.6667, .6667]
     across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
     assert (across["low"], across["high"]) == pytest.approx((.2, .6))
 
 
 def test_a_table_of_a_published_model():
     e = {"mean": .5, "low": .4, "high": .6, "seeds": [.5, .5]}
-    found = {f"{p} | {s} | win rate": e for p in published.POLICIES for s in ("ood_far", "test")}
-    differences = {f"{pair} | {s} | win rate": e for pair in ("ppo - sft", "bon - sft") for s in ("ood_far", "test")}
-    models = {"seed-0/ckpt_reward.pt": dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9),
-              "seed-0/ckpt_ppo.pt": {}}
-    text = published.markdown({"model": "m", "seeds": 2, "values": found, "differences": differences, "models": models})
-    rows = [line for line in text.splitlines() if line.startswith("| win rate")]
-    assert rows[0].startswith("| win rate | test | 0.500 [0.400, 0.600] |") and "+0.500 [+0.400, +0.600] higher" in rows[0]
+    splits = ("ood_far", "test")
+    found = {f"{p} | {s} | win rate": e for p in published.POLICIES for s in splits}
+    differences = {f"{p} - sft | {s} | win rate": e for p in ("ppo", "bon") for s in splits}
+    accuracy = dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9)
+    models = {"seed-0/ckpt_reward.pt": accuracy, "seed-0/ckpt_ppo.pt": {}}
+    text = published.markdown({"model": "m", "seeds": 2, "values": found, "differences": differences,
+                               "models": models})
+    first = next(line for line in text.splitlines() if line.startswith("| win rate"))
+    assert first.startswith("| win rate | test | 0.500 [0.400, 0.600] |")
+    assert "+0.500 [+0.400, +0.600] higher" in first
     assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text and "ckpt_ppo" not in text

@@ -6,6 +6,8 @@ Takes the steps of `python ppo.py` with its default settings, and shows the last
 policy has left its reference.  All numbers come from the functions that ppo.py, reward.py and model.py train
 with.  Synthetic tasks only, because the pair needs an annotator.
 """
+import contextlib
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +61,7 @@ def ppo_steps(cfg, models, tokenizer, task, n_steps, rng, folder):
         ro = ppo.rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token,
                          cfg.temperature, rng)
         score = torch.where(ro.finished, ro.score, cfg.no_eos_score)
-        kl = ppo.kl_estimate(ro.logp, ro.ref_logp, cfg.kl_kind)
+        kl = ppo.kl_estimate(ro.logp, ro.ref_logp)
         rewards = ppo.token_rewards(score, kl, ro.mask, cfg.kl_coef)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         whitened = ppo.whiten(advantages, ro.mask)
@@ -188,7 +190,8 @@ step {cfg.step}, which is shown. A command made the page, tables and numbers inc
 python -m tools.one_step --model ckpt_sft.pt --reward ckpt_reward.pt > docs/one-step.md
 ```
 
-A middle dot in a token is a space. EOS is the token that ends a response.
+A middle dot in a token is a space. EOS is the token that ends a response. Numbers are rounded, so the last
+digit of a sum may be off by one.
 """
 
 
@@ -326,8 +329,8 @@ to S = {S}. The prompt is computed once. This is what `model.pack` builds:
 - **sees the places**: a token of b sees the prompt and b, never a. So both get the numbers that they would
   get alone.
 - **`used`** numbers the places whose hidden states are needed: the last token of the prompt and everything
-  behind it, {Q} with some padding, whose output nothing reads. The last layer and the head compute nothing at
-  other places.
+  behind it, {Q} with some padding, whose output nothing reads. The last layer computes its output there only,
+  from the keys and values of all places, and so does the head.
 - **predicts**: logits at a place predict the next token. The last token of the prompt predicts the first
   token of a and that of b. EOS predicts nothing. `Packed.predict_idx` lists these places by their number in
   `used`, one entry a response token. It is a list and no shift by one, because the token before the first
@@ -354,12 +357,14 @@ def a_pair(sft, tokenizer, task, rng):
 def main(cfg):
     device, rng = setup(cfg)
     check(cfg.reward != "gold", "--reward gold: the page shows a reward model; give a checkpoint")
-    ppo_cfg = ppo.Config(model=cfg.model, reward=cfg.reward, task=cfg.task, seed=cfg.seed, quiet=True)
+    ppo_cfg = ppo.Config(model=cfg.model, reward=cfg.reward, task=cfg.task, seed=cfg.seed,
+                         threads=cfg.threads, quiet=True)
     check(cfg.step <= ppo_cfg.steps, f"--step {cfg.step}: a run has {ppo_cfg.steps} steps")
-    models, tokenizer, _, task, _ = ppo.build(ppo_cfg, device)
-    check(task.synthetic, f"--model {cfg.model}: its task is not synthetic")
-    group, text = a_pair(models[1], tokenizer, task, torch.Generator().manual_seed(cfg.seed))
-    with tempfile.TemporaryDirectory() as folder:
+    # what the scripts print is no part of the page
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        models, tokenizer, _, task, _ = ppo.build(ppo_cfg, device)
+        check(task.synthetic, f"--model {cfg.model}: its task is not synthetic")
+        group, text = a_pair(models[1], tokenizer, task, torch.Generator().manual_seed(cfg.seed))
         step = ppo_steps(ppo_cfg, models, tokenizer, task, cfg.step, rng, folder)
     sections = [intro(cfg), ppo_section(ppo_cfg, step, tokenizer, task),
                 pair_section(models[3], group, text, tokenizer), packed_section(group, tokenizer)]

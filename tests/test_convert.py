@@ -1,0 +1,107 @@
+"""Preference files as others write them, turned into ours by tools/convert.py."""
+import json
+
+import pytest
+
+import splits
+from common.errors import UserError
+from conftest import json_lines, refused
+from tools import convert
+
+TALK = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+USER, BOT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+WORSE = {"role": "assistant", "content": "No idea."}
+PAIR = {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": "Because.", "rejected": "No idea."}
+REFERENCE = {"prompt": PAIR["prompt"], "reference": "Because."}
+
+
+@pytest.mark.parametrize("row, ours", [
+    # HH-RLHF: the last "Assistant:" that both have ends the prompt, though the answers begin alike
+    ({"chosen": TALK + " It is so. A", "rejected": TALK + " It is so. B"},
+     {"prompt": TALK, "chosen": "It is so. A", "rejected": "It is so. B"}),
+    # no speakers: the last common line
+    ({"chosen": "TL;DR of this\nshort", "rejected": "TL;DR of this\nsh"},
+     {"prompt": "TL;DR of this\n", "chosen": "short", "rejected": "sh"}),
+    # lists of messages: with the prompt inside, beside (as a text or as messages), and in other spelling
+    ({"chosen": [USER, BOT], "rejected": [USER, WORSE]}, PAIR),
+    ({"prompt": "Why?", "chosen": [USER, BOT], "rejected": [USER, WORSE], "score_chosen": 8}, PAIR),
+    ({"prompt": [USER], "chosen": [BOT], "rejected": [WORSE]}, PAIR),
+    ({"chosen": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}],
+      "rejected": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "No idea."}]}, PAIR),
+    ({"prompt": [{"role": "system", "content": "Be brief."}, USER], "chosen": [BOT], "rejected": [WORSE]},
+     PAIR | {"prompt": "Be brief." + PAIR["prompt"]}),
+    ({"prompt": [USER, BOT, USER], "chosen": [BOT], "rejected": [WORSE]},
+     PAIR | {"prompt": PAIR["prompt"] + " Because." + PAIR["prompt"]}),
+    # answers that repeat their prompt, and ours as it is
+    ({"prompt": "P:", "chosen": "P: a", "rejected": "P: b", "id": 3},
+     {"prompt": "P:", "chosen": "a", "rejected": "b", "id": 3}),
+    (PAIR, PAIR),
+    # single answers
+    ({"prompt": "P:", "completion": " a"}, {"prompt": "P:", "reference": "a"}),
+    ({"prompt": [USER], "completion": [BOT]}, REFERENCE), ({"messages": [USER, BOT]}, REFERENCE),
+    ({"question": "P:", "answer": "a"}, {"prompt": "P:", "reference": "a"}),
+    ({"instruction": "Add.", "input": "1 1", "output": "2"},
+     {"prompt": splits.paper.instruction_prompt("Add.", "1 1"), "reference": "2"})])
+def test_rows_as_others_write_them(row, ours):
+    assert convert.convert_row(row) == ours
+
+
+@pytest.mark.parametrize("row, why", [
+    ({"chosen": "One thing", "rejected": "Another"}, "no line that both"),
+    ({"chosen": TALK + " a", "rejected": TALK.replace("Hello", "Go") + " b"}, "before their last answer"),
+    ({"chosen": [USER, BOT], "rejected": [BOT, USER, WORSE]}, "before their last answer"),
+    ({"chosen": [BOT, USER], "rejected": [USER, WORSE]}, "do not end with the assistant's"),
+    ({"messages": [{"role": "tool", "content": "x"}, BOT]}, "role 'tool'"),
+    ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, "content of type list"),
+    ({"prompt": "P", "completion": 3}, "neither a text nor messages"),
+    ({"text": "a"}, "fields text: no answer"),
+    ({"completion": "a"}, "no prompt")])
+def test_rows_that_are_dropped_say_why(row, why):
+    with pytest.raises(convert.Dropped, match=why):
+        convert.convert_row(row)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_stage_names_the_converter_and_reads_what_it_writes(tmp_path, capsys):
+    rows = [{"chosen": TALK + f" good {i}", "rejected": TALK + f" bad {i}"} for i in range(3)]
+    path = write(tmp_path / "preferences.jsonl", rows)
+    task = splits.Task("folder", str(tmp_path))
+    with pytest.raises(UserError, match=f"line 1: field 'prompt' is missing.*python -m tools.convert {path}"):
+        task.preferences()
+    convert.main(convert.Config(files=[write(tmp_path / "hh.jsonl", rows + [{"text": "x"}])], export=path))
+    assert "1 rows dropped: fields text: no answer among them" in capsys.readouterr().out
+    assert [row["chosen"] for row in task.preferences()] == ["good 0", "good 1", "good 2"]
+    write(tmp_path / "train.jsonl", [{"prompt": "P:", "completion": "a"}])
+    with pytest.raises(UserError, match="field 'reference' is missing.*tools.convert"):
+        task.rows("train")
+
+
+def test_labels_become_pairs(tmp_path, capsys):
+    rows = [{"prompt": p, "completion": c, "label": label} for p, c, label in (
+        ("P", "a", True), ("Q", "x", False), ("P", "b", False), ("P", "c", False), ("Q", "y", True),
+        ("R", "z", True))]
+    (tmp_path / "in.json").write_text(json.dumps(rows))
+    out = tmp_path / "new" / "preferences.jsonl"
+    convert.main(convert.Config(files=[str(tmp_path / "in.json")], export=str(out)))
+    assert json_lines(out) == [{"prompt": "P", "chosen": "a", "rejected": "b"},
+                               {"prompt": "Q", "chosen": "y", "rejected": "x"}]
+    assert "2 rows dropped: an answer without one of the other label" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_converted_get_one_line(tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", [PAIR])
+    single = write(tmp_path / "single.jsonl", [{"prompt": "P", "completion": "a"}])
+    (tmp_path / "odd.json").write_text('{"a": 1}')
+    (tmp_path / "a.csv").write_text("prompt,chosen\n")
+    for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of several kinds (answer, pair)"),
+                       ((pairs,), "--export FILE.jsonl: name a .jsonl file"),
+                       ((pairs, "--export", "DIR"), "--export DIR: name a .jsonl file"),
+                       ((write(tmp_path / "t.jsonl", [{"text": "a"}]), "--export", "x.jsonl"), "no row could"),
+                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "a list of objects is needed"),
+                       ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv: .jsonl, .jsonl.gz and .json are"),
+                       ((tmp_path / "none.jsonl", "--export", "x.jsonl"), "none.jsonl")):
+        refused(tmp_path, "tools.convert", *args, says=says)
