@@ -300,15 +300,15 @@ def config_of(hf):
         return kind, _typed(GPTConfig(**shared, **READERS[kind](hf)))
     except KeyError as missing:
         raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"config.json: {error}") from None
 
 
 def _typed(config):
     """The GPTConfig itself.  Raises ValueError where a value of config.json has the type of another."""
     for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), type(field.default)
-        right = {int: type(value) is int and 0 <= value < 2 ** 31, bool: type(value) is bool,
+        value, kind, smallest = getattr(config, field.name), type(field.default), int(field.name != "frozen")
+        right = {int: type(value) is int and smallest <= value < 2 ** 31, bool: type(value) is bool,
                  float: type(value) in (int, float) and math.isfinite(value)}
         if not right.get(kind, True):
             raise ValueError(f"{value!r} is no possible {field.name}")

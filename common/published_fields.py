@@ -196,7 +196,7 @@ ROPE = {    # of rope_parameters and rope_scaling
                 "mscale mscale_all_dim truncate"),
 }
 
-# ----------------------------------------------------------------------- tokenizer_config.json, tokenizer.json
+# ---------------------------------------------------------------------- tokenizer_config.json, tokenizer.json
 
 TOKENIZER_CONFIG = {
     **_used("the end of a response", "eos_token"),
