@@ -8,8 +8,9 @@ Prints tables and writes diversity.json.  The mean length stands beside the meas
 move with it.
 
 Deviations from the paper, in the default convention `sound`: punctuation is a token and no words are glued;
-n-gram orders longer than every output are left out instead of counting as 0; EAD's vocabulary for n-grams is
-V^n, because EAD exceeds 1 for large pools with V at every n.  Embeddings are the mean-pooled last layer of
+n-gram orders longer than every output are left out instead of counting as 0, and so are, in self-BLEU, those
+longer than the output; EAD's vocabulary for n-grams is V^n, because EAD exceeds 1 for large pools with V at
+every n.  Embeddings are the mean-pooled last layer of
 the project's own SFT model.  The paper's Sentence-BERT and NLI measures need
 `pip install sentence-transformers`, which brings transformers.
 """
@@ -20,19 +21,22 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import check
 from common.files import output_path, write_json
-from common.flags import Common, Count, Natural, run, setup
+from common.flags import Common, Domain, Natural, run, setup
 from common.ngrams import clipped_matches, count_ngrams, group_of_text, ngram_ids
-from common.samples import KEY, NAMES, known_task, names_of, read_all
-from common.stats import bootstrap
+from common.samples import KEY, NAMES, known_task, names_of, read_all, run_name
+from common.stats import FEW_PROMPTS, Interval, mean_interval
 from common.tables import text_table
 from splits import synthetic_task
+
+Orders = Annotated[int, Domain("an integer from 1 to 20", lambda x: 1 <= x <= 20)]
+Kinds = Annotated[int, Domain("0, or an integer of at least 2", lambda x: x == 0 or x >= 2)]
 
 
 @dataclass
@@ -45,9 +49,9 @@ class Config(Common):
     cut: Natural = 0            # words of each output that are measured, from its start, so that lengths are
                                 # equal; 0: all
     convention: Literal["sound", "paper"] = "sound"     # paper: the authors' tokens and counts, V = 50,257
-    max_n: Count = 5            # distinct-n, EAD and entropy are means over n = 1..max_n
-    vocabulary: Natural = 0     # V of EAD; 0: number of different words in all references read; 50,257 with
-                                # --convention paper
+    max_n: Orders = 5           # distinct-n, EAD and entropy are means over n = 1..max_n
+    vocabulary: Kinds = 0       # V of EAD; 0: number of different words in all references read (in all
+                                # outputs, where there are no references); 50,257 with --convention paper
 
 
 # ----------------------------------------------------------------------------------------------------- tokens
@@ -72,9 +76,14 @@ def conventions(convention, vocabulary):
 
 
 def reference_vocabulary(runs):
-    """Number of different words in the references: a V for EAD that does not depend on the policies
-    compared."""
-    return max(2, len({w for rows in runs for row in rows for w in words(row["reference"])}))
+    """Number of different words in the references: a V for EAD that does not depend on the policies compared.
+    0 where there are no references."""
+    return len({w for rows in runs for row in rows for w in words(row["reference"])})
+
+
+def output_vocabulary(runs):
+    """Number of different words in the outputs, at least 2: V of EAD where there are no references."""
+    return max(2, len({w for rows in runs for row in rows for text in row["outputs"] for w in words(text)}))
 
 
 # ------------------------------------------------------------------------------------------- lexical measures
@@ -135,25 +144,32 @@ def ngram_entropy(outputs, n, tokenise=words):
     return float(-(p * np.log2(p)).sum()) + 0.
 
 
-def self_bleu(outputs, max_n=4, tokenise=words, each=False):
+def self_bleu(outputs, max_n=4, tokenise=words, each=False, short_as_nltk=False):
     """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
-    Equal to NLTK's sentence_bleu with smoothing method 1 (an order without a match counts as 0.1) up to
-    rounding.  each=True: the list of BLEUs.  Raises ValueError on fewer than two outputs."""
-    bleu = self_bleus([_tokens(outputs, tokenise)], max_n)
+    Smoothed: an order without a match counts as 0.1 matches (Chen and Cherry 2014, method 1).  each=True: the
+    list of BLEUs.  short_as_nltk: as in `self_bleus`.  Raises ValueError on fewer than two outputs."""
+    bleu = self_bleus([_tokens(outputs, tokenise)], max_n, short_as_nltk)
     return bleu.tolist() if each else float(bleu.mean())
 
 
-def self_bleus(groups, max_n=4):
+def self_bleus(groups, max_n=4, short_as_nltk=False):
     """BLEU of each output against the others of its group: (outputs,), groups laid end to end.  groups: lists
-    of outputs, each a list of tokens.  Raises ValueError on a group of fewer than two."""
+    of outputs, each a list of tokens.
+
+    An output of fewer than max_n tokens has no n-grams of the largest orders.  They are left out of its mean,
+    so that copies of it are 1 too.  short_as_nltk=True counts each of them as 0.1 matches of 1, as NLTK's
+    sentence_bleu does, up to rounding; copies of two tokens are then 0.316.  Raises ValueError on a group of
+    fewer than two."""
     if min(map(len, groups)) < 2:
         raise ValueError("self_bleu: at least two outputs are needed")
     outputs, group = [tokens for g in groups for tokens in g], group_of_text(groups)
     lengths = np.array([len(tokens) for tokens in outputs])
+    orders = np.full(len(outputs), max_n) if short_as_nltk else lengths.clip(1, max_n)
     log_precision, any_word = np.zeros(len(outputs)), None
     for n, (owner, gram) in enumerate(ngram_ids(outputs, max_n), 1):
         match = clipped_matches(owner, gram, group)
-        log_precision += np.log(np.where(match > 0, match, 0.1) / np.maximum(1, lengths - n + 1)) / max_n
+        precision = np.where(match > 0, match, 0.1) / np.maximum(1, lengths - n + 1)
+        log_precision += np.where(n <= orders, np.log(precision) / orders, 0.)
         any_word = match > 0 if n == 1 else any_word
     brevity = np.concatenate([_log_brevity([len(t) for t in g]) for g in groups])
     # NLTK: without one common word the score is 0, whatever the smoothing
@@ -178,7 +194,10 @@ def _log_brevity(lengths):
 
 def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
     """{measure: (G,)} of G groups of K outputs, each a list of tokens.  distinct-n, EAD and entropy are means
-    over n = 1..max_n; self-BLEU is there from K = 2 on; length is in tokens."""
+    over n = 1..max_n; self-BLEU is there from K = 2 on; length is in tokens.  Raises ValueError on strings,
+    whose letters would count as tokens."""
+    if any(isinstance(output, str) for group in groups for output in group):
+        raise ValueError("lexical_measures: outputs must be lists of tokens, as from `words`")
     _, missing, kinds = conventions(convention, vocabulary)
     orders = range(1, max_n + 1)
     unique, total = (counts[:, :-1] for counts in count_ngrams(groups, max_n))
@@ -186,7 +205,8 @@ def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
     expected = [expected_unique(total[n - 1], kinds(n)) for n in orders]
     found = {"distinct_n": averaged(unique / total, missing), "ead": averaged(unique / expected, missing)}
     if len(groups[0]) > 1:
-        found["self_bleu"] = self_bleus(groups).reshape(len(groups), -1).mean(1)
+        nltk = convention == "paper"
+        found["self_bleu"] = self_bleus(groups, short_as_nltk=nltk).reshape(len(groups), -1).mean(1)
     found["entropy"] = averaged([[ngram_entropy(g, n) for g in groups] for n in orders], missing)
     found["length"] = np.array([sum(map(len, g)) / len(g) for g in groups])
     return found
@@ -296,7 +316,8 @@ def half_spread(rows, embeddings, measured, draws=20, seed=0):
         half = rng.permutation(len(rows))[:max(2, len(rows) // 2)]
         of_half = measured([rows[i] for i in half], None if embeddings is None else embeddings[half])
         found.append(of_half["across"])
-    return {m: float(np.std([f[m][0] for f in found], ddof=1)) for m in found[0]}
+    values = {m: [f[m][0] for f in found if not np.isnan(f[m][0])] for m in found[0]}
+    return {m: float(np.std(x, ddof=1)) for m, x in values.items() if len(x) > 1}
 
 
 # ------------------------------------------------------------------------------------------------- the tables
@@ -305,7 +326,7 @@ COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "em
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
            "fact_sets": "fact sets", "length": "length"}
 LEGEND = """convention {}, n = 1..{}, V = {}.  Lower self-BLEU is more diverse; for all others, higher.
-per input: mean over inputs [95 %, bootstrapped over inputs]
+per input: mean over inputs [95 % interval over inputs]
 across inputs: mean +- standard deviation over the choice of output (of one: over halves of the inputs)"""
 
 
@@ -315,48 +336,80 @@ def first_words(rows, n):
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one sample file: (n, K, D)."""
+    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
+    check(np.isfinite(embeddings).all(), f"--encoder: an embedding of policy {rows[0]['policy']} is not "
+          "finite; the encoder's weights are damaged, or bf16 is too coarse for them (--dtype fp32)")
     return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
 
 
 def summarise(found, spread):
     """The result of `measure_samples` as {"per_input_<measure>": Interval, "across_<measure>": (mean,
-    spread)}. spread: {measure: spread of the across-input mean}, where it is not that over the choice of
-    output."""
+    spread)}.  A measure that no input has is left out.  spread: {measure: spread of the across-input mean},
+    where it is not that over the choice of output."""
     out = {}
     for kind, values in found.items():
         for measure, x in values.items():
             x = x[~np.isnan(x)]
             if len(x) and kind == "per_input":
-                out[f"per_input_{measure}"] = bootstrap(x)
+                out[f"per_input_{measure}"] = mean_interval(x)
             elif len(x):
                 out[f"across_{measure}"] = (float(x.mean()), spread.get(measure, float(x.std())))
     return out
 
 
+def undefined(found):
+    """{measure: number of inputs that do not have it}, such as empty outputs, which have no n-grams."""
+    missing = {m: int(np.isnan(x).sum()) for m, x in found["per_input"].items()}
+    return {m: n for m, n in missing.items() if n}
+
+
 def print_tables(results):
     """The tables of one split.  results: lines of diversity.json."""
-    for kind, title, cell in (("per_input", "per input", "{:.3f} [{:.3f}, {:.3f}]"),
-                              ("across", "across inputs", "{:.3f} +- {:.3f}")):
+    for kind, title, show in (("per_input", "per input", lambda x: f"{Interval(*x):.3f}"),
+                              ("across", "across inputs", lambda x: "{:.3f} +- {:.3f}".format(*x))):
         known = [m for m in COLUMNS if any(f"{kind}_{m}" in line for line in results)]
         rows = [[*names_of(line)[1:],
-                 *(cell.format(*line[f"{kind}_{m}"]) if f"{kind}_{m}" in line else "" for m in known)]
+                 *(show(line[f"{kind}_{m}"]) if f"{kind}_{m}" in line else "-" for m in known)]
                 for line in results]
         print(f"\n{title}")
         print(text_table([*NAMES[1:], *(COLUMNS[m] for m in known)], rows, labels=3))
 
 
+def print_cautions(results, runs):
+    """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
+    fewest = min(len(rows) for rows in runs.values())
+    if fewest < FEW_PROMPTS:
+        print(f"\nthere are only {fewest} input{'s' * (fewest > 1)} in a run: its intervals say little")
+    for line in results:
+        who = run_name([line[field] for field in KEY])
+        for measure, n in line["undefined"].items():
+            print(f"\n{who}: {COLUMNS[measure]} is undefined for {n} inputs, whose outputs are empty or too "
+                  "short; the mean is over the others")
+        if any(line.get(key, [0])[0] > 1 for key in ("per_input_ead", "across_ead")):
+            print(f"\n{who}: EAD is above 1, because the outputs repeat n-grams less often than random draws "
+                  "of V^n kinds do")
+
+
+def vocabulary_for(cfg, runs):
+    """V of EAD; prints where it comes from if not from the references."""
+    if cfg.vocabulary or cfg.convention == "paper":
+        return cfg.vocabulary or 50257
+    known = reference_vocabulary(runs)
+    if known < 2:
+        print("no references: V of EAD is the number of different words in all outputs read, so compare EAD "
+              "in these tables only")
+    return known if known >= 2 else output_vocabulary(runs)
+
+
 def main(cfg):
     device, _ = setup(cfg)
-    check(cfg.vocabulary != 1, "--vocabulary 1: at least 2 kinds are needed")
     runs = read_all(cfg.files)
     nli = load_nli(cfg.nli, device) if cfg.nli else None
     encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     if encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
-    known = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
-    vocabulary = cfg.vocabulary or known
+    vocabulary = vocabulary_for(cfg, runs.values())
     print(LEGEND.format(cfg.convention, cfg.max_n, vocabulary))
     results, sizes = [], {}
     for key, rows in runs.items():
@@ -366,11 +419,13 @@ def main(cfg):
                            convention=cfg.convention, max_n=cfg.max_n, vocabulary=vocabulary)
         n, k = len(rows), len(rows[0]["outputs"])
         spread = half_spread(rows, embeddings, measured) if k == 1 and n > 3 else {}
-        results.append(dict(zip(KEY, key)) | summarise(measured(rows, embeddings), spread))
+        found = measured(rows, embeddings)
+        results.append(dict(zip(KEY, key)) | summarise(found, spread) | {"undefined": undefined(found)})
         sizes.setdefault(key[3], set()).add(f"{n} inputs x {k} outputs")
     for split, size in sizes.items():
         print(f"\n--- {split}: {', '.join(sorted(size))}")
         print_tables([line for line in results if line["split"] == split])
+    print_cautions(results, runs)
     path = output_path(cfg.out, "diversity.json")
     write_json(path, {"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary,
                       "results": results})

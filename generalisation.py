@@ -7,14 +7,16 @@
 Prints tables and writes generalisation.json.
 
 Deviations from the paper: the judge is not GPT-4 but the synthetic task's gold reward, or a reward model of
-another seed.  Where a policy was trained against its judge, the table says so.  Every rate has a 95 %
-interval, bootstrapped over prompts, because outputs of one prompt are not independent.
+another seed; `python -m tools.chat_judge` asks a language model.  Where a policy was trained against its
+judge, the table says so.  Every rate has a 95 % interval over prompts, because outputs of one prompt are not
+independent.
 """
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -22,8 +24,8 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError, check
 from common.files import output_path, write_json
 from common.flags import Common, run, setup
-from common.samples import KEY, NAMES, known_task, names_of, read_all
-from common.stats import Interval, bootstrap, bootstrap_gap
+from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name
+from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval
 from common.tables import text_table
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -47,17 +49,17 @@ def wins(scores, opponents):
     return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
 
 
-def win_rate(scores, opponents, draws=2000):
-    """Win rate as an Interval, bootstrapped over prompts.  Arguments as of `wins`.
+def win_rate(scores, opponents):
+    """Win rate as an Interval over prompts.  Arguments as of `wins`.
 
     (paper, section 5: preference versus reference, with J = 1)"""
-    return bootstrap(wins(scores, opponents), draws)
+    return rate_interval(wins(scores, opponents))
 
 
-def generalisation_gap(in_distribution, out_of_distribution, draws=2000):
-    """ID rate less OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt.  The two sets of
-    prompts are resampled separately."""
-    return bootstrap_gap(in_distribution, out_of_distribution, draws)
+def generalisation_gap(in_distribution, out_of_distribution):
+    """ID rate less OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
+    sets of prompts."""
+    return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
 
 
 def rouge_tokens(text):
@@ -92,7 +94,7 @@ def _longest_common_subsequence(a, b):
 
 
 # ------------------------------------------------------------------------------------------------- the judges
-# A judge is a function of a sample file's rows: scores of the outputs (n, K), and of the references (n, 1).
+# A judge is a function of a run's rows: scores of the outputs (n, K), and of the references (n, 1).
 
 def gold_scores(rows):
     """The gold reward of each row's synthetic task as judge.  Raises UserError on rows of no synthetic
@@ -124,6 +126,8 @@ def reward_scores(rows, model, tokenizer, task):
 
 def reward_judge(cfg, device):
     """The checkpoint --judge as (judge, its weights_hash)."""
+    check(Path(cfg.judge).is_file(), f"--judge {cfg.judge}: no such file; a judge is gold, rouge or a "
+          "checkpoint that reward.py wrote. `python -m tools.chat_judge` asks a language model")
     model, saved = load_checkpoint(cfg.judge, "reward", "--judge", device, cfg.dtype)
     tokenizer, task = load_tokenizer(saved["tokenizer"]), task_of(cfg, saved)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
@@ -131,19 +135,26 @@ def reward_judge(cfg, device):
 
 # ------------------------------------------------------------------------------------------------ the tables
 
+def has_references(rows):
+    """Whether every row has a reference to be compared with."""
+    return all(row["reference"].strip() for row in rows)
+
+
 def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table, as generalisation.json holds them.  scores: {key of a run: (scores of
-    outputs, of references)}; judge_hash: weights_hash of the reward model that judges, or None."""
-    rates = {key: wins(*pair) for key, pair in scores.items()}
+    outputs, of references)}; judge_hash: weights_hash of the reward model that judges, or None.  A run
+    without references has no rate: None."""
+    per_prompt = {key: wins(*scores[key]) for key, rows in runs.items() if has_references(rows)}
     lines = []
     for key, rows in runs.items():
-        home = rates.get((*key[:3], "test"))
-        gap = None if home is None or key[3] == "test" else generalisation_gap(home, rates[key])
+        home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
+        known = home is not None and here is not None and key[3] != "test"
+        rate = Interval(None, None, None) if here is None else rate_interval(here)
         trained_against = judge_hash and any(row.get("trained_against") == judge_hash for row in rows)
         finished = np.mean([f for row in rows for f in row["finished"]])
-        rate = bootstrap(rates[key])
         lines.append(dict(zip(KEY, key)) | {
-            "rate": rate.mean, "low": rate.low, "high": rate.high, "gap": gap,
+            "rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": len(rows),
+            "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])), "unfinished": 1 - float(finished),
             "judge_is_trained_against": bool(trained_against)})
     return lines
@@ -151,57 +162,75 @@ def win_rates(runs, scores, judge_hash):
 
 def head_to_head(runs, scores):
     """Win rate of each policy against every one before it, on the prompts that both have, within a split and
-    seed.  All outputs of the one meet all outputs of the other."""
+    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks."""
     lines = []
     for b, a in combinations(runs, 2):
         if a[2:] != b[2:]:
             continue        # another seed or split
-        row_in_b = {row["id"]: j for j, row in enumerate(runs[b])}
-        both = [(i, row_in_b[row["id"]]) for i, row in enumerate(runs[a]) if row["id"] in row_in_b]
+        both = matched(runs[a], runs[b], (run_name(a), run_name(b)))
         if both:
             rate, low, high = win_rate([scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both])
-            lines.append(dict(zip(KEY, a)) | {"against": b[0], "against_temperature": b[1],
-                                              "prompts": len(both), "rate": rate, "low": low, "high": high})
+            lines.append(dict(zip(KEY, a)) | {
+                "against": b[0], "against_temperature": b[1], "prompts": len(both),
+                "missing": len(runs[a]) + len(runs[b]) - 2 * len(both), "rate": rate, "low": low,
+                "high": high})
     return lines
 
 
 def rouge_means(runs):
-    """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts."""
+    """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts.  A
+    run without references has none: None."""
     lines = []
     for key, rows in runs.items():
-        means = []      # (n, 3), over the outputs of a prompt
-        for row in rows:
-            found = [rouge(text, row["reference"]).values() for text in row["outputs"]]
-            means.append([np.mean(f) for f in zip(*found)])
-        intervals = [Interval(*map(float, x)) for x in zip(*bootstrap(means))]
-        lines.append(dict(zip(KEY, key)) | dict(zip(("rouge1", "rouge2", "rougeL"), intervals)))
+        intervals = [None] * 3
+        if has_references(rows):
+            means = []      # (n, 3), over the outputs of a prompt
+            for row in rows:
+                found = [rouge(text, row["reference"]).values() for text in row["outputs"]]
+                means.append([np.mean(f) for f in zip(*found)])
+            intervals = [mean_interval(column) for column in zip(*means)]
+        lines.append(dict(zip(KEY, key)) | {"prompts": len(rows)}
+                     | dict(zip(("rouge1", "rouge2", "rougeL"), intervals)))
     return lines
 
 
-def _rate(line):
-    return f"{Interval(line['rate'], line['low'], line['high']):.3f}"
+def cell(interval):
+    """An Interval, or None, in a table."""
+    return "-" if interval is None or interval[0] is None else f"{Interval(*interval):.3f}"
 
 
 def print_rouge(lines):
     print("ROUGE F-measures against the reference, 95 % intervals over prompts.\n")
-    rows = [[*names_of(x), *(f"{x[m]:.3f}" for m in ("rouge1", "rouge2", "rougeL"))] for x in lines]
+    rows = [[*names_of(x), *(cell(x[m]) for m in ("rouge1", "rouge2", "rougeL"))] for x in lines]
     print(text_table([*NAMES, "ROUGE-1", "ROUGE-2", "ROUGE-L"], rows, labels=4))
 
 
 def print_win_rates(lines):
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
-    rows = [[*names_of(x), _rate(x), f"{x['score']:.2f}", f"{x['gap']:.3f}" if x["gap"] else "",
+    rows = [[*names_of(x), cell((x["rate"], x["low"], x["high"])), f"{x['score']:.2f}", cell(x["gap"]),
              f"{x['unfinished']:.1%}"] for x in marked]
     print(text_table([*NAMES, "win rate", "score", "gap ID - OOD", "unfinished"], rows, labels=4))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 
 
+def print_cautions(lines, value):
+    """What a table cannot say for lack of data.  value: key of the number that a run without references has
+    not."""
+    bare = [x["policy"] for x in lines if x[value] is None]
+    if bare:
+        print(f"\n-: no number, because prompts without a reference are among those of {', '.join(bare)}")
+    fewest = min(x["prompts"] for x in lines)
+    if fewest < FEW_PROMPTS:
+        print(f"\nthere are only {fewest} prompt{'s' * (fewest > 1)} in a run: its intervals say little")
+
+
 def print_seeds(lines):
     """The spread over seeds, where the win rate table holds several seeds of a policy."""
     groups = {}
     for x in lines:
-        groups.setdefault((x["split"], x["policy"], x["temperature"]), []).append(x["rate"])
+        if x["rate"] is not None:
+            groups.setdefault((x["split"], x["policy"], x["temperature"]), []).append(x["rate"])
     rows = [[*key, f"{np.mean(rates):.3f} +- {np.std(rates, ddof=1):.3f}", len(rates)]
             for key, rates in groups.items() if len(rates) > 1]
     if rows:
@@ -210,10 +239,14 @@ def print_seeds(lines):
 
 
 def print_head_to_head(lines):
-    if lines:
-        print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-        rows = [[*names_of(x), x["against"], x["against_temperature"], _rate(x), x["prompts"]] for x in lines]
-        print(text_table([*NAMES, "against", "T", "win rate", "prompts"], rows, labels=4))
+    if not lines:
+        return
+    print("\nhead to head: win rate of the policy against another, on the prompts that both have")
+    rows = [[*names_of(x), x["against"], x["against_temperature"], cell((x["rate"], x["low"], x["high"])),
+             x["prompts"], x["missing"]] for x in lines]
+    print(text_table([*NAMES, "against", "T", "win rate", "prompts", "left out"], rows, labels=4))
+    if any(x["missing"] for x in lines):
+        print("left out: prompts that one of the two lacks")
 
 
 def main(cfg):
@@ -224,6 +257,7 @@ def main(cfg):
     if name == "rouge":
         results = {"judge": name, "rouge": rouge_means(runs)}
         print_rouge(results["rouge"])
+        print_cautions(results["rouge"], "rouge1")
     else:
         judge, judge_hash = (gold_scores, None) if name == "gold" else reward_judge(cfg, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
@@ -231,6 +265,7 @@ def main(cfg):
                    "head_to_head": head_to_head(runs, scores)}
         print(f"judge: {name}.  Win rate against the reference, ties halved, 95 % intervals over prompts.\n")
         print_win_rates(results["win_rate"])
+        print_cautions(results["win_rate"], "rate")
         print_seeds(results["win_rate"])
         print_head_to_head(results["head_to_head"])
     path = output_path(cfg.out, "generalisation.json")

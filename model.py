@@ -11,17 +11,14 @@ prompt, R responses, M response tokens of a batch, counted one by one.
 Three ideas make it fast.
 
 1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)`
-runs
-   the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and
-   value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With `frozen =
-   0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
+   runs the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and
+   value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With
+   `frozen = 0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
 2. One prompt, many responses (`pack`).  K responses to one prompt lie behind it in one row.  Each sees the
-prompt
-   and itself only, and its positions continue the prompt's.  The numbers equal those of K separate rows,
-   without K copies of the prompt.
+   prompt and itself only, and its positions continue the prompt's.  The numbers equal those of K separate
+   rows, without K copies of the prompt.
 3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last
-layer
-   computes its output there only (from the prompt's tokens just keys and values), and so does the head.
+   layer computes its output there only (from the prompt's tokens just keys and values), and so does the head.
 """
 import math
 from dataclasses import dataclass, replace
@@ -178,8 +175,7 @@ class Attention(nn.Module):
             if self.n_kv_head < self.n_head:
                 group = self.n_head // self.n_kv_head
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            # rows are padded on the right, where no query of a real token looks: causal is enough without a
-            # mask
+            # rows are padded on the right, where no query of a real token looks: then causal is enough
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 

@@ -44,8 +44,14 @@ def atomic_write(path, payload):
                         "unchanged") from None
 
 
-def write_json(path, content, indent=1):
-    atomic_write(path, json.dumps(content, indent=indent).encode())
+def write_json(path, content, indent=1, allow_nan=False):
+    """Raises UserError on a number that is not finite, which JSON cannot spell, unless allow_nan: then only
+    Python reads the file."""
+    try:
+        text = json.dumps(content, indent=indent, allow_nan=allow_nan)
+    except ValueError:
+        raise UserError(f"{path}: a number to be written is not finite; nothing was written") from None
+    atomic_write(path, text.encode())
 
 
 def write_jsonl(path, rows):

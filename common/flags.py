@@ -162,8 +162,9 @@ def run(main, config, doc, presets=None):
     except (RuntimeError, MemoryError) as error:    # torch.OutOfMemoryError is a RuntimeError
         if not _out_of_memory(error):
             raise
-        sys.exit(_say(f"error: memory ran out ({first_line(error)}); lower --micro-batch-size (rows forwarded "
-                      "at once) or --batch-size, or choose a smaller model; docs/scaling.md says more", 2))
+        sys.exit(_say(f"error: memory ran out ({first_line(error)}); lower --micro-batch-size (rows "
+                      "forwarded at once) or --batch-size, or choose a smaller model; docs/scaling.md says "
+                      "more", 2))
     except Interrupted as stop:
         sys.exit(_say(str(stop), 128 + stop.args[0]))
     except KeyboardInterrupt:

@@ -8,20 +8,24 @@ A line is a JSON object:
     rewards          N scores of a reward model, or null
     finished         N booleans: whether each output ended by itself; absent: all did
     task             name of the task that the prompts come from ("synthetic", "tldr", ...); may be absent
-    policy, split    names; all lines of a file share them and the fields below
+    policy, split    names
     temperature      of sampling; may be absent
     seed             of the run; may be absent
     trained_against  weights_hash of the reward model that chose the outputs or trained the policy, or null
 
+Lines with one policy, split, temperature and seed are a run.  bon.py writes each run into a file of its own.
 A .json file holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
 """
+import hashlib
+import math
+from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError, check
 from common.files import loads, read_jsonl
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
-OPTIONAL = {"finished": list, "task": str, "temperature": (int, float), "seed": int}
+OPTIONAL = {"finished": list, "rewards": list, "task": str, "temperature": (int, float), "seed": int}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
 NAMES = ["split", "policy", "T", "seed"]            # of the columns that name a run in a table
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
@@ -45,49 +49,88 @@ def sample_line(row, outputs, finished, rewards, **shared):
 # --------------------------------------------------------------------------------------------------------- in
 
 def read_samples(path):
-    """Lines of a sample file, or AlpacaEval's .json: dicts with at least id, prompt, reference, outputs,
-    finished, policy and split.  Raises UserError, which names file and line, on one that is no sample."""
+    """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
+    runs = read_runs(path)
+    check(len(runs) == 1, f"{path}: it holds {len(runs)} runs where one is needed "
+          f"({'; '.join(map(run_name, runs))}); put each into a file of its own")
+    return next(iter(runs.values()))
+
+
+def read_runs(path):
+    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}.
+
+    A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  Lines are told
+    apart by what they say themselves, so a file may hold several policies.  Raises UserError, which names
+    file and line, on one that is no sample."""
     rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
     check(rows, f"{path}: no samples; python bon.py writes them")
-    n_outputs, first_line = len(rows[0]["outputs"]), {}
+    runs, first = {}, {}        # first: {(key, id): number of the line}
     for number, row in enumerate(rows, 1):
         where = f"{path}, line {number}"
-        row.setdefault("id", f"line {number}")
-        row.setdefault("finished", [True] * len(row["outputs"]))
-        check(row["outputs"] and all(isinstance(text, str) for text in row["outputs"]),
-              f"{where}: outputs must be a non-empty list of strings")
-        check(len(row["outputs"]) == n_outputs,
-              f"{where}: {len(row['outputs'])} outputs, line 1 has {n_outputs}")
-        _check_optional(row, where)
-        first = first_line.setdefault(str(row["id"]), number)
-        check(first == number, f"{where}: the id {row['id']!r} is that of line {first} already")
-    return rows
+        _check_line(row, where)
+        key = tuple(row.get(field) for field in KEY)
+        run = runs.setdefault(key, [])
+        row.setdefault("id", f"line {len(run) + 1}")
+        n_outputs = len(run[0]["outputs"]) if run else len(row["outputs"])
+        check(len(row["outputs"]) == n_outputs, f"{where}: {len(row['outputs'])} outputs, the first line of "
+              f"{run_name(key)} has {n_outputs}")
+        seen = first.setdefault((key, str(row["id"])), number)
+        check(seen == number, f"{where}: the id {row['id']!r} is that of line {seen} already")
+        run.append(row)
+    return runs
 
 
-def _check_optional(row, where):
+def _check_line(row, where):
+    """Types of a line's fields; fills in `finished`."""
+    check(row["outputs"] and all(isinstance(text, str) for text in row["outputs"]),
+          f"{where}: outputs must be a non-empty list of strings")
+    row.setdefault("finished", [True] * len(row["outputs"]))
     for field, kind in OPTIONAL.items():
         value = row.get(field)
         check(value is None or isinstance(value, kind),
               f"{where}: field {field!r} is of type {type(value).__name__}")
     check(isinstance(row["finished"], list) and len(row["finished"]) == len(row["outputs"]),
           f"{where}: finished must be a list, as long as outputs")
+    rewards = row.get("rewards")
+    check(rewards is None or (len(rewards) == len(row["outputs"]) and all(map(_is_finite, rewards))),
+          f"{where}: rewards must be null, or finite numbers, one for each output")
+
+
+def _is_finite(x):
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+
+def run_name(key):
+    """(policy, temperature, seed, split) in words."""
+    policy, temperature, seed, split = key
+    known = [("temperature", temperature), ("seed", seed), ("split", split)]
+    return ", ".join([f"policy {policy}", *(f"{what} {x}" for what, x in known if x is not None)])
 
 
 def read_all(paths):
     """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
-    UserError on no path, and on two files with one key."""
+    UserError on no path, and on one run in two files."""
     check(paths, "no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt writes "
                  "samples_*.jsonl")
     runs = {}
     for path in paths:
         check(Path(path).is_file(), f"{path}: no such file; python bon.py writes sample files")
-        rows = read_samples(path)
-        key = tuple(rows[0].get(field) for field in KEY)
-        check(key not in runs,
-              f"{path}: policy {key[0]}, temperature {key[1]}, seed {key[2]}, split {key[3]} was already "
-              "read from another file")
-        runs[key] = rows
+        for key, rows in read_runs(path).items():
+            check(key not in runs, f"{path}: {run_name(key)} was already read from another file")
+            runs[key] = rows
     return {key: runs[key] for key in sorted(runs, key=study_order)}
+
+
+def matched(rows, others, names=("one file", "the other")):
+    """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  Raises
+    UserError where one id names two prompts, because then the files are of different data."""
+    place = {str(row["id"]): j for j, row in enumerate(others)}
+    pairs = [(i, place[str(row["id"])]) for i, row in enumerate(rows) if str(row["id"]) in place]
+    for i, j in pairs:
+        check(rows[i]["prompt"] == others[j]["prompt"],
+              f"the id {rows[i]['id']!r} names one prompt in {names[0]} and another in {names[1]}: they come "
+              "from different data and cannot be compared")
+    return pairs
 
 
 def study_order(key):
@@ -124,7 +167,8 @@ def instruction_prompt(instruction, given=""):
 
 def read_alpaca_eval(path):
     """AlpacaEval's model_outputs as sample lines with one output and an empty reference.  This is how outputs
-    of published models are measured.  Raises UserError on a file of another format."""
+    of published models are measured.  The id is made of the prompt, so that models meet whatever the order of
+    their files.  Raises UserError on a file of another format."""
     try:
         rows = loads(Path(path).read_bytes())
     except ValueError as error:
@@ -133,7 +177,11 @@ def read_alpaca_eval(path):
     check(isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
           and all(isinstance(row.get(field), str) for row in rows for field in needs),
           f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
-    return [{"id": f"{i}", "prompt": instruction_prompt(row["instruction"], row.get("input") or ""),
-             "reference": "", "outputs": [row["output"]], "policy": row["generator"],
-             "split": Path(path).stem}
-            for i, row in enumerate(rows)]
+    lines, times = [], Counter()
+    for row in rows:
+        prompt = instruction_prompt(row["instruction"], row.get("input") or "")
+        times[row["generator"], prompt] += 1        # a list may hold one instruction twice
+        name = hashlib.sha256(f"{times[row['generator'], prompt]} {prompt}".encode()).hexdigest()[:12]
+        lines.append({"id": name, "prompt": prompt, "reference": "", "outputs": [row["output"]],
+                      "policy": row["generator"], "split": "alpaca_eval"})
+    return lines

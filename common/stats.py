@@ -1,29 +1,173 @@
-"""Every statistic of this code base: bootstrap intervals, rank correlations, the area under a ROC curve.
+"""Every statistic of this code base: intervals of means, rates and differences, rank correlations, ROC area.
 
-All intervals are 95 % percentile intervals (Efron and Tibshirani 1993).  The unit that a bootstrap
-resamples is the row: pass one number per prompt, not one per output, because outputs of one prompt depend
-on each other and the interval would come out too narrow.  Every function starts its random numbers at a
-fixed seed, so equal data give equal intervals, and differences of arrays of one shape stay paired.
+    mean_interval       a mean over prompts: Student's t
+    rate_interval       a mean of numbers in [0, 1], which may lie near an end: Wilson's score interval
+    difference          of two independent estimates
+    over_seeds          a mean over seeds and prompts, when both vary
+    of_seeds            any other statistic of seeds and prompts
+    bootstrap_...       what is not a mean: percentiles of draws (Efron and Tibshirani 1993)
+
+All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number
+per prompt, not one per output, because outputs of one prompt depend on each other and the interval would
+come out too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal
+intervals.
 """
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 ENDS = (2.5, 97.5)      # percentiles of a 95 % interval
+FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval: floats, or arrays (k,) of k values.  f"{interval:.3f}"
-    writes "0.420 [0.361, 0.478]"; str() has two digits."""
+    """A value and the ends of its 95 % interval: floats, or arrays (k,) of k values.  The ends are None where
+    there is one number only, which cannot tell how much others would differ.  f"{interval:.3f}" writes
+    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __format__(self, digits):
-        return "{} [{}, {}]".format(*(format(x, digits or ".2f") for x in self))
+        mean, *ends = (format(x, digits or ".2f") for x in self if x is not None)
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
 
     def __str__(self):
         return format(self, ".2f")
+
+
+# ----------------------------------------------------------------------------------------- means over prompts
+
+def t_quantile(freedom):
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to four digits.
+
+    With t = sqrt(freedom) tan(a), the angle a has a density proportional to cos(a)^(freedom - 1)."""
+    angle = np.linspace(0, np.pi / 2, 10_001)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2)))
+    return float(math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], angle)))
+
+
+def mean_interval(values):
+    """Interval of the mean of values (n,) over its n rows: floats; of values (n, k) column by column: arrays
+    (k,).  Student's t; without ends if n is 1.  Raises ValueError on no values."""
+    x = np.asarray(values, dtype=float)
+    if len(x) == 0:
+        raise ValueError("mean_interval: no values")
+    mean = x.mean(axis=0)
+    if len(x) == 1:
+        return Interval(mean if x.ndim > 1 else float(mean), None, None)
+    half = t_quantile(len(x) - 1) * x.std(axis=0, ddof=1) / math.sqrt(len(x))
+    found = Interval(mean, mean - half, mean + half)
+    return found if x.ndim > 1 else Interval(*map(float, found))
+
+
+def rate_interval(values):
+    """Interval of the mean of values (n,) in [0, 1], such as the win rates of n prompts.  It stays in [0, 1]
+    and has a width at the ends too.  Without ends if n is 1.  Raises ValueError on no values.
+
+    Wilson's score interval (1927) with the effective number of prompts (Dean and Pagano 2015) and Student's
+    t.  One outcome of 0 or 1 a prompt has the variance p (1 - p).  The mean of several outputs varies less,
+    so its prompts count for more.  How much less is estimated from the values and half a prompt with one
+    outcome, because a few prompts may be alike by chance."""
+    x = np.asarray(values, dtype=float)
+    if len(x) == 0:
+        raise ValueError("rate_interval: no values")
+    n, p = len(x), float(x.mean())
+    if n == 1:
+        return Interval(p, None, None)
+    of_one_outcome = p * (1 - p)
+    varies = (((x - p) ** 2).sum() + of_one_outcome / 2) / (n - 0.5)
+    effective = n * of_one_outcome / varies if 0 < varies < of_one_outcome else n
+    w = t_quantile(n - 1) ** 2 / effective
+    half = math.sqrt(w * (of_one_outcome + w / 4))
+    return Interval(p, max(0., (p + w / 2 - half) / (1 + w)), min(1., (p + w / 2 + half) / (1 + w)))
+
+
+def difference(a, b):
+    """Interval of a - b of two independent Intervals, such as rates on two sets of prompts (Newcombe 1998,
+    method 10).  Without ends if one of them has none."""
+    if a.low is None or b.low is None:
+        return Interval(a.mean - b.mean, None, None)
+    d = a.mean - b.mean
+    return Interval(d, d - math.hypot(a.mean - a.low, b.high - b.mean),
+                    d + math.hypot(a.high - a.mean, b.mean - b.low))
+
+
+# ----------------------------------------------------------------------------------------- seeds and prompts
+
+def over_seeds(x):
+    """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.
+
+    `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`;
+    `prompts_low`, `prompts_high`: over the choice of prompts alone, for these very seeds; `seed_sd`: standard
+    deviation of the seeds' means; `per_seed`: these means.  What one seed or one prompt cannot tell is None.
+    A value that is missing (nan) is left out of the mean, and its prompt out of the intervals."""
+    per_seed = np.nanmean(x, axis=1)
+    complete = x[:, ~np.isnan(x).any(axis=0)]
+    prompts, mean = complete.mean(axis=0), float(np.nanmean(x, axis=0)[~np.isnan(x).all(axis=0)].mean())
+    half_prompts = half = None
+    if len(prompts) > 1:
+        half_prompts = mean_interval(prompts).high - prompts.mean()
+    if len(per_seed) > 1:
+        half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), len(prompts))
+    return {"mean": mean, **_ends("", mean, half), **_ends("prompts_", mean, half_prompts),
+            "seed_sd": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
+            "per_seed": [round(float(v), 4) for v in per_seed]}
+
+
+def _ends(name, mean, half):
+    return {f"{name}low": None if half is None else float(mean - half),
+            f"{name}high": None if half is None else float(mean + half)}
+
+
+def _variance_by_prompts(x):
+    """What the choice of prompts adds to the variance of the mean of x (seeds, prompts), beyond what the
+    seeds' means show already: the excess of the prompts' mean square over that of the rest, in a two-way
+    table without replication (Searle, Casella and McCulloch 1992, section 4.3)."""
+    seeds, prompts = x.shape
+    if prompts < 2:
+        return 0.
+    of_prompt = x.mean(axis=0)
+    rest = x - x.mean(axis=1, keepdims=True) - of_prompt + x.mean()
+    noise = (rest ** 2).sum() / ((seeds - 1) * (prompts - 1))
+    return max(0., of_prompt.var(ddof=1) - noise / seeds) / prompts
+
+
+def seeds_and_prompts(per_seed, variance_by_prompts, n_prompts):
+    """Half the width of the interval of a mean over seeds (S,), S >= 2, to which the choice of n_prompts
+    prompts adds variance.
+
+    Student's t on the seeds' means; or, where that is wider, t on both variances together, with
+    Satterthwaite's (1946) degrees of freedom.  The first alone ignores the prompts, and the second alone is
+    too narrow where two seeds are alike by chance."""
+    by_seeds, freedom = per_seed.var(ddof=1) / len(per_seed), len(per_seed) - 1
+    half = t_quantile(freedom) * math.sqrt(by_seeds)
+    both = by_seeds + variance_by_prompts
+    if not variance_by_prompts:
+        return half
+    shared = both ** 2 / (by_seeds ** 2 / freedom + variance_by_prompts ** 2 / (n_prompts - 1))
+    return max(half, t_quantile(shared) * math.sqrt(both))
+
+
+def of_seeds(statistic, n_seeds, n_drawn, draws=500):
+    """Interval of a statistic over the choice of seeds and of what else was drawn, such as prompts or test
+    sets: {"mean", "low", "high"}, the ends None with one seed.
+
+    statistic(seeds, rng): its value from these seeds (an array of numbers), with rng of one bootstrap draw of
+    the rest, with None of all of it.  n_drawn: how many prompts or sets there are.  What seeds add is known
+    from the jackknife's pseudo-values (Tukey 1958), which of a mean are the seeds' own values; what the rest
+    adds, from the bootstrap.  Both enter `seeds_and_prompts`."""
+    seeds, rng = np.arange(n_seeds), np.random.default_rng(0)
+    value = float(statistic(seeds, None))
+    if n_seeds == 1:
+        return {"mean": value, **_ends("", value, None)}
+    without = np.array([statistic(np.delete(seeds, i), None) for i in seeds])
+    of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
+    pseudo_values = n_seeds * value - (n_seeds - 1) * without
+    half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
+    return {"mean": value, **_ends("", value, half)}
 
 
 # ------------------------------------------------------------------------------------------------- bootstraps
@@ -35,23 +179,13 @@ def resampled_rows(n, draws, rng):
 
 def interval_of_draws(draws, value):
     """Interval of a statistic from its value and its values on bootstrap draws (draws,).  Draws on which the
-    statistic is undefined (nan) are left out; the ends are nan if none remains."""
+    statistic is undefined (nan) are left out; without ends if none remains."""
     draws = np.asarray(draws, dtype=float)
     defined = draws[~np.isnan(draws)]
-    low, high = np.percentile(defined if len(defined) else [np.nan], ENDS)
+    if len(defined) == 0:
+        return Interval(float(value), None, None)
+    low, high = np.percentile(defined, ENDS)
     return Interval(float(value), float(low), float(high))
-
-
-def bootstrap(values, draws=2000, seed=0):
-    """Interval of the mean of values (n,) over its n rows: floats; of values (n, k) column by column: arrays
-    (k,).  Raises ValueError on no values."""
-    x = np.asarray(values, dtype=float)
-    if len(x) == 0:
-        raise ValueError("bootstrap: no values")
-    rows = resampled_rows(len(x), draws, np.random.default_rng(seed))
-    low, high = np.percentile(x[rows].mean(axis=1), ENDS, axis=0)
-    found = Interval(x.mean(axis=0), low, high)
-    return found if x.ndim > 1 else Interval(*map(float, found))
 
 
 def bootstrap_statistic(statistic, n, draws=500):
@@ -61,14 +195,6 @@ def bootstrap_statistic(statistic, n, draws=500):
     return interval_of_draws([statistic(r) for r in rows], statistic(np.arange(n)))
 
 
-def bootstrap_gap(a, b, draws=2000):
-    """Interval of mean(a) - mean(b) of two independent samples (n,) and (m,), each resampled by itself."""
-    a, b = np.asarray(a), np.asarray(b)
-    rng = np.random.default_rng(0)
-    means_a, means_b = (x[resampled_rows(len(x), draws, rng)].mean(axis=1) for x in (a, b))
-    return interval_of_draws(means_a - means_b, a.mean() - b.mean())
-
-
 def bootstrap_ratio(sums, draws=1000):
     """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
     of each of n prompts; prompts are resampled."""
@@ -76,31 +202,6 @@ def bootstrap_ratio(sums, draws=1000):
     totals = sums[resampled_rows(len(sums), draws, np.random.default_rng(0))].sum(axis=1)       # (draws, 2)
     hits, pairs = sums.sum(axis=0)
     return interval_of_draws(totals[:, 0] / totals[:, 1], hits / pairs)
-
-
-def seeds_and_prompts_draws(x, draws=1000):
-    """Means of x (seeds, prompts) over bootstrap draws of seeds and of prompts together: (draws,).
-
-    Arrays of one shape get the same draws, so what is computed from several of them stays paired.  Missing
-    values (nan) are left out of every mean."""
-    rng, known = np.random.default_rng(0), ~np.isnan(x)
-    # how often each draw takes each seed and each prompt: (draws, seeds), (draws, prompts)
-    seeds, prompts = (rng.multinomial(n, [1 / n] * n, draws) for n in x.shape)
-    total, count = (((seeds @ v) * prompts).sum(1) for v in (np.where(known, x, 0), known))
-    return total / count
-
-
-def over_seeds(x):
-    """x (seeds, prompts) as a dict of what a table needs: `mean`; `low`, `high`: its interval over the choice
-    of prompts; `seed_sd`: standard deviation of the seeds' means, None of one seed; `per_seed`: these means;
-    `all_low`, `all_high`: the interval over the choice of both, seeds and prompts resampled together."""
-    per_seed, per_prompt = np.nanmean(x, axis=1), np.nanmean(x, axis=0)
-    over_prompts = bootstrap(per_prompt[~np.isnan(per_prompt)])
-    over_both = interval_of_draws(seeds_and_prompts_draws(x), over_prompts.mean)
-    return {**over_prompts._asdict(),
-            "seed_sd": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
-            "per_seed": [round(float(v), 4) for v in per_seed],
-            "all_low": over_both.low, "all_high": over_both.high}
 
 
 # ---------------------------------------------------------------------------------------- ranks and ROC curve

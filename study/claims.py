@@ -1,8 +1,9 @@
 """The paper's claims as differences between policies: their estimates and verdicts, and everything in
 results.json.
 
-A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over prompts
-lies on one side of zero and every seed agrees; else these runs do not decide.
+A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over the
+choice of seeds and prompts (`common.stats.over_seeds`) lies on one side of zero; else it is not shown, or,
+with fewer than four seeds, these do not decide.
 """
 import numpy as np
 
@@ -10,18 +11,21 @@ from common.stats import over_seeds
 from study.names import BETA, DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, SWEEP, ppo_name, short
 
 HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
+UNDECIDED = {1: "one seed does not decide", 2: "two seeds do not decide", 3: "three seeds do not decide"}
 GOLD = "per_input_gold_diversity"
 
 
 def verdict(estimate, expected):
-    """Of the claim that a difference has the sign `expected`, +1 or -1."""
-    low, high = sorted((expected * estimate["low"], expected * estimate["high"]))
-    seeds = [expected * v for v in estimate["per_seed"]]
-    if low > 0 and min(seeds) > 0:
-        return HOLDS
-    if high < 0 and max(seeds) < 0:
-        return OPPOSITE
-    return NOT_SHOWN
+    """Of the claim that a difference has the sign `expected`, +1 or -1.  estimate: as from `over_seeds`."""
+    sign = decided(estimate["low"], estimate["high"])
+    if sign:
+        return HOLDS if sign == expected else OPPOSITE
+    return UNDECIDED.get(len(estimate["per_seed"]), NOT_SHOWN)
+
+
+def decided(low, high):
+    """The sign that an interval decides on: +1, -1, or 0 for neither.  One seed has no interval: None."""
+    return 0 if low is None else 1 if low > 0 else -1 if high < 0 else 0
 
 
 def claims(measures):
@@ -63,16 +67,9 @@ def of_diversity(r, task):
     for key, what in (("gold_diversity", "gold diversity"), ("ead", "EAD")):
         per_input, across = lost(f"per_input_{key}"), lost(f"across_{key}")
         out.append((f"PPO cuts per-input diversity more than across-input ({what})", +1,
-                    "relative loss per input - across inputs (range over seeds)",
-                    range_over_seeds(per_input - across),
+                    "relative loss per input - across inputs", over_seeds((per_input - across)[:, None]),
                     {"per input": float(per_input.mean()), "across inputs": float(across.mean())}))
     return out
-
-
-def range_over_seeds(d):
-    """The estimate where there is one number a seed, (seeds,): its interval is the range of the seeds."""
-    return {"mean": float(d.mean()), "low": float(d.min()), "high": float(d.max()), "seed_sd": None,
-            "per_seed": d.tolist()}
 
 
 def of_best_of_n(r, task):
@@ -143,25 +140,22 @@ def results(r, settings, cost):
 
 # ------------------------------------------------------------------------------------------------- error bars
 
-def decided(low, high):
-    return 1 if low > 0 else -1 if high < 0 else 0
-
-
-def over_seeds_too(stated):
-    """What changes if seeds are resampled as well as prompts: counts of verdicts, claims that would be
-    decided otherwise, how much wider the median interval is, and the claim whose seeds differ most.  stated:
-    claims."""
-    both = [c for c in stated if "all_low" in c["estimate"]]
+def seeds_matter(stated):
+    """What the choice of seeds adds to the intervals: counts of verdicts, claims that the choice of prompts
+    alone would have decided otherwise, how much narrower the median interval would be, and the claim whose
+    seeds differ most.  stated: claims."""
+    both = [c for c in stated if c["estimate"]["prompts_low"] is not None]
     changed, ratios = [], []
     for c in both:
         e = c["estimate"]
-        if decided(e["low"], e["high"]) != decided(e["all_low"], e["all_high"]):
+        if decided(e["low"], e["high"]) != decided(e["prompts_low"], e["prompts_high"]):
             changed.append({"claim": c["claim"], "task": c["task"]})
-        if e["high"] > e["low"]:        # at toy size all prompts may be alike
-            ratios.append((e["all_high"] - e["all_low"]) / (e["high"] - e["low"]))
+        if e["low"] is not None and e["prompts_high"] > e["prompts_low"]:   # at toy size prompts may be alike
+            ratios.append((e["high"] - e["low"]) / (e["prompts_high"] - e["prompts_low"]))
     widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
-    return {"verdicts": {v: sum(c["verdict"] == v for c in stated) for v in (HOLDS, NOT_SHOWN, OPPOSITE)},
-            "resampled_both_ways": len(both), "decided_otherwise": changed,
+    kinds = dict.fromkeys((HOLDS, NOT_SHOWN, OPPOSITE, *(c["verdict"] for c in stated)))
+    return {"verdicts": {v: sum(c["verdict"] == v for c in stated) for v in kinds},
+            "with_many_prompts": len(both), "decided_otherwise": changed,
             "times_wider_in_the_median": float(np.median(ratios or [1.])),
             "seeds_differ_most": {"claim": widest["claim"], "task": widest["task"],
                                   "seed_sd": widest["estimate"]["seed_sd"]}}

@@ -3,7 +3,8 @@
     python -m study.figures              # draws results/figure.png and results/figures/*.png anew
 
 One policy has one colour and one marker everywhere.  The colours are Okabe and Ito's, which colour-blind
-people can tell apart.  Bars are 95 % intervals over prompts; thin marks are the seeds, one each.
+people can tell apart.  Bars are 95 % intervals over seeds and prompts, or
+with fewer than four seeds the seeds' range; thin marks are the seeds, one each.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from study.claims import HOLDS, OPPOSITE
 from study.instruct import COMPARED
 from study.names import (BETAS, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, SHIFTED, pick,
                          ppo_name, short)
-from study.report import read_numbers
+from study.report import ENOUGH_SEEDS, ends, read_numbers
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"     # red is Okabe and Ito's vermilion
@@ -44,8 +45,17 @@ def means(estimates):
 
 
 def arms(estimates):
-    """The (2, n) array of error bars that matplotlib wants."""
-    return np.array([[e["mean"] - e["low"] for e in estimates], [e["high"] - e["mean"] for e in estimates]])
+    """The (2, n) array of error bars that matplotlib wants; no length where an estimate has no ends."""
+    lengths = []
+    for e in estimates:
+        low, high = ends(e)
+        lengths.append((0, 0) if low is None else (e["mean"] - low, high - e["mean"]))
+    return np.maximum(np.array(lengths).T, 0)       # the seeds' means are rounded
+
+
+def bars(n_seeds):
+    """What the error bars are, in words."""
+    return "95 % intervals" if n_seeds >= ENOUGH_SEEDS else "range of the seeds"
 
 
 def face(colour, task):
@@ -235,10 +245,9 @@ SAID = {  # claim: in a word or two, for an axis
 def draw_claim(ax, c, y):
     """One line of the forest plot: to the right of zero the difference has the sign that the claim says."""
     (colour, marker), e, sign = NOISE_STYLE[c["task"]], c["estimate"], c["expected"]
-    if "all_low" in e:
-        ax.plot((sign * e["all_low"], sign * e["all_high"]), (y, y), lw=.8, color=colour)
-    ax.plot((sign * e["low"], sign * e["high"]), (y, y), lw=3.5, alpha=.4, color=colour,
-            solid_capstyle="butt")
+    low, high = ends(e)
+    if low is not None:
+        ax.plot((sign * low, sign * high), (y, y), lw=3.5, alpha=.4, color=colour, solid_capstyle="butt")
     ax.plot(np.multiply(sign, e["per_seed"]), [y] * len(e["per_seed"]), "|", ms=6, mew=.8, color=colour)
     shown = c["verdict"] in (HOLDS, OPPOSITE)
     ax.plot(sign * e["mean"], y, "X" if c["verdict"] == OPPOSITE else marker, ms=6, color=colour,
@@ -254,7 +263,7 @@ def draw_claims(ax, claims):
     for task, noise in NOISE.items():
         colour, marker = NOISE_STYLE[task]
         ax.plot([], [], marker, color=colour, label=noise)
-    ax.plot([], [], "ok", mfc="white", label="hollow: not shown")
+    ax.plot([], [], "ok", mfc="white", label="hollow: not decided")
     ax.plot([], [], "Xk", label="cross: the opposite holds")
     ax.set(title="The paper's claims", xlim=(min(-.42, ax.get_xlim()[0]), None), ylim=(.3, len(names) + .5),
            xlabel="difference, in the direction that the claim says (win rate or diversity)")
@@ -275,7 +284,7 @@ def draw_answer(plt, results, reviewers):
         ax.set_title("")
     n = len(results["settings"]["seeds"])
     figure.suptitle("SFT, best-of-N and PPO: quality, generalisation and diversity on the synthetic task "
-                    f"({n} seeds; bars: 95 % intervals over prompts; thin marks: seeds)", fontsize=12)
+                    f"({n} seeds; bars: {bars(n)}; thin marks: seeds)", fontsize=12)
     return figure
 
 
@@ -297,8 +306,9 @@ def draw_growth(plt, reviewers):
     for ax in axes[1]:
         ax.set_xlabel("shift of the prompts from train: Jensen-Shannon divergence of tokens, bits, log scale")
     axes[0, 0].legend(fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, .1))
-    figure.suptitle("Does the advantage over SFT grow with the shift?  (bars: 95 % intervals over prompts; "
-                    "thin marks: seeds; dotted: shift that chance alone gives)")
+    n = len(reviewers["settings"]["seeds"])
+    figure.suptitle(f"Does the advantage over SFT grow with the shift?  (bars: {bars(n)}; thin marks: seeds; "
+                    "dotted: shift that chance alone gives)")
     return figure
 
 
@@ -350,7 +360,8 @@ def draw_proxies(plt, reviewers):
         for y, t in zip(places, tests):
             mean, low, high = t[test]
             colour, marker = (GREY, "s") if t["measure"] == "length" else (BLUE, "o")
-            ax.plot((low, high), (y, y), lw=1.5, color=colour)
+            if low is not None:
+                ax.plot((low, high), (y, y), lw=1.5, color=colour)
             ax.plot(mean, y, marker, ms=6, color=colour)
         ax.axvline(chance, color=RED, ls=":", lw=1.2)
         ax.set_title(title, fontsize=9)
@@ -400,7 +411,8 @@ def draw_seeds(plt, results):
     figure = plt.figure(figsize=(11, 9), layout="constrained")
     ax = figure.subplots()
     draw_claims(ax, results["claims"])
-    ax.set_title("The paper's claims.  Thick: 95 % over prompts; thin: over seeds and prompts; ticks: seeds")
+    n = len(results["settings"]["seeds"])
+    ax.set_title(f"The paper's claims (bars: {bars(n)}; ticks: seeds)")
     return figure
 
 
@@ -417,8 +429,8 @@ def draw_instruct(plt, reviewers):
     ax.set_xticks(sets, [f"{title}\nshift: JS {found['shift'][s]['js']:.2f} bits"
                          for s, title in INSTRUCT_SETS.items()])
     ax.set(ylabel=f"win rate against the reference, T = {QUALITY:g}", ylim=(0, None),
-           title="Instructions: fine-tuned on single ones, tested on compositions (bars: 95 % intervals over "
-                 "prompts; thin marks: seeds)")
+           title="Instructions: fine-tuned on single ones, tested on compositions (bars: "
+                 f"{bars(len(reviewers['settings']['seeds']))}; thin marks: seeds)")
     ax.title.set_fontsize(10.5)
     ax.legend(fontsize=9, frameon=False)
     return figure

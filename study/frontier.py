@@ -15,7 +15,7 @@ from bon import best_of_n_kl, sample_lines
 from common.checkpoint import load_checkpoint
 from common.files import write_json, write_jsonl
 from common.samples import read_samples
-from common.stats import interval_of_draws, over_seeds, seeds_and_prompts_draws
+from common.stats import of_seeds, over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from reward import score
@@ -117,18 +117,22 @@ class Frontier:
             return best_of_n_kl(int(key[0].removeprefix("bon")))
         return float(np.mean([seed[key]["kl"] for seed in self.lines]))
 
-    def above(self, key, curve, draws=1000):
+    def above(self, key, curve):
         """Win rate of `key` less that of `curve`, a list of keys, at the same gold diversity, interpolated:
-        {mean, low, high, inside}.  Seeds and prompts are resampled together on both sides.  inside: whether
-        the curve reaches that diversity, else its nearest end is taken."""
-        def difference(diversity, won):     # of `key` first, then of the curve's points
-            order = np.argsort(diversity[1:])
-            return won[0] - np.interp(diversity[0], diversity[1:][order], won[1:][order])
-        x, y = ([self.get(k, measure) for k in (key, *curve)] for measure in ("gold_diversity", "wins"))
-        draws_x, draws_y = (np.stack([seeds_and_prompts_draws(v, draws) for v in z], axis=1) for z in (x, y))
-        mean_x, mean_y = (np.array([v.mean() for v in z]) for z in (x, y))
-        found = interval_of_draws(list(map(difference, draws_x, draws_y)), difference(mean_x, mean_y))
-        return found._asdict() | {"inside": bool(mean_x[1:].min() <= mean_x[0] <= mean_x[1:].max())}
+        {mean, low, high, inside}.  inside: whether the curve reaches that diversity, else its nearest end is
+        taken."""
+        # `key` first, then the curve's points: (points, seeds, prompts) each
+        diversity, won = (np.array([self.get(k, m) for k in (key, *curve)])
+                          for m in ("gold_diversity", "wins"))
+        n_seeds, n_prompts = won.shape[1:]
+
+        def difference(seeds, rng):
+            prompts = np.arange(n_prompts) if rng is None else rng.integers(0, n_prompts, n_prompts)
+            x, y = (v[:, seeds][:, :, prompts].mean(axis=(1, 2)) for v in (diversity, won))
+            order = 1 + np.argsort(x[1:])
+            return y[0] - np.interp(x[0], x[order], y[order])
+        x = diversity.mean(axis=(1, 2))
+        return of_seeds(difference, n_seeds, n_prompts) | {"inside": bool(x[1:].min() <= x[0] <= x[1:].max())}
 
 
 def points(keys):

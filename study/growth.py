@@ -11,14 +11,13 @@ import numpy as np
 
 from common.files import write_json
 from common.samples import read_samples
-from common.stats import interval_of_draws, over_seeds
+from common.stats import of_seeds, over_seeds
 from common.tokenizer import build_tokenizer, load_tokenizer
 from generalisation import gold_scores, wins
+from study.claims import decided
 from study.measures import encoder_of
 from study.names import GRADED, NOISE, QUALITY, SETS
 from study.shift import SHIFTS, shift
-
-DRAWS = 1000
 
 
 def _by_number(kind):
@@ -56,34 +55,33 @@ def measure_shift(here, task, splits, n, **draws):
 
 # ------------------------------------------------------------------------------------------------ the numbers
 
-def slope(x, advantages, rng=None, redraw_sets=True):
-    """Change of the advantage from the least to the most shifted set, by least squares.  x: (sets,) shifts;
-    advantages: one (seeds, prompts) array for each set.
-
-    With rng of one bootstrap draw: seeds and prompts, and with redraw_sets the sets too, are resampled; nan
-    if one shift only remains."""
-    picks, y = np.arange(len(x)), [a.mean() for a in advantages]
-    if rng:
-        picks = rng.integers(0, len(x), len(x)) if redraw_sets else picks
-        seeds = rng.integers(0, len(advantages[0]), len(advantages[0]))
-        y = [a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in advantages]
-    u, v = x[picks], np.array(y)[picks]
-    span, u = np.ptp(u), u - u.mean()
-    return float(u @ v / (u @ u) * span) if span > 0 else np.nan
+def slope(x, y):
+    """Change of y (sets,) from the least to the most shifted set, by least squares.  x: (sets,) shifts; nan
+    if they are all the same."""
+    span, u = np.ptp(x), x - x.mean()
+    return float(u @ y / (u @ u) * span) if span > 0 else np.nan
 
 
-def change(x, advantage, rng, redraw_sets=True):
-    """{policy: {mean, low, high} of the slope}.  advantage: {policy: arrays as for `slope`}."""
-    out = {}
-    for policy, a in advantage.items():
-        draws = [slope(x, a, rng, redraw_sets) for _ in range(DRAWS)]
-        out[policy] = interval_of_draws(draws, slope(x, a))._asdict()
-    return out
+def change(x, advantage, redraw_sets=True):
+    """{policy: {mean, low, high} of the slope, over the choice of seeds and prompts, and with redraw_sets of
+    test sets too}.  x: (sets,) shifts; advantage: {policy: one (seeds, prompts) array for each set}."""
+    n_sets = len(x)
+
+    def of_policy(arrays):
+        def statistic(seeds, rng):
+            if rng is None:
+                return slope(x, np.array([a[seeds].mean() for a in arrays]))
+            y = [a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in arrays]
+            picks = rng.integers(0, n_sets, n_sets) if redraw_sets else np.arange(n_sets)
+            return slope(x[picks], np.array(y)[picks])
+        n_seeds, n_prompts = arrays[0].shape
+        return of_seeds(statistic, n_seeds, n_sets if redraw_sets else n_prompts)
+    return {policy: of_policy(arrays) for policy, arrays in advantage.items()}
 
 
 def direction(e):
     """What an interval shows of a change."""
-    return "grows" if e["low"] > 0 else "shrinks" if e["high"] < 0 else "not shown"
+    return {1: "grows", -1: "shrinks", 0: "not shown"}[decided(e["low"], e["high"])]
 
 
 def advantages(measures, folder, task):
@@ -99,7 +97,7 @@ def advantages(measures, folder, task):
 
 def numbers(measures, folder):
     """What reviewers.json holds of this question."""
-    sets, rng = [*SETS, *GRADED], np.random.default_rng(0)
+    sets = [*SETS, *GRADED]
     slopes, along, points, far = [], [], {}, {}
     for task, noise in NOISE.items():
         far[task] = json.loads((folder / f"seed{measures.seeds[0]}" / task / "shift.json").read_text())
@@ -110,12 +108,12 @@ def numbers(measures, folder):
             of_all = {p: list(of_set.values()) for p, of_set in advantage.items()}
             slopes.append({"task": task, "noise": noise, "measure": m, "low": float(x.min()),
                            "high": float(x.max()), "farthest": sets[int(x.argmax())],
-                           **change(x, of_all, rng)})
+                           **change(x, of_all)})
         for kind, chosen in KINDS.items():
             x = np.array([far[task][s]["js"] for s in chosen])
             of_kind = {p: [of_set[s] for s in chosen] for p, of_set in advantage.items()}
             along.append({"task": task, "noise": noise, "kind": kind, "sets": chosen,
-                          **change(x, of_kind, rng, redraw_sets=False)})
+                          **change(x, of_kind, redraw_sets=False)})
     return {"slopes": slopes, "along": along, "shift": far, "advantages": points, "sets": sets,
             **counts(slopes)}
 

@@ -46,7 +46,8 @@ def measure(here, name):
     last_steps = {path.stem.removeprefix("metrics_"): json.loads(path.read_text().splitlines()[-1])
                   for path in here.glob("metrics_ppo*.jsonl")}
     accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
-    write_json(here / "measures.json", {"samples": lines, "ppo": last_steps, "reward": accuracy}, indent=None)
+    found = {"samples": lines, "ppo": last_steps, "reward": accuracy}
+    write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
 
 
 def measure_file(rows, task, encode, vocabulary):

@@ -32,7 +32,7 @@ from common.errors import check
 from common.files import output_path, write_json
 from common.flags import Common, Domain, run, setup
 from common.samples import known_task, read_all
-from common.stats import Interval, auc, bootstrap, bootstrap_statistic, ranks, spearman
+from common.stats import Interval, auc, bootstrap_statistic, mean_interval, ranks, spearman
 from splits import synthetic_task
 from tasks import synthetic
 
@@ -140,7 +140,7 @@ def _within(groups, measure, fix_length):
     found = [np.nanmean([spearman(c["per_input"][measure], c["per_input"][GOLD],
                                   c["per_input"]["length"] if fix_length else None) for c in group])
              for group in groups]
-    return bootstrap([x for x in found if not np.isnan(x)] or [np.nan])
+    return mean_interval([x for x in found if not np.isnan(x)] or [np.nan])
 
 
 def breaks(conditions, measure):
@@ -177,8 +177,8 @@ def temperature_test(conditions, measure):
 
 def content_test(conditions, measure):
     """(rank correlation with the number of prompts m, how often two prompts' outputs measure as more
-    varied than one's), Intervals.  Both are averaged over conditions and bootstrapped over them, or over
-    sets if there is one condition only.  (None, None) without any."""
+    varied than one's), Intervals.  Both are averaged over conditions, whose number makes the interval; one
+    condition's sets are bootstrapped.  (None, None) without any."""
     chosen = [c["content"] for c in conditions if measure in c["content"] and 2 in c["content"]["m"]]
     if not chosen:
         return None, None
@@ -187,8 +187,8 @@ def content_test(conditions, measure):
         (m, x), = pairs
         return (bootstrap_statistic(lambda picks: spearman(m[picks], x[picks]), len(m), 200),
                 bootstrap_statistic(lambda picks: _two_above_one(m[picks], x[picks]), len(m), 200))
-    found = bootstrap([(spearman(m, x), _two_above_one(m, x)) for m, x in pairs])
-    return tuple(Interval(*map(float, test)) for test in zip(*found))
+    return (mean_interval([spearman(m, x) for m, x in pairs]),
+            mean_interval([_two_above_one(m, x) for m, x in pairs]))
 
 
 def _two_above_one(m, x):
@@ -260,13 +260,15 @@ def main(cfg):
     encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     if encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
-    vocabulary = diversity.reference_vocabulary(runs.values())
+    known = diversity.reference_vocabulary(runs.values())
+    vocabulary = known if known >= 2 else diversity.output_vocabulary(runs.values())
     conditions = [condition(rows, vocabulary, encode, cfg.sets) for rows in runs.values()]
     lines = all_tests(conditions, form_test(vocabulary, encode, cfg.sets))
     for line in lines:
         print_tests(line)
     path = output_path(cfg.out, "proxies.json")
-    write_json(path, {"vocabulary": vocabulary, "tests": lines, "conditions": conditions}, indent=None)
+    write_json(path, {"vocabulary": vocabulary, "tests": lines, "conditions": conditions}, indent=None,
+               allow_nan=True)
     print(f"\nwrote {path}")
 
 

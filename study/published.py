@@ -25,12 +25,13 @@ from common.embed import load_encoder
 from common.errors import check
 from common.files import atomic_write, write_json
 from common.samples import read_samples
-from common.stats import bootstrap
+from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import reward_scores, rouge, wins
 from splits import Task
+from study.claims import UNDECIDED, decided
 from study.pipeline import ROOT, Stage, run_stages
-from study.report import interval, signed, table
+from study.report import how_to_read, interval, signed, table
 
 SIZES = {  # flags of each stage
     "paper": dict(sft=["--preset", "paper"], reward=["--preset", "paper"], ppo=["--preset", "paper"],
@@ -137,15 +138,9 @@ def measure(study, device):
 
 
 def summary(values, measure):
-    """(seeds, n) -> {"mean", "low", "high": 95 % over prompts of their means over seeds, "seeds": each seed's
-    mean}. Across-input values are not of prompts: their interval is the seeds' range."""
-    each = values.mean(1)
-    if measure.startswith("across"):
-        mean, low, high = each.mean(), each.min(), each.max()
-    else:
-        mean, low, high = bootstrap(values.mean(0))
-    return {"mean": float(mean), "low": float(low), "high": float(high),
-            "seeds": [round(float(x), 4) for x in each]}
+    """(seeds, n) of n prompts -> as `over_seeds`.  Across-input values are not of prompts: one number a
+    seed."""
+    return over_seeds(values.mean(1, keepdims=True) if measure.startswith("across") else values)
 
 
 def results_of(study, device):
@@ -169,11 +164,9 @@ def results_of(study, device):
 # ------------------------------------------------------------------------------------------------- the tables
 
 def verdict(difference):
-    """A difference in words: clear only if the interval over prompts and every seed lie on one side of
-    zero."""
-    one_side = difference["low"] > 0 or difference["high"] < 0
-    agree = len({x > 0 for x in difference["seeds"]}) == 1
-    return ("higher" if difference["mean"] > 0 else "lower") if one_side and agree else "not shown"
+    """A difference in words, by its interval over seeds and prompts."""
+    sign = decided(difference["low"], difference["high"])
+    return {1: "higher", -1: "lower", 0: UNDECIDED.get(len(difference["per_seed"]), "not shown")}[sign]
 
 
 def markdown(results):
@@ -190,8 +183,7 @@ def markdown(results):
                f"{m['longer_wins']:.3f}", str(m["pairs"])]
               for name, m in results["models"].items() if "accuracy" in m]
     return "\n\n".join([
-        f"Model {results['model']}, {results['seeds']} seeds; 95 % intervals over prompts (across inputs: "
-        "the seeds' range).",
+        f"Model {results['model']}, {results['seeds']} seeds.  {how_to_read(results['seeds'])}",
         table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
               [row(m, s) for m in measures for s in splits]),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], models)]) + "\n"

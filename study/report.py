@@ -11,6 +11,7 @@ import numpy as np
 import diversity
 from common.files import atomic_write
 from common.flags import Common, run
+from common.stats import Interval
 from study import proxies
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED, VARIED
@@ -18,6 +19,7 @@ from study.names import DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS
 from study.shift import SHIFTS
 
 TOY = "  TOY SIZES (--quick): these are not results."
+ENOUGH_SEEDS = 4        # for an interval over seeds in a table
 
 
 @dataclass
@@ -32,21 +34,41 @@ def table(header, rows):
                       *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def ends(e):
+    """(low, high) shown around the mean of an estimate: its 95 % interval over seeds and prompts; with two or
+    three seeds, whose intervals are too wide to help a reader, the seeds' range; with one seed (None, None).
+    """
+    seeds = e.get("per_seed")
+    if seeds is None or len(seeds) >= ENOUGH_SEEDS:
+        return e["low"], e["high"]
+    return (min(seeds), max(seeds)) if len(seeds) > 1 else (None, None)
+
+
+def how_to_read(n_seeds):
+    """The sentence that says what `ends` are."""
+    if n_seeds >= ENOUGH_SEEDS:
+        return ("An entry is the mean over seeds, its 95 % interval over the choice of seeds and prompts, "
+                "and the standard deviation over seeds.")
+    if n_seeds > 1:
+        return f"An entry is the mean over {n_seeds} seeds and their range: so few seeds decide little."
+    return "An entry is the value of one seed, which decides nothing."
+
+
 def interval(e, digits=2):
-    return f"{e['mean']:.{digits}f} [{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
+    return format(Interval(e["mean"], *ends(e)), f".{digits}f")
 
 
 def signed(e, digits=2):
-    return f"{e['mean']:+.{digits}f} [{e['low']:+.{digits}f}, {e['high']:+.{digits}f}]"
+    return format(Interval(e["mean"], *ends(e)), f"+.{digits}f")
 
 
 def spread(e):
-    """The standard deviation over seeds, which one seed has not."""
-    return "" if e["seed_sd"] is None else f" ± {e['seed_sd']:.2f}"
+    """The standard deviation over seeds, where there are enough of them."""
+    return f" ± {e['seed_sd']:.2f}" if len(e["per_seed"]) >= ENOUGH_SEEDS else ""
 
 
 def cell(e):
-    """An estimate: mean, interval over prompts, standard deviation over seeds."""
+    """An estimate: mean, `ends`, standard deviation over seeds."""
     return interval(e) + spread(e)
 
 
@@ -76,9 +98,8 @@ def results_md(results):
                    map(claim_row, results["claims"]))
     return sections(
         "# Results",
-        f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  An "
-        "entry is the mean over seeds with a 95 % interval, bootstrapped over prompts, then the standard "
-        "deviation over seeds.  Written by `python reproduce.py`.  "
+        f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  "
+        f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
         *(part for task in NOISE for part in of_task(results, task)),
         "## The KL coefficient (systematic noise)",
@@ -86,8 +107,9 @@ def results_md(results):
         "at 1.",
         sweep,
         "## What of the paper's claims holds in these runs",
-        "A claim holds, or its opposite does, if the interval lies on one side of zero and every seed "
-        "agrees; else it is not shown.",
+        "A claim holds, or its opposite does, if the 95 % interval of the difference over the choice of "
+        "seeds and prompts lies on one side of zero (common/stats.py, over_seeds).  Else it is not shown; "
+        "fewer than four seeds do not decide.",
         claims)
 
 
@@ -160,7 +182,7 @@ def reviewers_md(results, reviewers):
     n = len(settings["seeds"])
     return sections(
         "# What the reviewers asked for",
-        f"Written by `python reproduce.py --full`, {n} seeds.  Intervals are 95 %.  "
+        f"Written by `python reproduce.py --full`, {n} seeds.  {how_to_read(n)}  "
         + took(reviewers["cost"]) + (TOY if settings["quick"] else ""),
         "## 1. Shift as a number, and the advantage against it", picture("shift"),
         *of_growth(reviewers["shift"]),
@@ -189,11 +211,11 @@ def of_growth(found):
     count = [[POLICIES[p], *(str(n) for n in found["counts"][p].values())] for p in ("ppo", "bon")]
     policies = ["PPO - SFT", "best-of-16 - SFT"]
     return ["Change of the advantage over SFT from the least to the most shifted set, by least squares; "
-            "intervals resample test sets, seeds and prompts.",
+            "intervals over the choice of seeds, prompts and test sets.",
             table(["noise", "measure", "from, to (farthest)", *policies], by_measure),
             "How many of these slopes grow, shrink or are not shown.",
             table(["policy", *found["counts"]["ppo"]], count),
-            "The same along one kind of shift, by JS bits; intervals resample seeds and prompts.",
+            "The same along one kind of shift, by JS bits; intervals over the choice of seeds and prompts.",
             table(["noise", "kind", "sets", *policies], by_kind),
             "Each test set's shift from train (500 prompts a side), its interval over texts, and the "
             "advantages (systematic noise).  Last line: the floor, between halves of train.",
@@ -250,8 +272,8 @@ def of_frontier(found):
 
 def seed_row(c):
     e = c["estimate"]
-    return [c["claim"], c["noise"], interval(e),
-            f"[{e['all_low']:.2f}, {e['all_high']:.2f}]" if "all_low" in e else "",
+    return [c["claim"], c["noise"], format(Interval(e["mean"], e["low"], e["high"])),
+            format(Interval(e["mean"], e["prompts_low"], e["prompts_high"])),
             "" if e["seed_sd"] is None else f"{e['seed_sd']:.2f}",
             ", ".join(f"{v:.2f}" for v in e["per_seed"]), c["verdict"]]
 
@@ -259,15 +281,17 @@ def seed_row(c):
 def of_seeds(stated, found):
     widest, changed = found["seeds_differ_most"], found["decided_otherwise"]
     counts = [[verdict, str(n)] for verdict, n in found["verdicts"].items()] + [
-        ["resampled over seeds too", str(found["resampled_both_ways"])],
-        ["of these, decided otherwise then", str(len(changed)) + "".join(
+        ["of one number a prompt", str(found["with_many_prompts"])],
+        ["of these, decided otherwise over prompts alone", str(len(changed)) + "".join(
             f"; {c['claim']}, {NOISE[c['task']]}" for c in changed)],
-        ["interval, times wider in the median", f"{found['times_wider_in_the_median']:.1f}"],
+        ["interval, times wider than over prompts alone, median",
+         f"{found['times_wider_in_the_median']:.1f}"],
         ["largest standard deviation over seeds",
          f"{widest['seed_sd'] or 0:.2f}: {widest['claim']}, {NOISE[widest['task']]}"]]
     return ["Seeds vary initialisation, data order and sampling; posts, references and test sets are the "
             "same, so differences are paired by prompt.",
-            table(["claim", "noise", "mean, interval over prompts", "over seeds and prompts", "sd of seeds",
+            table(["claim", "noise", "mean, interval over seeds and prompts", "over prompts alone",
+                   "sd of seeds",
                    "seed by seed", "verdict"], map(seed_row, stated)),
             table(["of the claims", "number"], counts)]
 
@@ -295,9 +319,8 @@ def differences_of_ppo(found):
     """From the base model, on the sets where that is known; and of its advantage over SFT from that in
     distribution."""
     less_base, less_home = found["ppo_less_base"], found["ppo_advantage_less_in_distribution"]
-    ranges = [f"[{min(e['per_seed']):+.2f}, {max(e['per_seed']):+.2f}]" for e in less_home.values()]
     return [["PPO - base model", *(signed(less_base[s]) if s in less_base else "" for s in INSTRUCT_SETS)],
-            ["PPO - SFT less the same in distribution, range of seeds", "", *ranges]]
+            ["PPO - SFT less the same in distribution", "", *map(signed, less_home.values())]]
 
 
 # -------------------------------------------------------------------------------------------------- the files

@@ -1,13 +1,12 @@
 """What the paper's reviewers asked for, as the numbers in reviewers.json.
 
-    python reproduce.py --full           # runs it, resumable, and writes reviewers.md, reviewers.json and
-    figures/
+    python reproduce.py --full           # runs it, resumable; also writes reviewers.md and figures/
 
-  shift      how far is each test set from train, as a number, and does RLHF's advantage grow with it?
-  study/growth.py proxies    which diversity measure tracks what outputs say?  study/proxies.py frontier   is
-  PPO more than SFT at a lower temperature, or best-of-N, and what does a nat of KL buy?  study/frontier.py
-  seeds      the study's claims, with intervals over seeds and prompts together instruct   the same study in a
-  second task, whose shift is composition.  study/instruct.py
+    shift      how far is each test set from train, and does RLHF's advantage grow with it?  study/growth.py
+    proxies    which diversity measure tracks what outputs say?                              study/proxies.py
+    frontier   is PPO more than SFT at a lower temperature, or best-of-N?                    study/frontier.py
+    seeds      what the claims' intervals owe to the choice of seeds                         study/claims.py
+    instruct   the same study in a second task, whose shift is composition                   study/instruct.py
 """
 import json
 
@@ -25,7 +24,7 @@ def numbers(measures, folder, settings, cost, stated):
             "shift": growth.numbers(measures, folder),
             "proxies": proxy_tests(conditions),
             "frontier": frontier.numbers(frontier.read_seeds(folder, seeds)),
-            "seeds": {"claims": stated} | claims.over_seeds_too(stated),
+            "seeds": {"claims": stated} | claims.seeds_matter(stated),
             "instruct": instruct.numbers(folder, seeds)}
 
 

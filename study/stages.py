@@ -164,7 +164,8 @@ class Trial:
         found = [proxies.condition(read_samples(path), vocabulary, encode, self.recipe.content_sets)
                  for path in sorted(self.here.glob("t*/samples_*_test.jsonl"))]
         write_json(self.here / "conditions.json",
-                   {"conditions": found, "form": proxies.form_test(vocabulary, encode)}, indent=None)
+                   {"conditions": found, "form": proxies.form_test(vocabulary, encode)}, indent=None,
+                   allow_nan=True)
 
 
 # --------------------------------------------------------------------------------------------------- the plan

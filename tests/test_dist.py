@@ -66,6 +66,7 @@ def two_processes(script, flags, out, *more):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--shard", "--micro-batch-size", "2")])
 def test_two_processes(base, tmp_path, more):
     """9 rollouts make the ranks' shares unequal; sharded, every rank has to make as many passes nevertheless."""
@@ -79,6 +80,7 @@ def test_two_processes(base, tmp_path, more):
             torch.testing.assert_close(two[k], x, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_sample_and_judge_as_one_does(base, tmp_path):
     bon_flags = dict(model=str(base / "ckpt_sft.pt"), reward=str(base / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
     two_processes(bon, bon_flags, tmp_path)

@@ -13,7 +13,7 @@ from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import write_jsonl
 from common.ngrams import count_ngrams
-from conftest import call
+from conftest import call, json_lines
 from tasks import synthetic
 
 
@@ -109,28 +109,30 @@ def test_paper_convention_glues_and_counts_as_the_authors_do():
 def test_self_bleu_equals_nltk(refs):
     r = refs["self_bleu"]
     for n in range(1, 5):
-        got = D.self_bleu(r["sentences"], max_n=n, tokenise=str.split, each=True)
+        nltk = dict(max_n=n, tokenise=str.split, short_as_nltk=True)
+        got = D.self_bleu(r["sentences"], each=True, **nltk)
         np.testing.assert_allclose(got, r[f"sentence_method1_bleu{n}"], atol=1e-9)
-        assert D.self_bleu(r["sentences"], max_n=n,
-                           tokenise=str.split) == pytest.approx(r[f"sentence_method1_bleu{n}_mean"], abs=1e-9)
+        mean = r[f"sentence_method1_bleu{n}_mean"]
+        assert D.self_bleu(r["sentences"], **nltk) == pytest.approx(mean, abs=1e-9)
     assert D.self_bleu(["a b c d e f"] * 2) == pytest.approx(1)
     with pytest.raises(ValueError):
         D.self_bleu(["alone"])
 
 
-def slow_self_bleu(outputs, max_n=4):
+def slow_self_bleu(outputs, short_as_nltk, max_n=4):
     """The definition: clip against the maximum over every other output, for every output."""
     total = 0.
     for i, hypothesis in enumerate(outputs):
         others, log_p, first = outputs[:i] + outputs[i + 1:], 0., 0
-        for n in range(1, max_n + 1):
+        orders = max_n if short_as_nltk else min(max_n, len(hypothesis))
+        for n in range(1, orders + 1):
             grams = [Counter(zip(*(o[j:] for j in range(n)))) for o in (hypothesis, *others)]
             best = Counter()
             for other in grams[1:]:
                 best |= other
             match = (grams[0] & best).total()
             first = match if n == 1 else first
-            log_p += math.log((match or .1) / max(1, grams[0].total())) / max_n
+            log_p += math.log((match or .1) / max(1, grams[0].total())) / orders
         closest = min((len(o) for o in others), key=lambda r: (abs(r - len(hypothesis)), r))
         total += 0 if not first else math.exp(log_p + min(0., 1 - closest / len(hypothesis)))
     return total / len(outputs)
@@ -140,9 +142,18 @@ def test_linear_self_bleu_is_the_definition():
     rng = np.random.default_rng(0)
     groups = [[[str(w) for w in rng.integers(0, 12, rng.integers(1, 15))] for _ in range(12)]
               for _ in range(20)]
-    slow = [slow_self_bleu(outputs) for outputs in groups]
-    assert [D.self_bleu(outputs) for outputs in groups] == pytest.approx(slow, abs=1e-12)
-    assert D.lexical_measures(groups)["self_bleu"] == pytest.approx(slow, abs=1e-12)
+    for short_as_nltk, convention in ((True, "paper"), (False, "sound")):
+        slow = [slow_self_bleu(outputs, short_as_nltk) for outputs in groups]
+        assert [D.self_bleu(outputs, short_as_nltk=short_as_nltk) for outputs in groups] == pytest.approx(
+            slow, abs=1e-12)
+        assert D.lexical_measures(groups, convention)["self_bleu"] == pytest.approx(slow, abs=1e-12)
+
+
+def test_short_copies_are_copies():
+    """Two tokens have no 3-grams: NLTK counts these orders as 0.1 matches, (1 * 1 * .1 * .1)^(1/4)."""
+    assert D.self_bleu(["a b"] * 3) == D.self_bleu(["a"] * 2) == pytest.approx(1)
+    assert D.self_bleu(["a b"] * 3, short_as_nltk=True) == pytest.approx(.01 ** .25)
+    assert D.self_bleu(["a b", "c d"]) == 0
 
 
 # ---------------------------------------------------------------------------------------- measures of content
@@ -305,4 +316,50 @@ def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_
     wrong = call("diversity", one, "--convention", "mine", cwd=tmp_path)
     assert wrong.returncode == 2 and "--convention mine: choose from sound, paper" in wrong.stderr
     wrong = call("diversity", one, "--vocabulary", "1", cwd=tmp_path)
-    assert wrong.returncode == 2 and "at least 2 kinds" in wrong.stderr
+    assert wrong.returncode == 2 and "--vocabulary 1: it must be 0, or an integer of at least 2" in wrong.stderr
+    wrong = call("diversity", one, "--max-n", "1000", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--max-n 1000: it must be an integer from 1 to 20" in wrong.stderr
+
+
+def strict(path):
+    """JSON as the standard has it: without NaN."""
+    def refuse(constant):
+        raise AssertionError(constant)
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_what_is_not_there_becomes_no_number(tmp_path):
+    path = samples(tmp_path / "s.jsonl", "sft", "test", task="tldr")
+    rows = json_lines(path)
+    for row in rows[1:]:
+        row["outputs"] = [""] * 4
+    write_jsonl(path, rows)
+    got = call("diversity", path, "--encoder", "", cwd=tmp_path)
+    assert got.returncode == 0 and "EAD is undefined for 5 inputs" in got.stdout, got.stderr
+    assert "nan" not in got.stdout and "there are only 6 inputs in a run" in got.stdout
+    line, = strict(tmp_path / "diversity.json")["results"]
+    assert line["undefined"]["ead"] == 5 and line["per_input_ead"][1:] == [None, None]
+    write_jsonl(path, [row | {"outputs": [""] * 4} for row in rows])
+    assert call("diversity", path, "--encoder", "", cwd=tmp_path).returncode == 0
+    line, = strict(tmp_path / "diversity.json")["results"]
+    assert "per_input_ead" not in line and line["undefined"]["ead"] == 6
+
+
+def test_without_references_the_outputs_give_v_and_ead_above_1_is_explained(tmp_path):
+    path = samples(tmp_path / "s.jsonl", "sft", "test", task="tldr")
+    write_jsonl(path, [row | {"reference": "", "outputs": ["a b c d", "e f g h", "a b", "c d"]}
+                       for row in json_lines(path)])
+    got = call("diversity", path, "--encoder", "", cwd=tmp_path)
+    assert "no references: V of EAD is the number of different words in all outputs" in got.stdout
+    assert json.loads((tmp_path / "diversity.json").read_text())["vocabulary"] == 8
+    distinct = samples(tmp_path / "d.jsonl", "sft", "test", task="tldr")
+    write_jsonl(distinct, [row | {"outputs": ["a b c d e f"]} for row in json_lines(distinct)])
+    got = call("diversity", distinct, "--encoder", "", "--vocabulary", "6", cwd=tmp_path)
+    assert "EAD is above 1, because the outputs repeat n-grams less often than random draws" in got.stdout
+
+
+def test_letters_are_not_tokens_and_damaged_embeddings_no_numbers():
+    with pytest.raises(ValueError, match="lists of tokens"):
+        D.lexical_measures([["ab cd", "ef"]])
+    with pytest.raises(UserError, match="an embedding of policy sft is not finite"):
+        D.embed_outputs([{"outputs": ["a"], "policy": "sft"}], lambda texts: np.full((1, 3), np.nan))

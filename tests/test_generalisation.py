@@ -23,8 +23,9 @@ def test_win_rate_halves_ties():
     """Prompt 1: 2 beats 1, 1 ties: .75.  Prompt 2: loses both: 0."""
     assert G.wins([[2, 1], [0, 0]], [[1], [5]]).tolist() == [.75, 0.]
     rate, low, high = G.win_rate([[2, 1], [0, 0]], [[1], [5]])
-    assert rate == .375 and low == 0 and high == .75
-    assert G.generalisation_gap([1, 1, 1], [0, 0]) == (1, 1, 1)
+    assert rate == .375 and 0 <= low < .1 and .9 < high <= 1
+    gap, low, high = G.generalisation_gap([1] * 30, [0] * 20)
+    assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
 
 
 def samples(path, policy, split, outputs, **more):
@@ -73,7 +74,8 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert found["judge"] == "gold"
     assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
     assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
-    assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"] == [0, 0, 0]
+    assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
+    assert "only 6 prompts in a run" in got.stdout
 
 
 def test_other_tasks_are_judged_by_rouge(tmp_path):
@@ -81,7 +83,7 @@ def test_other_tasks_are_judged_by_rouge(tmp_path):
     got = call("generalisation", path, cwd=tmp_path)
     assert got.returncode == 0 and "ROUGE-L" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["rouge"]
-    assert line["rouge1"] == line["rougeL"] == [1, 1, 1]
+    assert line["rouge1"] == line["rougeL"] == [1, 1, 1]        # copies of the reference
     wrong = call("generalisation", path, "--judge", "gold", cwd=tmp_path)
     assert wrong.returncode == 2 and "names no synthetic task" in wrong.stderr
 
@@ -94,9 +96,47 @@ def test_seeds_are_told_apart_and_their_spread_is_printed(tmp_path):
     assert "head to head" not in got.stdout
 
 
+def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
+    files = [samples(tmp_path / p, p, "test", text, reference="") for p, text in (("ppo", good), ("sft", bad))]
+    got = call("generalisation", *files, cwd=tmp_path)
+    assert got.returncode == 0 and "-: no number, because prompts without a reference" in got.stdout
+    found = json.loads((tmp_path / "generalisation.json").read_text())
+    assert [x["rate"] for x in found["win_rate"]] == [None, None]
+    assert found["head_to_head"][0]["rate"] == 1
+    assert call("generalisation", *files, "--judge", "rouge", cwd=tmp_path).returncode == 0
+    found = json.loads((tmp_path / "generalisation.json").read_text())
+    assert [x["rouge1"] for x in found["rouge"]] == [None, None]
+
+
+def test_policies_meet_on_equal_prompts_only(tmp_path):
+    """Another order changes nothing, prompts that one lacks are counted, one id for two prompts is refused."""
+    path = samples(tmp_path / "sft", "sft", "test", bad)
+    other = samples(tmp_path / "ppo", "ppo", "test", good)
+    lines = other.read_text().splitlines()
+    other.write_text("\n".join(lines[:0:-1]) + "\n")         # turned round, without the first
+    got = call("generalisation", path, other, cwd=tmp_path)
+    line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
+    assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
+    assert "left out: prompts that one of the two lacks" in got.stdout
+    other.write_text(lines[0].replace('"test-0"', '"test-1"') + "\n")
+    wrong = call("generalisation", path, other, cwd=tmp_path)
+    assert wrong.returncode == 2 and "the id 'test-1' names one prompt in" in wrong.stderr
+
+
+def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
+    path = samples(tmp_path / "sft", "sft", "test", good)
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    got = call("generalisation", path, cwd=tmp_path)
+    assert "0.500   " in got.stdout and "only 1 prompt in a run" in got.stdout and "0.500 [" not in got.stdout
+    line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
+    assert line["rate"] == .5 and line["low"] is None
+    wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--judge gpt4: no such file; a judge is gold, rouge or" in wrong.stderr
+
+
 def test_a_policy_is_marked_where_it_was_trained_against_its_judge():
-    runs = {("ppo", 1.0, 0, "test"): [{"trained_against": "abc", "finished": [True]}],
-            ("sft", 1.0, 0, "test"): [{"trained_against": None, "finished": [False]}]}
+    runs = {("ppo", 1.0, 0, "test"): [{"trained_against": "abc", "finished": [True], "reference": "r"}],
+            ("sft", 1.0, 0, "test"): [{"trained_against": None, "finished": [False], "reference": "r"}]}
     scores = dict.fromkeys(runs, ([[1.]], [[0.]]))
     lines = G.win_rates(runs, scores, "abc")
     assert [(x["judge_is_trained_against"], x["unfinished"]) for x in lines] == [(True, 0), (False, 1)]

@@ -86,6 +86,7 @@ def instructions(folder):
     return "ood_user"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tldr, instructions])
 def test_the_whole_chain_on_real_text(build, tmp_path, capfd):
     far = build(tmp_path)

@@ -1,12 +1,13 @@
 """Sample files: what is written is read back, and each bad file gets one line that names file and place."""
 import json
+import math
 
 import pytest
 
 from common.errors import UserError
 from common.files import write_jsonl
-from common.samples import (instruction_prompt, known_task, read_all, read_samples, sample_line, sample_path,
-                            study_order)
+from common.samples import (instruction_prompt, known_task, matched, read_all, read_runs, read_samples,
+                            sample_line, sample_path, study_order)
 
 ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
 
@@ -43,7 +44,12 @@ def test_foreign_files_may_leave_fields_out(tmp_path):
     ([line(), line()], "line 2: the id 'a' is that of line 1"),
     ([line(outputs=[])], "line 1: outputs must be a non-empty list of strings"),
     ([line(outputs=[" x", 3])], "line 1: outputs must be a non-empty list of strings"),
-    ([line(), line(id="b", outputs=[" x"], finished=[True])], "line 2: 1 outputs, line 1 has 2"),
+    ([line(), line(id="b", outputs=[" x"], finished=[True], rewards=None)],
+     "line 2: 1 outputs, the first line of policy sft, temperature 1.0, seed 0, split test has 2"),
+    ([line(rewards=[1.])], "line 1: rewards must be null, or finite numbers, one for each output"),
+    ([line(rewards=[1., math.nan])], "line 1: rewards must be null, or finite numbers"),
+    ([line(rewards="high")], "line 1: field 'rewards' is of type str"),
+    ([line(), line(id="b", policy="ppo")], "it holds 2 runs where one is needed (policy sft, temp"),
     ([line(finished=[True])], "line 1: finished must be a list, as long as outputs"),
     ([line(finished=None)], "line 1: finished must be a list, as long as outputs"),
     ([line(task=["synthetic"])], "line 1: field 'task' is of type list"),
@@ -68,6 +74,37 @@ def test_files_are_refused_twice_and_where_they_are_missing(tmp_path):
         read_all([])
 
 
+def test_a_file_of_several_policies_is_several_runs(tmp_path):
+    path = tmp_path / "s.jsonl"
+    write_jsonl(path, [line(), line(policy="ppo", outputs=[" z"] * 3, finished=[True] * 3, rewards=None),
+                       line(id="b"), line(temperature=.7), line(split="ood_x")])
+    runs = read_runs(path)
+    assert [(key, len(rows)) for key, rows in runs.items()] == [
+        (("sft", 1.0, 0, "test"), 2), (("ppo", 1.0, 0, "test"), 1), (("sft", .7, 0, "test"), 1),
+        (("sft", 1.0, 0, "ood_x"), 1)]
+    assert list(read_all([path])) == [("sft", .7, 0, "test"), ("sft", 1.0, 0, "test"),
+                                      ("ppo", 1.0, 0, "test"), ("sft", 1.0, 0, "ood_x")]
+
+
+def test_models_of_one_alpaca_eval_list_meet_by_prompt_whatever_the_order(tmp_path):
+    def row(instruction, generator):
+        return {"instruction": instruction, "output": f"{generator} {instruction}", "generator": generator}
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps([row("a", "x"), row("b", "x"), row("b", "y"), row("c", "y"), row("a", "y"),
+                                row("a", "y")]))
+    (_, x), (_, y) = read_all([path]).items()
+    pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y)]
+    assert pairs == [("x a", "y a"), ("x b", "y b")] and len(y) == 4
+
+
+def test_one_id_is_one_prompt():
+    rows = [{"id": "1", "prompt": "p"}, {"id": "2", "prompt": "q"}]
+    assert matched(rows, [{"id": "2", "prompt": "q"}, {"id": 1, "prompt": "p"}]) == [(0, 1), (1, 0)]
+    assert matched(rows, [{"id": "3", "prompt": "q"}]) == []
+    with pytest.raises(UserError, match="the id '2' names one prompt in A and another in B"):
+        matched(rows, [{"id": "2", "prompt": "p"}], ("A", "B"))
+
+
 def test_tables_show_the_test_set_first_and_the_policies_of_the_study_in_order():
     keys = [(policy, t, 0, split) for split in ("ood_b", "test", "ood_a")
             for policy in ("zeta", "ppo", "base") for t in (1.0, .7)] + [("ppo", None, None, "test")]
@@ -83,8 +120,8 @@ def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
     path = tmp_path / "eval.json"
     path.write_text(json.dumps(rows))
     first, second = read_samples(path)
-    assert first == {"id": "0", "prompt": instruction_prompt("Add."), "reference": "", "outputs": ["3"],
-                     "policy": "gpt4", "split": "eval", "finished": [True]}
+    assert first == {"id": first["id"], "prompt": instruction_prompt("Add."), "reference": "",
+                     "outputs": ["3"], "policy": "gpt4", "split": "alpaca_eval", "finished": [True]}
     assert "### Input:\n1 2\n\n### Response:" in second["prompt"] and "Input" not in first["prompt"]
     for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]'):
         path.write_text(bad)

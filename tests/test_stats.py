@@ -5,88 +5,151 @@ import math
 import numpy as np
 import pytest
 
-from common.stats import (Interval, auc, bootstrap, bootstrap_gap, bootstrap_ratio, bootstrap_statistic,
-                          interval_of_draws, over_seeds, ranks, seeds_and_prompts_draws, spearman)
+from common.stats import (Interval, auc, bootstrap_ratio, bootstrap_statistic, difference, interval_of_draws,
+                          mean_interval, of_seeds, over_seeds, ranks, rate_interval, spearman, t_quantile)
+from study.claims import HOLDS, OPPOSITE, verdict
 
 
-def test_bootstrap_interval_covers():
-    """A 95 % interval of the mean of 60 numbers holds the true mean in about 95 of 100 draws (percentile: a
-    little less)."""
-    rng = np.random.default_rng(0)
-    found = [bootstrap(rng.random(60) < .3, 500) for _ in range(400)]
-    assert .90 <= np.mean([e.low <= .3 <= e.high for e in found]) <= .98
-    with pytest.raises(ValueError):
-        bootstrap([])
+def coverage(intervals, true):
+    return np.mean([low <= true <= high for _, low, high in intervals])
+
+
+# ----------------------------------------------------------------------------------------- means over prompts
+
+def test_student_s_t_is_that_of_the_tables():
+    for freedom, value in ((1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842),
+                           (10_000, 1.9602)):
+        assert t_quantile(freedom) == pytest.approx(value, abs=2e-4)
+    assert 4.3027 < t_quantile(1.5) < 12.7062
 
 
 def test_an_interval_reads_as_text_and_json():
-    e = bootstrap([.25, .25])
-    assert e == (.25, .25, .25) and str(e) == "0.25 [0.25, 0.25]" and f"{e:+.3f}" == "+0.250 [+0.250, +0.250]"
-    assert json.loads(json.dumps({"x": e})) == {"x": [.25, .25, .25]}
+    e = Interval(.25, .2, .3)
+    assert str(e) == "0.25 [0.20, 0.30]" and f"{e:+.3f}" == "+0.250 [+0.200, +0.300]"
+    assert json.loads(json.dumps({"x": e})) == {"x": [.25, .2, .3]}
+    assert str(Interval(0., 0., 1.)) == "0.00 [0.00, 1.00]"
+    assert f"{Interval(.25, None, None):.3f}" == "0.250"       # one number has no interval
 
 
-def test_columns_are_bootstrapped_together():
-    """Each column as by itself, and the difference of two equal ones has no width."""
-    x = np.random.default_rng(0).random((50, 2))
-    both = bootstrap(x)
-    for i in (0, 1):
-        assert [e[i] for e in both] == pytest.approx(bootstrap(x[:, i]), abs=1e-12)
-    assert bootstrap(x[:, 0] - x[:, 0]) == (0, 0, 0)
+def test_a_mean_by_hand():
+    """1, 2, 3: mean 2, standard error 1 / sqrt(3), t of 2 degrees of freedom 4.303."""
+    mean, low, high = mean_interval([1, 2, 3])
+    assert mean == 2 and (high - 2, 2 - low) == pytest.approx([4.30265 / 3 ** .5] * 2, abs=1e-4)
+    assert mean_interval([.4]) == (.4, None, None)
+    both = mean_interval(np.array([[1., 5.], [2., 5.], [3., 5.]]))
+    assert [x[0] for x in both] == pytest.approx([mean, low, high]) and [x[1] for x in both] == [5, 5, 5]
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
 
 
-def test_the_bootstrap_of_any_statistic_is_that_of_the_mean():
-    x = np.random.default_rng(1).random(40)
-    found = bootstrap_statistic(lambda rows: x[rows].mean(), 40, 2000)
-    assert found == pytest.approx(bootstrap(x), abs=1e-12)
+def test_a_rate_by_hand():
+    """All of 30 prompts won: by Wilson's formula the low end is n / (n + t^2), not 1."""
+    t2 = t_quantile(29) ** 2
+    assert rate_interval([1.] * 30) == (1, pytest.approx(30 / (30 + t2)), pytest.approx(1))
+    assert rate_interval([0.] * 30) == (0, pytest.approx(0), pytest.approx(t2 / (30 + t2)))
+    # 0 or 1 a prompt: Wilson's own interval of 12 in 20
+    p, n, w = .6, 20, t_quantile(19) ** 2 / 20
+    half = math.sqrt(w * (p * (1 - p) + w / 4)) / (1 + w)
+    mean, low, high = rate_interval([1.] * 12 + [0.] * 8)
+    assert (mean, low, high) == pytest.approx((p, (p + w / 2) / (1 + w) - half, (p + w / 2) / (1 + w) + half))
+    assert rate_interval([.7]) == (.7, None, None)
+    with pytest.raises(ValueError, match="no values"):
+        rate_interval([])
+
+
+@pytest.mark.parametrize("prompts", [30, 100])
+@pytest.mark.parametrize("spread", [2, 10, 50])
+def test_rates_near_the_end_are_covered(prompts, spread):
+    """Win rates of 16 outputs around .9; percentiles of a bootstrap hold the true one in .90 of the cases at
+    30 prompts and spread 2, and an end at 1 has no width there."""
+    rng = np.random.default_rng(prompts + spread)
+    rates = rng.beta(.9 * spread, .1 * spread, (600, prompts))
+    found = [rate_interval(x) for x in rng.binomial(16, rates) / 16]
+    assert .92 <= coverage(found, .9) <= .985
+    assert all(0 <= low <= high <= 1 for _, low, high in found)
+
+
+def test_differences_of_rates():
+    """Newcombe's own example: 56 of 70 less 48 of 80 is .2 [.0524, .3339] (his method 10, at 1.96)."""
+    a, b = Interval(.8, .6919, .8772), Interval(.6, .4904, .7003)       # Wilson's intervals of the two
+    assert difference(a, b) == pytest.approx((.2, .0524, .3339), abs=2e-3)
+    assert difference(a, Interval(.5, None, None)) == (pytest.approx(.3), None, None)
+
+
+# ----------------------------------------------------------------------------------------- seeds and prompts
+
+@pytest.mark.parametrize("sd", [.05, .15])
+@pytest.mark.parametrize("seeds", [2, 5])
+@pytest.mark.parametrize("prompts", [30, 100])
+def test_intervals_over_seeds_and_prompts_cover(sd, seeds, prompts):
+    """Normal effects of seeds (sd), prompts (.3) and both together (.3), true mean 0: the interval holds it in
+    .93 to .98 of the draws, and a claim that is not true is decided in at most .06."""
+    rng, found = np.random.default_rng(seeds * prompts), []
+    for _ in range(400):
+        x = (sd * rng.standard_normal((seeds, 1)) + .3 * rng.standard_normal((1, prompts))
+             + .3 * rng.standard_normal((seeds, prompts)))
+        found.append(over_seeds(x))
+    covered = coverage([(e["mean"], e["low"], e["high"]) for e in found], 0)
+    assert .925 <= covered <= .99
+    assert np.mean([verdict(e, 1) in (HOLDS, OPPOSITE) for e in found]) <= .06 + .015      # 400 draws
+    over_prompts = coverage([(e["mean"], e["prompts_low"], e["prompts_high"]) for e in found], 0)
+    assert over_prompts < covered
+
+
+def test_over_seeds_by_hand():
+    """Two seeds that differ by 1 everywhere: no width over prompts; over seeds t of 1 degree of freedom times
+    a standard error of 1/2."""
+    x = np.array([[1.] * 20, [2.] * 20])
+    e = over_seeds(x)
+    assert (e["mean"], e["prompts_low"], e["prompts_high"], e["per_seed"]) == (1.5, 1.5, 1.5, [1., 2.])
+    assert e["seed_sd"] == pytest.approx(.5 ** .5) and e["high"] - 1.5 == pytest.approx(12.7062 / 2, abs=1e-3)
+    one = over_seeds(x[:1])
+    assert one["mean"] == 1 and one["low"] is one["high"] is one["seed_sd"] is None
+    across = over_seeds(np.array([[.1], [.2], [.3]]))       # one number a seed
+    assert across["prompts_low"] is None
+    assert across["high"] - .2 == pytest.approx(4.30265 * .1 / 3 ** .5, abs=1e-4)
+    x[0, 3] = np.nan                    # a prompt that one seed lacks counts by the other
+    assert over_seeds(x)["mean"] == pytest.approx((19 * 1.5 + 2) / 20)
+
+
+def test_prompts_widen_what_alike_seeds_leave_narrow():
+    """Seeds that agree to the last digit, prompts that differ: the interval is that over prompts."""
+    prompts = np.random.default_rng(0).standard_normal(50)
+    e = over_seeds(np.stack([prompts] * 3))
+    assert (e["low"], e["high"]) == pytest.approx((e["prompts_low"], e["prompts_high"]), rel=1e-3)
+
+
+def test_other_statistics_of_seeds_are_those_of_the_mean_where_it_is_one():
+    x = np.random.default_rng(1).standard_normal((4, 1)) + .2 * np.random.default_rng(2).random((4, 200))
+
+    def mean(seeds, rng):
+        prompts = np.arange(200) if rng is None else rng.integers(0, 200, 200)
+        return x[seeds][:, prompts].mean()
+    e, usual = of_seeds(mean, 4, 200), over_seeds(x)
+    assert (e["mean"], e["low"], e["high"]) == pytest.approx([usual[k] for k in ("mean", "low", "high")],
+                                                             rel=1e-3)
+    assert of_seeds(lambda seeds, rng: 3., 1, 10) == {"mean": 3, "low": None, "high": None}
+
+
+# ------------------------------------------------------------------------------------------------- bootstraps
+
+def test_the_bootstrap_of_a_mean_is_nearly_student_s():
+    x = np.random.default_rng(1).random(400)
+    found = bootstrap_statistic(lambda rows: x[rows].mean(), 400, 4000)
+    assert found == pytest.approx(mean_interval(x), abs=4e-3)
 
 
 def test_undefined_draws_are_left_out():
     assert interval_of_draws([1., np.nan, 1.], 2) == (2, 1, 1)
-    value, low, high = interval_of_draws([np.nan], .5)
-    assert value == .5 and math.isnan(low) and math.isnan(high)
-
-
-def test_gap_resamples_both_sides():
-    """The variance of a difference of independent means is the sum of theirs."""
-    assert bootstrap_gap([1, 1, 1], [0, 0]) == (1, 1, 1)
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal(200), 3 * rng.standard_normal(300)
-    value, low, high = bootstrap_gap(a, b, 20_000)
-    deviation = math.sqrt(a.var() / 200 + b.var() / 300)
-    assert value == pytest.approx(a.mean() - b.mean())
-    assert (high - low) / (2 * 1.96 * deviation) == pytest.approx(1, abs=.05)
+    assert interval_of_draws([np.nan], .5) == (.5, None, None)
 
 
 def test_ratio_weights_prompts_by_their_pairs():
     """Prompt 1: 3 of 4 pairs; prompt 2: 0 of 1.  3 / 5; draws of one prompt only give 3 / 4 and 0."""
     assert bootstrap_ratio([(3, 4), (0, 1)]) == (.6, 0, .75)
-    # with equal numbers of pairs it is the bootstrap of the mean
-    hits = np.random.default_rng(0).integers(0, 5, 30)
-    assert bootstrap_ratio([(h, 4) for h in hits], 2000) == pytest.approx(bootstrap(hits / 4), abs=1e-12)
 
 
-def test_two_way_bootstrap_sees_seeds_and_prompts():
-    rng = np.random.default_rng(0)
-    by_seed, by_prompt = (np.broadcast_to(v, (5, 200))
-                          for v in (rng.standard_normal((5, 1)), rng.standard_normal(200)))
-    draws = seeds_and_prompts_draws
-    assert np.std(draws(by_seed)) == pytest.approx(by_seed[:, 0].std() / 5 ** .5, rel=.1)
-    assert np.std(draws(by_prompt)) == pytest.approx(by_prompt[0].std() / 200 ** .5, rel=.1)
-    assert draws(by_seed + by_prompt + 1) - draws(by_seed + by_prompt) == pytest.approx(np.ones(1000))
-    holes = np.where(rng.random((5, 200)) < .1, np.nan, by_prompt)
-    assert np.isfinite(draws(holes)).all()
-
-
-def test_over_seeds_tells_both_spreads():
-    """Two seeds that differ by 1 everywhere: no width over prompts, all the width over seeds."""
-    x = np.array([[1.] * 20, [2.] * 20])
-    e = over_seeds(x)
-    assert (e["mean"], e["low"], e["high"], e["per_seed"]) == (1.5, 1.5, 1.5, [1., 2.])
-    assert e["seed_sd"] == pytest.approx(.5 ** .5) and (e["all_low"], e["all_high"]) == (1, 2)
-    assert over_seeds(x[:1])["seed_sd"] is None
-    x[0, 3] = np.nan                    # a prompt that one seed lacks counts by the other
-    assert over_seeds(x)["mean"] == pytest.approx((19 * 1.5 + 2) / 20)
-
+# ---------------------------------------------------------------------------------------- ranks and ROC curve
 
 def test_rank_correlation_by_hand():
     assert ranks([3, 1, 3, 2]).tolist() == [2.5, 0, 2.5, 1]
@@ -109,4 +172,3 @@ def test_holding_a_variable_fixed_removes_what_it_explains():
 def test_auc_halves_ties():
     """Pairs (0, 1), (0, 2), (1, 1), (1, 2): won, won, tied, won."""
     assert auc(np.array([0., 1.]), np.array([1., 2.])) == (1 + 1 + .5 + 1) / 4
-    assert isinstance(bootstrap([1., 2.]), Interval)

@@ -180,24 +180,26 @@ def test_wrong_flags(tmp_path):
 
 def test_verdicts_follow_the_numbers():
     """The same code must print the opposite if the numbers say so."""
-    def e(low, high, *seeds):
-        return {"low": low, "high": high, "per_seed": seeds}
-    assert claims.verdict(e(.1, .3, .2, .2), 1) == "HOLDS"
-    assert claims.verdict(e(.1, .3, .2, .2), -1) == "DOES NOT HOLD: the opposite"
-    assert claims.verdict(e(-.3, -.1, -.2, -.2), -1) == "HOLDS"
-    assert claims.verdict(e(-.1, .3, .1, .1), 1) == "NOT SHOWN"
-    assert claims.verdict(e(.1, .3, .5, -.1), 1) == "NOT SHOWN"      # the seeds disagree
+    def e(low, high, n_seeds=5):
+        return {"low": low, "high": high, "per_seed": [0.] * n_seeds}
+    assert claims.verdict(e(.1, .3), 1) == "HOLDS"
+    assert claims.verdict(e(.1, .3), -1) == "DOES NOT HOLD: the opposite"
+    assert claims.verdict(e(-.3, -.1), -1) == "HOLDS"
+    assert claims.verdict(e(-.1, .3), 1) == "NOT SHOWN"
+    assert claims.verdict(e(-.1, .3, 2), 1) == "two seeds do not decide"
+    assert claims.verdict(e(.1, .3, 2), 1) == "HOLDS"           # they do if their own interval says so
+    assert claims.verdict(e(None, None, 1), 1) == "one seed does not decide"
 
 
 @pytest.mark.parametrize("mean, verdict",
                          [(.5, claims.HOLDS), (-.5, claims.OPPOSITE), (0., claims.NOT_SHOWN)])
 def test_counts_of_verdicts_turn_with_the_numbers(mean, verdict):
-    e = over_seeds(np.random.default_rng(0).normal(mean, .1, (3, 50)))
+    e = over_seeds(np.random.default_rng(0).normal(mean, .1, (4, 50)))
     stated = [{"claim": "PPO beats SFT", "task": "synthetic", "estimate": e, "verdict": claims.verdict(e, 1)}]
-    found = claims.over_seeds_too(stated)
+    found = claims.seeds_matter(stated)
     every = (claims.HOLDS, claims.NOT_SHOWN, claims.OPPOSITE)
     assert found["verdicts"] == {v: int(v == verdict) for v in every}
-    assert found["resampled_both_ways"] == 1 and found["seeds_differ_most"]["seed_sd"] == e["seed_sd"]
+    assert found["with_many_prompts"] == 1 and found["seeds_differ_most"]["seed_sd"] == e["seed_sd"]
 
 
 def test_a_difference_that_the_seeds_make_is_decided_otherwise():
@@ -205,19 +207,28 @@ def test_a_difference_that_the_seeds_make_is_decided_otherwise():
     not."""
     e = over_seeds(np.repeat([[.1], [-.05]], 50, axis=1) + np.random.default_rng(0).normal(0, .01, (2, 50)))
     claim = {"claim": "c", "task": "t"}
-    found = claims.over_seeds_too([claim | {"estimate": e, "verdict": claims.verdict(e, 1)}])
+    found = claims.seeds_matter([claim | {"estimate": e, "verdict": claims.verdict(e, 1)}])
     assert found["decided_otherwise"] == [claim] and found["times_wider_in_the_median"] > 5
 
 
+def test_tables_show_ranges_of_few_seeds_and_intervals_of_many():
+    few, many = over_seeds(np.array([[.2, .4], [.4, .6]])), over_seeds(np.linspace(0, 1, 10).reshape(5, 2))
+    assert report.cell(few) == "0.40 [0.30, 0.50]" and "range" in report.how_to_read(2)
+    assert report.cell(many).startswith("0.50 [") and report.cell(many).endswith(f"± {many['seed_sd']:.2f}")
+    assert report.ends(many) == (many["low"], many["high"])
+    assert report.cell(over_seeds(np.array([[.2, .4]]))) == "0.30"
+    assert figures.arms([few, over_seeds(np.array([[.2, .4]]))]) == pytest.approx(np.array([[.1, 0], [.1, 0]]))
+
+
 def test_slope_is_least_squares_over_the_range():
-    x, rng = np.array([0., 1., 2., 4.]), np.random.default_rng(0)
-    rising = [np.full((2, 5), .1 + .05 * v) for v in x]
-    assert growth.slope(x, rising) == pytest.approx(.05 * 4)
-    # a draw that misses sets spans less: .05 times 1, 2, 3 or 4; with the sets kept it spans them all
-    spans = np.array([growth.slope(x, rising, rng) for _ in range(200)]) / .05
-    assert set(spans[~np.isnan(spans)].round(9)) == {1, 2, 3, 4}
-    assert growth.slope(x, rising, rng, redraw_sets=False) == pytest.approx(.05 * 4)
-    assert math.isnan(growth.slope(np.array([1., 1.]), rising[:2], rng))
+    x = np.array([0., 1., 2., 4.])
+    assert growth.slope(x, .1 + .05 * x) == pytest.approx(.05 * 4)
+    assert math.isnan(growth.slope(np.array([1., 1.]), np.array([0., 1.])))
+    # all seeds and prompts alike: no width, but with other test sets the span differs
+    rising = {"ppo": [np.full((3, 5), .1 + .05 * v) for v in x]}
+    kept, redrawn = (growth.change(x, rising, redraw_sets)["ppo"] for redraw_sets in (False, True))
+    assert (kept["mean"], kept["low"], kept["high"]) == pytest.approx((.2, .2, .2))
+    assert redrawn["mean"] == pytest.approx(.2) and redrawn["low"] < .15 and redrawn["high"] > .25
 
 
 def test_slopes_are_counted_by_their_interval():
@@ -257,9 +268,8 @@ def test_a_row_is_found_or_missed_loudly():
 
 def test_markdown():
     assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-    e = {"mean": .12345, "low": -.1, "high": .2, "seed_sd": None}
-    assert report.cell(e) == "0.12 [-0.10, 0.20]" and report.signed(e) == "+0.12 [-0.10, +0.20]"
-    assert report.cell(e | {"seed_sd": .03}) == "0.12 [-0.10, 0.20] ± 0.03"
+    e = {"mean": .12345, "low": -.1, "high": .2, "seed_sd": .03, "per_seed": [0.] * 4}
+    assert report.signed(e) == "+0.12 [-0.10, +0.20]" and report.cell(e) == "0.12 [-0.10, 0.20] ± 0.03"
     older = {"seconds": 3540, "processor_seconds": None}
     assert report.took(older) == "Its stages took 59 minutes, added up."
     assert report.took({"seconds": 60, "processor_seconds": 120}) == (
@@ -386,20 +396,20 @@ def test_the_study_of_a_published_model_and_its_tables(model, data, tmp_path, ca
 
 
 def test_differences_in_words():
-    clear = dict(mean=.2, low=.1, high=.3, seeds=[.1, .3])
+    clear = dict(mean=.2, low=.1, high=.3, per_seed=[.1, .3])
     assert published.verdict(clear) == "higher"
-    assert published.verdict(dict(mean=-.2, low=-.3, high=-.1, seeds=[-.1, -.3])) == "lower"
-    assert published.verdict(clear | dict(low=-.1)) == "not shown"
-    assert published.verdict(clear | dict(seeds=[-.1, .5])) == "not shown"
+    assert published.verdict(dict(mean=-.2, low=-.3, high=-.1, per_seed=[-.1, -.3])) == "lower"
+    assert published.verdict(clear | dict(low=-.1)) == "two seeds do not decide"
+    assert published.verdict(clear | dict(low=-.1, per_seed=[.1] * 4)) == "not shown"
     s = published.summary(np.array([[0., 1., 1.], [1., 1., 0.]]), "win rate")
     assert s["mean"] == pytest.approx(2 / 3) and s["low"] <= s["mean"] <= s["high"]
-    assert s["seeds"] == [.6667, .6667]
+    assert s["per_seed"] == [.6667, .6667]
     across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
-    assert (across["low"], across["high"]) == pytest.approx((.2, .6))
+    assert across["per_seed"] == [.2, .6] and across["prompts_low"] is None
 
 
 def test_a_table_of_a_published_model():
-    e = {"mean": .5, "low": .4, "high": .6, "seeds": [.5, .5]}
+    e = {"mean": .5, "low": .4, "high": .6, "per_seed": [.4, .6]}
     splits = ("ood_far", "test")
     found = {f"{p} | {s} | win rate": e for p in published.POLICIES for s in splits}
     differences = {f"{p} - sft | {s} | win rate": e for p in ("ppo", "bon") for s in splits}

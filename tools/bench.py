@@ -474,12 +474,12 @@ def nltk_self_bleu(outputs):
 
 
 def self_bleu_row(what, groups, asked, repeats, peer_repeats, peer, device):
-    ours = [timed(lambda: diversity.self_bleus(groups), device) for _ in range(repeats)]
+    ours = [timed(lambda: diversity.self_bleus(groups, short_as_nltk=True), device) for _ in range(repeats)]
     theirs, values = None, []
     if peer:
         theirs = [timed(lambda: values.append([nltk_self_bleu(g) for g in groups]), device)
                   for _ in range(peer_repeats)]
-        check(np.allclose(values[0], [diversity.self_bleu(g) for g in groups], atol=1e-6),
+        check(np.allclose(values[0], [diversity.self_bleu(g, short_as_nltk=True) for g in groups], atol=1e-6),
               "self-BLEU differs from NLTK's")
     return line(f"self-BLEU-4 {what}, {sum(map(len, groups)):,} outputs", ours, theirs, "NLTK", asked,
                 note="" if peer_repeats > 1 else "the peer ran once")

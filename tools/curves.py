@@ -15,7 +15,7 @@ from common.files import read_jsonl
 RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
 REFERENCES = {"healthy": RUNS / "ppo_healthy.jsonl", "sick": RUNS / "ppo_sick.jsonl"}
 STYLES = {"healthy": dict(color="#0072B2", linestyle="-", label="healthy: python ppo.py"),
-          "sick": dict(color="#D55E00", linestyle="--", label="sick: no KL penalty, twice the learning rate")}
+          "sick": dict(color="#D55E00", linestyle="--", label="sick: no KL penalty, lr and steps doubled")}
 
 PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy run)
     "reward": ("reward", "standard deviations", "rises, then levels off"),
