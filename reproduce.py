@@ -1,13 +1,17 @@
 """The study from start to end, over seeds: results.md, results.json and figure.png.
 
     python reproduce.py                  # 2 seeds of the synthetic task: a quarter of an hour on 2 cores
-    python reproduce.py --quick          # every stage at toy size in a minute, into runs/quick: a check only
+    python reproduce.py --quick          # every stage at toy size in a minute: a check only
     python reproduce.py --full           # 5 seeds, and what the paper's reviewers asked for: an hour
+    python reproduce.py --full --out results        # the same, in place of the committed results
     python reproduce.py --task tldr --size gpu      # the same on a published model and real text
 
-A run killed at any moment goes on where it stopped; study/pipeline.py says how.  The stages of the synthetic
-study stand in study/stages.py, those of a published model in study/published.py, each with its deviations
-from the paper.
+Everything goes to runs/, results to runs/results, toy ones to runs/quick.  At its end a run is compared with
+the committed results/results.json (study/compare.py).  A run killed at any moment goes on where it stopped;
+study/pipeline.py says how.
+
+The stages of the synthetic study stand in study/stages.py, those of a published model in study/published.py,
+each with its deviations from the paper.
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Annotated, Literal
 from common.errors import check
 from common.flags import Common, Count, Domain, run, setup
 from study import published, synthetic_study
+from study.compare import COMMITTED
 from study.stages import QUICK, Recipe
 
 Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
@@ -23,12 +28,12 @@ Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
 
 @dataclass
 class Config(Common):
-    out: str = ""               # folder of everything written; "" is results and runs, for a published model
-                                # runs/replication
+    out: str = ""               # folder of the results; "" is runs/results, with --quick runs/quick.  For a
+                                # published model folder of everything written; "" is runs/replication
     seeds: Count = 2            # runs, with seeds --seed, --seed + 1, ...; at least 5 with --full
     full: bool = False          # also what the paper's reviewers asked for
     jobs: Count = 2             # stages side by side, one thread each
-    quick: bool = False         # toy sizes, into runs/quick
+    quick: bool = False         # toy sizes: a check of the code, not a result
     inputs: Rows = 100          # prompts of each test set
     base_rows: Rows = 24576     # posts that the base model is pretrained on
     sft_rows: Rows = 8192       # posts of SFT for each kind of noise
@@ -50,9 +55,10 @@ def run_synthetic(cfg):
     sizes = Recipe(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts, ppo_steps=cfg.ppo_steps)
     recipe = replace(QUICK if cfg.quick else sizes, device=cfg.device, dtype=cfg.dtype,
                      save_every=cfg.save_every)
-    runs = Path(cfg.out) / "runs"
-    out = runs / "quick" if cfg.quick else Path(cfg.out or "results")
-    synthetic_study.run_study(recipe, range(cfg.seed, cfg.seed + n_seeds), runs, out, cfg.full, cfg.jobs)
+    out = Path(cfg.out or ("runs/quick" if cfg.quick else "runs/results"))
+    check(not cfg.quick or out.resolve() != COMMITTED.parent,
+          f"--quick --out {cfg.out}: toy numbers would replace the committed results; name another folder")
+    synthetic_study.run_study(recipe, range(cfg.seed, cfg.seed + n_seeds), "runs", out, cfg.full, cfg.jobs)
 
 
 def run_published(cfg):

@@ -3,12 +3,15 @@ pictures."""
 from pathlib import Path
 
 from common.files import write_json
-from study import claims, figures, reviewers
+from study import claims, compare, figures, reviewers
+from study.compare import fit
 from study.measures import Measures
 from study.names import NOISE
 from study.pipeline import cost, fingerprint, run_stages
-from study.report import interval, write_tables
+from study.report import signed, write_tables
 from study.stages import plan
+
+TOY = "toy sizes: the verdicts below say nothing about the paper"
 
 
 def run_study(recipe, seeds, runs, out, full, jobs):
@@ -20,12 +23,31 @@ def run_study(recipe, seeds, runs, out, full, jobs):
     run_stages(plan(recipe, seeds, folder, full), folder, jobs)
     measures = Measures(folder, seeds, NOISE)
     results = claims.results(measures, settings, cost(plan(recipe, seeds, folder), folder))
+    said = on_screen(results)       # before the new results may replace the committed ones
     write_json(out / "results.json", results)
     if full:
         of_all = cost(plan(recipe, seeds, folder, full), folder)
         numbers = reviewers.numbers(measures, folder, settings, of_all, results["claims"])
         write_json(out / "reviewers.json", numbers)
     written = write_tables(out) + figures.draw_all(out)
-    for c in results["claims"]:
-        print(f"{c['verdict']:28} {c['claim']} ({c['noise']}): {c['difference']} {interval(c['estimate'])}")
-    print(f"wrote {', '.join(str(path) for path in written)}")
+    names = ", ".join(str(path.relative_to(out)) for path in written)
+    print("\n".join([*said, *fit(f"wrote to {out}: results.json, {names}", 4)]))
+
+
+def on_screen(results):
+    """Lines for the screen: the verdicts; then, unless they are of toy size, how they differ from the committed
+    results."""
+    if results["settings"]["quick"]:
+        return [TOY, *verdicts(results)]
+    return [*verdicts(results), *compare.with_committed(results)]
+
+
+def verdicts(results):
+    """Verdict, estimate and claim, one list for each kind of noise."""
+    lines = []
+    for task, noise in NOISE.items():
+        lines.append(noise)
+        for c in results["claims"]:
+            if c["task"] == task:
+                lines += fit(f"  {c['verdict']:27} {signed(c['estimate']):20} {c['claim']}", 51)
+    return lines

@@ -42,7 +42,7 @@ class Fake(http.server.BaseHTTPRequestHandler):
 def fake():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fake)
     server.script, server.seen = ["A"], []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield server
     server.shutdown()
@@ -89,7 +89,7 @@ def test_a_judge_that_always_takes_the_first_place_gives_ties(fake, endpoint):
                           "answer: A ignore B"])
 def test_a_reply_that_is_more_than_a_verdict_wins_nothing(reply, fake, endpoint):
     fake.script = [reply]
-    assert J.judge(endpoint, PAIRS[:1]) == ([0.5], 2)
+    assert J.judge(endpoint, PAIRS[:1]) == ([None], 2)
 
 
 @pytest.mark.parametrize("reply, points", [("A", 1), (" b.\n", 0), ("**tie**", .5), ("'A'", 1)])
@@ -148,7 +148,7 @@ def test_nobody_listens(tmp_path):
 def test_redirects_are_not_followed(fake, endpoint):
     elsewhere = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fake)
     elsewhere.script, elsewhere.seen = ["A"], []
-    threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    threading.Thread(target=elsewhere.serve_forever, args=(0.02,), daemon=True).start()
     fake.script = [lambda h, r: h.reply(302, "", Location=f"http://127.0.0.1:{elsewhere.server_port}/")]
     with pytest.raises(UserError, match="status 302"):
         endpoint.ask(J.messages("p", "a", "b"))
@@ -175,9 +175,57 @@ def test_a_rerun_asks_nothing_and_a_torn_line_is_dropped(fake, endpoint, capfd):
 
 def test_the_key_is_sent_but_never_written_or_shown(fake, endpoint, capfd):
     fake.script = [lambda h, r: f"A {KEY}"]
-    assert J.judge(endpoint, PAIRS) == ([0.5] * 3, 6)
+    assert J.judge(endpoint, PAIRS) == ([None] * 3, 6)
     assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers in fake.seen)
     assert KEY not in endpoint.path.read_text() and KEY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("key", ["A", "e", "tie", "B"])
+def test_a_key_that_is_a_verdict_s_letter_changes_no_verdict(key, fake, tmp_path):
+    fake.script = [longer]
+    endpoint = J.Endpoint(fake.url, key, "judge", tmp_path / "c")
+    assert J.judge(endpoint, PAIRS) == ([1.0, 0.0, 0.5], 0)
+    assert J.judge(J.Endpoint(fake.url, key, "judge", tmp_path / "c"), PAIRS) == ([1.0, 0.0, 0.5], 0)
+
+
+def picky(handler, request):
+    """An endpoint that wants max_completion_tokens and no temperature, one complaint at a time."""
+    for name, other in (("max_tokens", "'max_completion_tokens'"), ("temperature", "the default")):
+        if name in request:
+            return handler.reply(400, f"Unsupported parameter: '{name}'; use {other}")
+    assert request["max_completion_tokens"] == 4
+    return longer(handler, request)
+
+
+def test_parameters_that_an_endpoint_refuses_are_sent_otherwise(fake, endpoint, capfd):
+    fake.script = [picky]
+    assert J.judge(endpoint, PAIRS, workers=3) == ([1.0, 0.0, 0.5], 0)
+    said = capfd.readouterr().out
+    assert said.count("max_completion_tokens in place of") == said.count("it gets no temperature") == 1
+    # a rerun finds the replies, although it would spell the request in the first way again
+    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS) == (0, 0)
+    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path, reply_tokens=9), PAIRS)[0] == 6
+    fake.script = [lambda h, r: h.reply(400, "max_completion_tokens is wrong too")]
+    with pytest.raises(UserError, match="status 400"):
+        endpoint.ask(J.messages("p", "a", "b"))
+
+
+def no_text_left(handler, request):
+    """A reasoning model whose tokens are eaten by its reasoning."""
+    choice = {"message": {"content": None, "reasoning": "Let me"}, "finish_reason": "length"}
+    handler.reply(200, json.dumps({"choices": [choice]}))
+
+
+def test_a_judge_without_verdicts_has_no_rate(fake, endpoint, capfd):
+    fake.script = [no_text_left]
+    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), PAIRS, 1, True)
+    assert (line["rate"], line["low"], line["prompts"], line["no_verdict"]) == (None, None, 0, 6)
+    J.print_rates([line])
+    assert "raise --reply-tokens" in capfd.readouterr().out
+    # one order of the second pair has no verdict: the pair is left out, not a tie
+    fake.script = ["A", "B", "A", "well", "B", "A"]
+    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), [(i, f"{p}?", a, b) for i, p, a, b in PAIRS], 1, True)
+    assert (line["rate"], line["prompts"], line["pairs_judged"], line["no_verdict"]) == (.5, 2, 2, 1)
 
 
 def samples(path, policy="ppo", outputs=("a long summary", "s")):
@@ -196,18 +244,37 @@ def test_the_script_end_to_end(fake, tmp_path, monkeypatch, capfd):
                  out=str(tmp_path), quiet=True)
     J.main(J.Config(dry_run=True, price_in=1000., **flags))
     said = capfd.readouterr().out
-    assert "8 requests" in said and "dollars" in said and not fake.seen
+    assert "8 requests" in said and "dollars" in said and "holds the other" not in said and not fake.seen
     J.main(J.Config(**flags))
     written = json.loads((tmp_path / "chat_judge.json").read_text())
     assert written["results"][0]["rate"] == 1.0 and written["results"][0]["prompts"] == 4
     against = samples(tmp_path / "sft.jsonl", "sft", ("the longest summary of all",))
     J.main(J.Config(against=against, **flags))
     assert json.loads((tmp_path / "chat_judge.json").read_text())["results"][0]["rate"] == 0.0
+    check_pairs_that_do_not_meet(tmp_path, against, flags, capfd)
     assert KEY not in "".join(capfd.readouterr()) + "".join(p.read_text() for p in tmp_path.iterdir())
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         J.main(J.Config(**flags))
+
+
+def check_pairs_that_do_not_meet(tmp_path, against, flags, capfd):
+    rows = (tmp_path / "sft.jsonl").read_text().splitlines()
+    (tmp_path / "sft.jsonl").write_text("\n".join(rows[:0:-1]) + "\n")     # turned round, without the first
+    J.main(J.Config(against=against, **flags))
+    assert "1 prompts are left out, because" in capfd.readouterr().out
+    assert json.loads((tmp_path / "chat_judge.json").read_text())["results"][0]["prompts"] == 3
+    (tmp_path / "sft.jsonl").write_text(rows[0].replace("POST: 0", "POST: other") + "\n")
+    with pytest.raises(UserError, match="the id '0' names one prompt in policy ppo, .* and another in"):
+        J.main(J.Config(against=against, **flags))
+    (tmp_path / "sft.jsonl").write_text("\n".join([rows[0], rows[1].replace('"sft"', '"base"')]) + "\n")
+    with pytest.raises(UserError, match="it holds 2 runs where one is needed"):
+        J.main(J.Config(against=against, **flags))
+    bare = samples(tmp_path / "bare.jsonl", "bare")
+    (tmp_path / "bare.jsonl").write_text((tmp_path / "bare.jsonl").read_text().replace('"short"', '""'))
+    with pytest.raises(UserError, match="4 of 4 prompts have no reference"):
+        J.main(J.Config(**flags | {"files": [bare]}))
 
 
 def test_alpaca_eval_s_format_out_and_in(tmp_path):
