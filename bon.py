@@ -9,7 +9,8 @@ common/samples.py describes the lines of a sample file.
 Best-of-N outputs come from a pool of scored samples of a prompt, as in the authors' code: N are drawn without
 replacement and the best is kept, until there are as many as the policy itself has.  This resampling repeats
 texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool
-into 16 disjoint sixteens instead, at four times the price. """
+into 16 disjoint sixteens instead, at four times the price.
+"""
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from common.files import write_jsonl
 from common.flags import Common, Count, Mass, Natural, NonNegative, run, setup, use_threads
 from common.loop import Run
 from common.samples import sample_line, sample_path
-from common.tokenizer import load_tokenizer
+from common.tokenizer import load_tokenizer, same_ids
 from model import generate
 from reward import score
 from splits import decode, encode_prompts, task_of
@@ -89,9 +90,9 @@ def build(cfg, device):
     if not cfg.reward:
         return model, None, tokenizer, task, saved, None
     reward_model, judged = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
-    check(judged["tokenizer"] == saved["tokenizer"], f"--reward {cfg.reward} and --model {cfg.model} have "
-          "different tokenizers: the same ids would mean different words; train the reward model from this "
-          "policy's family (python reward.py --model ...)")
+    check(same_ids(judged["tokenizer"], saved["tokenizer"]), f"--reward {cfg.reward} and --model {cfg.model} "
+          "have different tokenizers: the same ids would mean different words; train the reward model from "
+          "this policy's family (python reward.py --model ...)")
     return model, reward_model, tokenizer, task, saved, judged["weights_hash"]
 
 

@@ -268,6 +268,9 @@ def main(cfg):
         print_cautions(results["win_rate"], "rate")
         print_seeds(results["win_rate"])
         print_head_to_head(results["head_to_head"])
+        if synthetic and any(key[1] == 1 for key in runs):
+            print("\nthese outputs are of temperature 1; the study reports win rates at 0.7 (bon.py "
+                  "--temperature 0.7)")
     path = output_path(cfg.out, "generalisation.json")
     write_json(path, results)
     print(f"\nwrote {path}")

@@ -11,7 +11,8 @@ stays near 1 and `length` near the references'.
 Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the
 value model is a second network that starts from the reward model; advantages are whitened over response
 tokens only (the authors' code includes padding); minibatches do not overlap (theirs do); the score of a
-response that did not end is the fixed `--no-eos-score`. """
+response that did not end is the fixed `--no-eos-score`.
+"""
 import copy
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from common.errors import check
 from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup,
                           use_threads)
 from common.loop import Run
-from common.tokenizer import load_tokenizer
+from common.tokenizer import load_tokenizer, same_ids
 from splits import decode, encode_prompts, task_of
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
@@ -171,8 +172,7 @@ class AdaptiveKL:
 
 def explained_variance(values, returns, mask):
     """1 - Var(returns - values) / Var(returns) over response tokens of all ranks: 1 perfect, 0 no better than
-    the mean, below 0 worse.  It is 0 where returns do not vary, but for
-    rounding: there is nothing to explain."""
+    the mean, below 0 worse.  It is 0 where returns vary by rounding only: there is nothing to explain."""
     y, error = all_gather(returns[mask]), all_gather((returns - values)[mask])
     varies = len(y) > 1 and y.var() > 1e-10 * y.square().mean()
     return float(1 - error.var() / y.var()) if varies else 0.
@@ -284,9 +284,9 @@ def load_reward_model(name, policy_name, spec, policy, device, dtype):
     if name == "gold":
         return None, policy.with_scalar_head(), "gold"
     reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(saved["tokenizer"] == spec, f"--reward {name} and --model {policy_name} have different tokenizers: "
-          "the same ids would mean different words; train the reward model from this policy's family (python "
-          "reward.py --model ...)")
+    check(same_ids(saved["tokenizer"], spec), f"--reward {name} and --model {policy_name} have different "
+          "tokenizers: the same ids would mean different words; train the reward model from this policy's "
+          "family (python reward.py --model ...)")
     check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
           f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
     # a second network, because value updates must not move the reward
@@ -335,7 +335,7 @@ def gold_rewards(task, tokenizer, rows, responses, device):
 
 def rollout_metrics(ro, score, gold, returns):
     """Means over the responses of all ranks."""
-    k1, k3 = (mean_over_ranks((kl_estimate(ro.logp, ro.ref_logp, kind) * ro.mask).sum(1))
+    k1, k3 = (mean_over_ranks(kl_estimate(ro.logp, ro.ref_logp, kind).where(ro.mask, 0.).sum(1))
               for kind in ("k1", "k3"))
     gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
     return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,

@@ -9,7 +9,8 @@ Deviations from the paper: the responses of one prompt are packed behind it, and
 from one forward pass; the learning rate is that of a tiny model.  As in the paper the reward model starts
 from the SFT model, and its outputs are shifted and scaled to mean 0 and standard deviation 1 on held-out
 responses.  Here the shift and the scale are folded into the head's weight and bias, so nothing downstream has
-to know them. """
+to know them.
+"""
 import math
 from dataclasses import dataclass, field
 from itertools import combinations

@@ -9,7 +9,8 @@ Writes ckpt_sft.pt and metrics_sft.jsonl.
 
 Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in
 one, with a larger learning rate and nothing frozen.  All references of a post are learned in one packed row.
-AdamW has no weight decay. """
+AdamW has no weight decay.
+"""
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,11 +20,12 @@ import torch
 from common import pretrained
 from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard, world_size
 from common.errors import check
-from common.flags import DTYPES, Common, Count, Fraction, Natural, Positive, run, setup, use_threads
+from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, run, setup,
+                          use_threads)
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, log_probs, pack
-from splits import encode_prompts, encode_responses, length_bucketed_batches, task_of
+from splits import encode_prompts, encode_responses, length_bucketed_batches, print_overlap, task_of
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, references=1, dtype="bf16")   # fit one 24 GB GPU
 PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=16, epochs=1, references=1),
@@ -97,7 +99,7 @@ def encode(tokenizer, rows, task, context, what):
     return [Example(row["id"], *ids) for row, *ids in zip(rows, prompts, responses)]
 
 
-def from_scratch(shape, context, tokenizer, n_words, train):
+def from_scratch(shape, context, tokenizer, n_words, train, device):
     """A new model of a named shape and its tokenizer's specification, built from the train rows if need
     be."""
     spec = {"kind": "tiktoken", "name": tokenizer}
@@ -105,8 +107,12 @@ def from_scratch(shape, context, tokenizer, n_words, train):
         texts = [t for r in train[:5000] for t in (r["prompt"], *(" " + x.lstrip() for x in r["references"]))]
         spec = build_tokenizer(texts, n_words)
     check(shape in SHAPES, f"--shape {shape}: choose from {', '.join(SHAPES)}")
-    vocab_size = load_tokenizer(spec).n_vocab
-    return GPT(GPTConfig(**{**SHAPES[shape], "vocab_size": vocab_size, "context": context})), spec
+    config = GPTConfig(**{**SHAPES[shape], "vocab_size": load_tokenizer(spec).n_vocab, "context": context})
+    with torch.device("meta"):      # its size, without its memory
+        n_params = GPT(config).n_params()
+    # on a CPU a weight, its gradient and AdamW's two moments; elsewhere the weights that start here
+    check_memory(n_params, 16 if device.type == "cpu" else 4, f"--shape {shape}")
+    return GPT(config), spec
 
 
 def build(cfg, device):
@@ -120,10 +126,11 @@ def build(cfg, device):
     task = task_of(cfg, saved)
     train = task.rows("train", cfg.rows or None, cfg.references)
     validation = task.rows("validation", 200, cfg.references)
+    print_overlap(task)
     if model:
         spec = saved["tokenizer"]
     else:
-        model, spec = from_scratch(cfg.shape, cfg.context, cfg.tokenizer, cfg.n_words, train)
+        model, spec = from_scratch(cfg.shape, cfg.context, cfg.tokenizer, cfg.n_words, train, device)
     model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
     check(model.trainable(), "--freeze 1 leaves nothing to train")
     use_threads(cfg, model)

@@ -7,7 +7,8 @@
 A line of a split is {"prompt", "reference"}; a line of preferences.jsonl and of preferences_validation.jsonl
 is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand.  A
 response is a space, the text and EOS (the paper's TL;DR format).  `python -m study.shift` measures how far
-each split lies from train. """
+each split lies from train.
+"""
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,9 @@ class Task:
         """Tokens that a prompt may have beside a response.  Raises UserError if there are none."""
         left = context - self.max_new_tokens
         check(left > 0, f"a context of {context} tokens leaves no room for a prompt beside "
-              f"{self.max_new_tokens} new ones; lower --max-new-tokens, or give a new model a larger "
-              "--context")
+              f"{self.max_new_tokens} new ones: " + (
+                  "give a new model a larger --context" if context <= MAX_NEW_TOKENS[self.name]
+                  else "lower --max-new-tokens"))
         return min(left, self.max_prompt_tokens or left)
 
     def splits(self):
@@ -133,9 +135,9 @@ class Task:
     def rows(self, split, limit=None, references=4):
         """Up to `limit` rows of a split, from its start: dicts with id, prompt, reference and references.
         Raises UserError on an unknown, missing, empty or damaged split."""
-        check(split in self.splits(),
-              f"split {split!r} is not in task {self.name!r}{' at ' + self.data if self.data else ''}; it "
-              f"has {', '.join(self.splits()) or 'none'}")
+        check(split in self.splits(), f"split {split!r} is not in task {self.name!r}; it has "
+              f"{', '.join(self.splits())}" if self.name != "folder" else
+              f"--data {self.data}: {split}.jsonl is missing; wanted are {FILES}; {self._found()}")
         if self.synthetic:
             size, noise = self.synthetic.SIZES.get(split, 1000), SYNTHETIC[self.name][1]
             return self.synthetic.rows(split, min(size, limit or size), noise, references)
@@ -159,8 +161,32 @@ class Task:
         return path and _non_empty(path, _read(path, needs), needs)
 
     def _file(self, name):
+        """The file of a split or of preferences, or None.  Raises UserError if there are two of them."""
         paths = [Path(self.data) / (name + ending) for ending in (".jsonl", ".jsonl.gz")]
-        return next((path for path in paths if path.is_file()), None)
+        paths = [path for path in paths if path.is_file()]
+        check(len(paths) < 2, f"--data {self.data}: both {name}.jsonl and {name}.jsonl.gz are there; remove "
+              "the one that is not to be read")
+        return paths[0] if paths else None
+
+    def _found(self):
+        """What the folder holds, in words, for messages."""
+        names = sorted(p.name for p in Path(self.data).iterdir())
+        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "it is empty"
+
+
+def print_overlap(task):
+    """Prints how many prompts of other splits of a folder stand in train too, where a policy has learned
+    them."""
+    if task.name != "folder":
+        return
+    train = {row["prompt"] for row in _read(task._file("train"), ("prompt", "reference"))}
+    for split in task.splits():
+        if split != "train":
+            rows = _read(task._file(split), ("prompt", "reference"))
+            known = sum(row["prompt"] in train for row in rows)
+            if known:
+                print(f"{task.data}: {known} of {len(rows)} prompts of {split} stand in train too: a policy "
+                      "has learned them", flush=True)
 
 
 def _read(path, fields):

@@ -2,7 +2,8 @@
 
 A checkpoint is one file that the next stage can start from: kind (lm or reward), config, tokenizer, task,
 arguments, metrics, weights and the hash of the weights.  The hash names the weights: samples remember which
-reward model their policy was trained against. """
+reward model their policy was trained against.
+"""
 import hashlib
 import io
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common import dist
-from common.errors import UserError, check, first_line
+from common.errors import UserError, check
 from common.files import atomic_write
 from common.flags import DTYPES
 from model import GPT, GPTConfig
@@ -62,8 +63,9 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
+        # torch's own message may advise to load the file unsafely, so it is left out
         raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged "
-                        f"({type(error).__name__}: {first_line(error)})") from None
+                        f"({type(error).__name__})") from None
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 

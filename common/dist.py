@@ -15,7 +15,8 @@ Every rank holds the whole model and takes the same optimizer step.  This is pla
 out, because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages
 gradients behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its
 gradient and of its optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common
-folder. """
+folder.
+"""
 import os
 
 import torch

@@ -3,7 +3,8 @@ entailment.
 
 --encoder and --nli name a model.  `load_encoder` and `load_nli` turn the name into a function of texts.
 Sentence-BERT and the entailment classifier need `pip install sentence-transformers`, which brings
-transformers. """
+transformers.
+"""
 from functools import partial
 from pathlib import Path
 

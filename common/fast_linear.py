@@ -2,7 +2,8 @@
 
 torch's default for fp32 on a CPU is MKL.  On AMD's processors MKL uses half the width of the vector units:
 195 against oneDNN's 430 GFLOP/s on two Zen 5 cores.  torch ships oneDNN too, but calls it for bf16 only.
-oneDNN costs a millisecond or two for each new shape, and `model.pack` keeps shapes few. """
+oneDNN costs a millisecond or two for each new shape, and `model.pack` keeps shapes few.
+"""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F

@@ -4,7 +4,8 @@ domain.
 Every script is a dataclass `Config` and a function `main(cfg)`.  `run(main, Config, __doc__)` parses the
 command line.  It turns a UserError into one line and exit status 2.  A field's type says which values make
 sense (`Count`, `Positive`, `Fraction`, ...), and Config checks them when it is built, so a main holds no
-range checks. """
+range checks.
+"""
 import argparse
 import dataclasses
 import inspect
@@ -214,6 +215,14 @@ def use_threads(cfg, *models):
     torch.set_num_threads(n)
     if models[0].embed.weight.device.type == "cpu":
         print(f"{size:,} parameters, {n} CPU thread{'s' * (n > 1)} (--threads)", flush=True)
+
+
+def check_memory(n_params, bytes_each, what):
+    """Raises UserError if n_params parameters of bytes_each bytes cannot fit this machine's memory, before
+    the machine tries.  what: the model, in words."""
+    needed, there = n_params * bytes_each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    check(needed < there, f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine "
+          f"has {there / 2**30:.1f} GB; choose a smaller model (python -m tools.budget lists what they take)")
 
 
 def _device(name):

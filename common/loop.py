@@ -6,7 +6,8 @@ and has no hooks: the forward pass, the loss and `.backward()` stand in the scri
 
 Killed at any moment, the same command continues to the same result.  A state counts only for the flags and
 inputs that it was made with.  The threads and the device that computed it do not count, but only a run on the
-same ones is equal to the last bit. """
+same ones is equal to the last bit.
+"""
 import hashlib
 import json
 import math
@@ -30,6 +31,9 @@ from common.flags import Interrupted
 from model import full_copy
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
+# metrics that stand in the file but not on the screen, where a line has to fit
+FILE_ONLY = {"kl_k3", "beta", "entropy", "pg_loss", "v_loss", "v_clipfrac", "ratio", "update_kl", "pg_norm",
+             "v_norm", "lr", "peak_mb", "tokens_per_second"}
 
 
 class Run:
@@ -177,7 +181,8 @@ class _Signals:
 
 
 class Metrics:
-    """One flat dict a step: printed, and appended to metrics_<name>.jsonl beside the checkpoint.
+    """One flat dict a step: appended to metrics_<name>.jsonl beside the checkpoint, and but for FILE_ONLY
+    printed as a line of a table.
 
     A run starts its file anew.  A run that continues after step `after` keeps the lines up to there and drops
     a torn last line.  With quiet=True only the file is written."""
@@ -188,7 +193,7 @@ class Metrics:
         kept = self._lines(after) if after and self.path.is_file() else []
         atomic_write(self.path, b"".join(line for line, _ in kept))
         self.file, self.quiet = open(os.devnull if dist.rank() else self.path, "a"), quiet
-        self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
+        self.start, self.columns = time.time() - (kept[-1][1]["seconds"] if kept else 0), []
 
     def _lines(self, after):
         """[(line, parsed)] of the steps up to `after`."""
@@ -211,8 +216,15 @@ class Metrics:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
         if not self.quiet:
-            print("  ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-                  flush=True)
+            self._print({k: v for k, v in row.items() if k not in FILE_ONLY})
+
+    def _print(self, row):
+        widths = [max(len(name), 6) for name in row]
+        if list(row) != self.columns:
+            self.columns = list(row)
+            print("  ".join(name.rjust(n) for name, n in zip(row, widths)))
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+        print("  ".join(cell.rjust(n) for cell, n in zip(cells, widths)), flush=True)
 
 
 def peak_memory(device):

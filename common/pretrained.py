@@ -9,7 +9,8 @@ fetches a hub name. Weights are held in fp32.
 
 Families differ from our one class in two things.  `FAMILIES` says what they call a parameter and how they lay
 it out. `config_of` and `hf_config` say how config.json spells a choice.  published_fields.py says what every
-field of a directory means here. """
+field of a directory means here.
+"""
 import dataclasses
 import json
 import math
@@ -23,7 +24,7 @@ import torch
 from common import published_fields as fields
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, check, first_line
-from common.flags import DTYPES
+from common.flags import DTYPES, check_memory
 from common.tokenizer import load_tokenizer, published_spec, read_json_object
 from model import GPT, GPTConfig
 
@@ -33,6 +34,8 @@ from model import GPT, GPTConfig
 def load(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
     carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
+    check(name, f"{flag} is empty: name a checkpoint (ckpt_sft.pt), a hub name (gpt2) or a Hugging Face "
+          "directory")
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
@@ -60,6 +63,7 @@ def from_pretrained(name_or_dir):
     config = settle_tied(folder, family, config, theirs)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
+    check_memory(model.n_params(), 4, f"{folder}")
     shapes = {name: x.shape for name, x in model.state_dict().items()
               if name != "head.weight" or not config.tied}
     zero = zero_biases(kind, config, hf, shapes)
@@ -154,7 +158,8 @@ def find(name_or_dir):
     neither is to be had."""
     if Path(name_or_dir).is_dir():
         check((Path(name_or_dir) / "config.json").is_file(),
-              f"{name_or_dir}: a directory without config.json is no published model")
+              f"{name_or_dir}: a directory without config.json is no published model; it should hold "
+              "config.json, the weights and the tokenizer")
         return Path(name_or_dir)
     check(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_dir),
           f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")

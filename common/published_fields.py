@@ -9,7 +9,8 @@
 
 A field that stands in no table is printed in one line, because it may change the output, and loads:
 transformers ignores such fields too.  `tests/test_published_fields.py` walks the tables, and compares them
-with the fields that transformers' own classes write. """
+with the fields that transformers' own classes write.
+"""
 from typing import NamedTuple
 
 from common.errors import check

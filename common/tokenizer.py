@@ -6,7 +6,8 @@
      "kept": {file: content}}                                   what only `export` needs
 
 What comes back has `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` (the id that ends a
-response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None. """
+response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None.
+"""
 import heapq
 import json
 import unicodedata
@@ -35,6 +36,11 @@ def build_tokenizer(texts, n_words=4096):
                     if len(piece.encode()) > 1)
     by_frequency = sorted(count.items(), key=lambda item: (-item[1], item[0]))
     return {"kind": "words", "pattern": PIECES, "words": sorted(word for word, _ in by_frequency[:n_words])}
+
+
+def same_ids(spec, other):
+    """Whether two specifications give equal ids to equal texts.  What only `export` needs does not count."""
+    return all(spec.get(key) == other.get(key) for key in {*spec, *other} - {"kept"})
 
 
 def load_tokenizer(spec):

@@ -111,7 +111,7 @@ def of_verdicts(here, there):
     if alone := len(here.keys() ^ there.keys()):
         lines.append(f"claims that only one of the two runs has: {alone}")
     for (before, now), claims in changed.items():
-        lines += [f"{before} there, {now} here:", *(f"  {claim} ({noise})" for claim, noise in claims)]
+        lines += [f"there {before}; here {now}", *(f"  {claim} ({noise})" for claim, noise in claims)]
     return lines
 
 

@@ -3,12 +3,13 @@ pictures."""
 from pathlib import Path
 
 from common.files import write_json
+from common.stats import Interval
 from study import claims, compare, figures, reviewers
 from study.compare import fit
 from study.measures import Measures
 from study.names import NOISE
 from study.pipeline import cost, fingerprint, run_stages
-from study.report import signed, write_tables
+from study.report import write_tables
 from study.stages import plan
 
 TOY = "toy sizes: the verdicts below say nothing about the paper"
@@ -29,14 +30,14 @@ def run_study(recipe, seeds, runs, out, full, jobs):
         of_all = cost(plan(recipe, seeds, folder, full), folder)
         numbers = reviewers.numbers(measures, folder, settings, of_all, results["claims"])
         write_json(out / "reviewers.json", numbers)
-    written = write_tables(out) + figures.draw_all(out)
-    names = ", ".join(str(path.relative_to(out)) for path in written)
-    print("\n".join([*said, *fit(f"wrote to {out}: results.json, {names}", 4)]))
+    drawn = [str(path.relative_to(out)) for path in write_tables(out) + figures.draw_all(out)]
+    written = ["results.json", *(["reviewers.json"] if full else []), *drawn]
+    print("\n".join([*said, *fit(f"wrote to {out}: {', '.join(written)}", 4)]))
 
 
 def on_screen(results):
-    """Lines for the screen: the verdicts; then, unless they are of toy size, how they differ from the committed
-    results."""
+    """Lines for the screen: the verdicts and, unless the sizes are toy ones, how the results differ from the
+    committed ones."""
     if results["settings"]["quick"]:
         return [TOY, *verdicts(results)]
     return [*verdicts(results), *compare.with_committed(results)]
@@ -46,8 +47,10 @@ def verdicts(results):
     """Verdict, estimate and claim, one list for each kind of noise."""
     lines = []
     for task, noise in NOISE.items():
-        lines.append(noise)
+        lines.append(f"{noise}: verdict, difference [95 % interval], claim")
         for c in results["claims"]:
             if c["task"] == task:
-                lines += fit(f"  {c['verdict']:27} {signed(c['estimate']):20} {c['claim']}", 51)
+                e = c["estimate"]
+                difference = format(Interval(e["mean"], e["low"], e["high"]), "+.2f")
+                lines += fit(f"  {c['verdict']:27} {difference:20} {c['claim']}", 51)
     return lines

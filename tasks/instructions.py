@@ -11,7 +11,8 @@ Deviations from the paper: this replaces AlpacaFarm, AlpacaEval and Sequential I
 reward replaces GPT-4.  In a base model's train set (noise `mixed`) one instruction in four is composed or of
 an unseen pair, because a published model has met "then" too; no train set has three deeds in a row.  The
 weights of the gold reward were fixed before any policy was trained.  The base model's fraction of
-compositions was raised once, after a pilot whose base model could not do them. """
+compositions was raised once, after a pilot whose base model could not do them.
+"""
 import re
 import random
 from functools import lru_cache

@@ -27,12 +27,15 @@ def line(**more):
 
 @pytest.mark.parametrize("content, says", [
     (line() + b'{"prompt": "\xff\xfe", "reference": "x"}\n', "line 2: not JSON"),
-    (line() + b"\x00\x00\x00\n", "line 2: not JSON"),
+    (line() + b"\x00\x00\x00\n", "line 2: not UTF-8 text"),
     (line() + b'{"prompt": "torn', "line 2: not JSON"),
     (line() + b"[1]\n", "line 2: a JSON object is needed, this is a list"),
     (line(reference=7), "line 1: field 'reference' must be of type str, it is int"),
     (line(reference=None), "it is NoneType"),
     (b'{"prompt": "p"}\n', "line 1: field 'reference' is missing; fields found: prompt"),
+    ('{"prompt": "p", "reference": "r"}\n'.encode("utf-16"), "line 1: not UTF-8 text but UTF-16"),
+    (b"prompt,reference\na,b\n", "line 1: this looks like CSV"),
+    (b'[\n{"prompt": "p", "reference": "r"}\n]\n', "line 1: a JSON list over several lines"),
     (b"[" * 10**6, "nested too deep"), (b'{"a": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
     (b"", "no rows"), (b"\n\n \n", "no rows"), (line(prompt=" ", reference=""), "no rows")])
 def test_what_is_wrong_and_where(content, says, folder):
@@ -81,7 +84,7 @@ def test_sample_files_with_one_id_twice_are_refused(tmp_path):
 
 
 def test_any_bytes_are_read_or_refused(tmp_path):
-    hypothesis = pytest.importorskip("hypothesis")
+    hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
     from hypothesis import strategies as st
     leaf = st.none() | st.booleans() | st.floats() | st.integers() | st.text()
     value = st.recursive(leaf, st.lists, max_leaves=4)

@@ -45,8 +45,8 @@ def test_verdicts_that_differ_are_counted_and_named():
     here = toy_results(verdicts=("HOLDS", "NOT SHOWN", "two seeds do not decide"))
     lines = lines_of(here, toy_results(verdicts=("HOLDS", "HOLDS", "HOLDS")))
     assert lines[2:7] == ["  verdicts: 1 of 3 agree",
-                          "  HOLDS there, NOT SHOWN here:", "    PPO beats best-of-16 (systematic noise)",
-                          "  HOLDS there, two seeds do not decide here:",
+                          "  there HOLDS; here NOT SHOWN", "    PPO beats best-of-16 (systematic noise)",
+                          "  there HOLDS; here two seeds do not decide",
                           "    best-of-16 beats SFT (systematic noise)"]
     here["claims"].pop()
     assert lines_of(here, toy_results())[2:4] == ["  verdicts: 1 of 2 agree",

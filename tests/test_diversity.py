@@ -195,7 +195,7 @@ def test_nli_diversity_by_hand():
 
 
 def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "maybe"]))
     transformers.BertTokenizerFast(vocab_file=str(vocab)).save_pretrained(tmp_path)

@@ -99,6 +99,31 @@ def test_padding_cannot_leak_not_even_nan(inputs):
     assert ppo.policy_loss(nan, inputs["old_logprobs"], inputs["values"], inputs["mask"])[0] == clean
 
 
+def test_what_lies_behind_the_end_is_never_read():
+    """NaN behind the end of each response changes no reward, advantage, return or mean."""
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    clean = torch.tensor([[1., 2., 0.], [3., 4., 5.]])
+    dirty = clean.where(mask, torch.nan)
+    score = torch.tensor([7., 8.])
+    assert torch.equal(ppo.token_rewards(score, dirty, mask, .5), ppo.token_rewards(score, clean, mask, .5))
+    for got, expected in zip(ppo.gae(dirty, dirty, mask), ppo.gae(clean, clean, mask)):
+        assert torch.equal(got, expected) and (got[~mask] == 0).all()
+    assert torch.equal(ppo.whiten(dirty, mask), ppo.whiten(clean, mask))
+    assert ppo.masked_mean(dirty, mask) == 3
+    assert ppo.explained_variance(dirty, clean, mask) == 1
+
+
+def test_explained_variance_by_hand():
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    returns = torch.tensor([[0., 1., 2., 3.]])
+    assert ppo.explained_variance(returns, returns, mask) == 1
+    assert ppo.explained_variance(torch.full((1, 4), 1.5), returns, mask) == pytest.approx(0)
+    assert ppo.explained_variance(3 - returns, returns, mask) == pytest.approx(1 - 4)   # error 2 x too far
+    # returns that are one number, or vary by rounding alone, leave nothing to explain
+    for same in (torch.full((1, 4), 3.7), torch.full((1, 4), 3.7) + torch.tensor([0, 2.4e-7, 0, 2.4e-7])):
+        assert ppo.explained_variance(returns, same, mask) == 0
+
+
 def test_gradients_in_fp64():
     g = torch.Generator().manual_seed(0)
     x = [torch.randn(3, 4, dtype=torch.float64, generator=g) * .3 for _ in range(4)]

@@ -145,7 +145,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     again, saved_again = P.load(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
     assert saved_again["tokenizer"] == saved["tokenizer"]
-    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
         difference = theirs(torch.tensor([TOKENS])).logits[0] - logits_of(again)
@@ -203,7 +203,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
     assert (again["pad_token"], again["padding_side"], again["eos_token"]) == ("<|end|>", "left", "<|end|>")
     assert (out / "chat_template.jinja").read_text() == TEMPLATE
     assert P.load(str(out))[1]["tokenizer"] == saved["tokenizer"]
-    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(out)
     assert (theirs.pad_token, theirs.padding_side, theirs.chat_template) == ("<|end|>", "left", TEMPLATE)
     assert theirs.apply_chat_template([{"role": "user", "content": "abba"}], tokenize=False) == "abba"
@@ -213,7 +213,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_exported_tokenizers_give_the_same_ids_in_transformers(kind, refs, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     ref = refs["tokenizers"][kind]
     data = ref["json"] | {"decoder": tokenizer_json({}, [])["decoder"]}
     spec = {"kind": "bpe", "json": json.dumps(data), "eos": ref["eos"], "bos": None}
@@ -240,7 +240,7 @@ def test_opt_s_begin_token_survives_export(refs, tmp_path):
     assert encode_prompts(load_tokenizer(saved["tokenizer"]), ["abba"], 9) == [[2, 11, 4, 3]]
     P.export(model, saved["tokenizer"], tmp_path / "out")
     assert P.load(str(tmp_path / "out"))[1]["tokenizer"] == saved["tokenizer"]
-    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     for directory in (folder, tmp_path / "out"):
         assert transformers.AutoTokenizer.from_pretrained(directory)("abba")["input_ids"] == [2, 11, 4, 3]
 
@@ -254,7 +254,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
 
 
 def test_safetensors_reader_equals_the_library(tmp_path):
-    library = pytest.importorskip("safetensors.torch")
+    library = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
     tensors = {"a": torch.randn(3, 5), "b": torch.arange(7), "c": torch.randn(2, 2).bfloat16(),
                "none": torch.zeros(0, 4), "one": torch.tensor(2.5)}
     P.write_safetensors(tmp_path / "ours.safetensors", tensors)

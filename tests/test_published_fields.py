@@ -76,7 +76,7 @@ def test_every_field_of_a_tokenizer_is_in_the_table(file):
 
 
 def test_the_lists_are_those_of_the_transformers_that_is_installed():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     for kind, table in fields.CONFIG.items():
         assert not set(transformers.AutoConfig.for_model(kind).to_dict()) - set(table)
     assert not set(transformers.GenerationConfig().to_dict()) - set(fields.GENERATION)

@@ -165,7 +165,7 @@ def test_smollm2_scores_a_sentence_and_its_tokenizer_equals_transformers():
     packed = M.pack([ids[:1]], [[ids[1:]]])
     with torch.no_grad():
         assert abs(-M.log_probs(model, model(packed), packed).mean() - 3.20) < 0.01
-    transformers = pytest.importorskip("transformers", reason="the rest needs transformers")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
     texts = [r["post"] for r in lines("summ/tldr_openai_format.jsonl.gz")[:500]]
     texts += [r["document"] for r in lines("summ/cnn_dailymail_subset.jsonl.gz")[:250]]

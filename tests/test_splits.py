@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import splits
+from common.errors import UserError
 from common.tokenizer import build_tokenizer, load_tokenizer
 from conftest import call, refused
 from tasks import instructions, synthetic
@@ -50,6 +51,27 @@ def test_no_text_is_a_space_or_at_least_eos(tokenizer):
         def encode_ordinary(self, text):
             return []
     assert splits.encode_response(Silent(), "x", 10, finished=False) == [7]
+
+
+class Begins:
+    """A tokenizer of letters whose texts begin with token 9; it has none for "?"."""
+    bos, eot_token = 9, 0
+
+    def encode_ordinary(self, text):
+        return [ord(c) for c in text if c != "?"]
+
+
+def test_a_begin_token_takes_its_room_and_some_is_left():
+    """i[-0:] would be the whole prompt."""
+    assert splits.encode_prompts(Begins(), ["abc"], 3) == [[9, 98, 99]]
+    with pytest.raises(UserError, match="may have 1 tokens, and the tokenizer begins each with one of its own"):
+        splits.encode_prompts(Begins(), ["abc"], 1)
+    # a begin token alone is a prompt; without one there is nothing to predict from
+    assert splits.encode_prompts(Begins(), ["??"], 3) == [[9]]
+    without = Begins()
+    without.bos = None
+    with pytest.raises(UserError, match=r"prompts: the tokenizer has no tokens for '\?\?'"):
+        splits.encode_prompts(without, ["??"], 3)
 
 
 def test_prompts_are_cut_on_the_left_and_the_cuts_are_printed(tokenizer, capfd):

@@ -14,6 +14,7 @@ import torch
 
 import bon
 import common.dist
+import model as M
 import ppo
 import reward
 import sft
@@ -21,6 +22,7 @@ from common import files, flags
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.loop import Run
+from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
 from conftest import ROOT, call, json_lines, refused
 
 
@@ -157,6 +159,13 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "ppo", "--model", "nope.pt", says=["nope.pt", "python sft.py"])
     refused(w, "sft", "--model", "no/such/model", says=["--model no/such/model", "not a hub name"])
     refused(w, "sft", "--model", ".", says="without config.json")
+    for name in ("sft", "reward", "ppo", "bon"):
+        refused(w, name, "--model", "", says="--model is empty: name a checkpoint")
+    refused(w, "sft", "--context", "1", says="room for a prompt beside 32 new ones: give a new model a larger")
+    refused(w, "sft", "--context", "99", "--max-new-tokens", "99", says="new ones: lower --max-new-tokens")
+    refused(w, "sft", "--shape", "llama-7b", "--rows", "9", says=["--shape llama-7b: ", "parameters take ", "smaller"])
+    refused(w, "ppo", "--kl-horizon", "10", says="must not exceed --kl-horizon 10")
+    refused(w, "sft", "--epochs", "0", says="error: --epochs 0: it must be an integer of at least 1")
     refused(w, "sft", "--preset", "nope", says=["'nope'", "small-llama"])
     refused(w, "sft", "--dtype", "fp8", says=["--dtype fp8", "bf16"])
     refused(w, "sft", "--task", "tldr", "--data", ".", says=["tldr_3_filtered", "train.jsonl"])
@@ -200,7 +209,97 @@ def test_wrong_data(folder):
     (folder / "train.jsonl").write_text("")
     refused(folder, "sft", "--data", folder, says="train.jsonl: no rows")
     (folder / "train.jsonl").unlink()
-    refused(folder, "sft", "--data", folder, says="split 'train' is not in task")
+    refused(folder, "sft", "--data", folder, says=["train.jsonl is missing; wanted are train.jsonl, valid",
+                                                   "there are ood_far.jsonl, preferences.jsonl, test.jsonl"])
+    for path in folder.iterdir():
+        path.unlink()
+    refused(folder, "sft", "--data", folder, says="train.jsonl is missing; wanted are")
+    (folder / "train.csv").write_text("prompt,reference\n")
+    refused(folder, "sft", "--data", folder, says="there are train.csv")
+    (folder / "train.jsonl").write_text(good)
+    refused(folder, "sft", "--data", folder, says=["validation.jsonl is missing", "train.csv, train.jsonl"])
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress(good.encode()))
+    refused(folder, "sft", "--data", folder, says="both train.jsonl and train.jsonl.gz are there; remove")
+
+
+def test_prompts_of_train_in_another_split_are_counted(folder, capfd):
+    rows = json_lines(folder / "train.jsonl")
+    write(folder / "test.jsonl", [*rows[:3], rows[0] | {"prompt": "POST: another\nTL;DR:"}])
+    write(folder / "ood_far.jsonl", [rows[0] | {"prompt": "POST: far\nTL;DR:"}])
+    sft.main(sft.Config(data=str(folder), quiet=True, threads=1, out=str(folder)))
+    said = capfd.readouterr().out
+    assert "3 of 4 prompts of test stand in train too" in said and "40 of 40 prompts of validation" in said
+    assert "ood_far" not in said
+
+
+def test_splits_may_have_spaces_and_fewer_prompts_than_asked_for_are_said(work, tmp_path):
+    got = call("bon", "--model", work / "ckpt_sft.pt", "--splits", "test, ood_words50", "--inputs", "2", "--n",
+               "2", "--quiet", cwd=tmp_path)
+    assert got.returncode == 0 and len(json_lines(tmp_path / "samples_sft_ood_words50.jsonl")) == 2
+    splits = bon.read_splits(bon.task_of(bon.Config()), "test", 5000)
+    assert len(splits["test"]) == 1000
+
+
+def test_memory_that_is_not_there_is_named_before_and_after(capfd, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="m: 1,000,000,000,000 parameters take 3725.3 GB, and this machine has"):
+        flags.check_memory(10 ** 12, 4, "m")
+    flags.check_memory(10, 4, "m")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
+                  RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: x")):
+        def out_of_memory(*_, raised=error, **__):
+            raise raised
+        monkeypatch.setattr(sft, "main", out_of_memory)
+        got = call("sft", cwd=tmp_path)
+        assert got.returncode == 2 and "lower --micro-batch-size" in got.stderr and got.stderr.count("\n") == 1
+
+
+def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
+    """The difference stands behind the cut: nothing to learn, and no pair to be right or wrong about."""
+    tokenizer = load_tokenizer(build_tokenizer(["one two three four"] * 9))
+    rows = [{"prompt": "p", "chosen": "one two three four", "rejected": "one two three one"},
+            {"prompt": "p", "chosen": "two one", "rejected": "one two three four"}]
+    group, = reward.read_groups(tokenizer, rows, 50, 3)
+    assert "1 of 2 pairs dropped: their two responses are the same 3 tokens" in capfd.readouterr().out
+    winner, loser = group.pairs[0]
+    scores = [[0.] * len(group.responses)]
+    scores[0][winner] = 1.
+    assert len(group.pairs) == 1 and reward.accuracy([group], scores)["accuracy"] == 1
+    assert reward.read_groups(tokenizer, rows[:1], 50, 3) == []
+
+
+def test_numbers_that_are_not_finite_stop_sampling_scoring_and_rollouts(work):
+    policy, _ = load_checkpoint(work / "ckpt_sft.pt", "lm")
+    judge, _ = load_checkpoint(work / "ckpt_reward.pt", "reward")
+    judge.head.bias.data.fill_(torch.inf)
+    with pytest.raises(UserError, match="the reward model's score of a response is not finite"):
+        reward.score(judge, [[1, 2]], [[[3, 4]]])
+    with pytest.raises(UserError, match="rollout: a log-probability, a value or a reward is not finite"):
+        ppo.rollout(policy, policy, judge, judge, [[1, 2]], 3, 0, 1., torch.Generator().manual_seed(0))
+    policy.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="sampling: the model's logits are not finite"):
+        M.generate(policy, [[1, 2]], 3)
+
+
+def test_a_run_without_a_step_writes_nothing(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "sft_loss", lambda logp, n: logp.sum() * torch.nan)
+    with pytest.raises(UserError, match="no step was taken|were not finite"):
+        sft.main(sft.Config(model=str(work / "ckpt_sft.pt"), rows=24, quiet=True, threads=1, out=str(tmp_path)))
+    assert not (tmp_path / "ckpt_sft.pt").exists()
+
+
+def test_the_log_s_table_fits_a_terminal(work, tmp_path, capfd):
+    ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=2,
+                        batch_size=8, threads=1, out=str(tmp_path)))
+    lines = [line for line in capfd.readouterr().out.splitlines() if "eos_rate" in line or line[:6].strip().isdigit()]
+    assert lines[0].split()[:3] == ["step", "reward", "gold_reward"] and len(lines) == 3
+    assert max(map(len, lines)) <= 110 and lines[1].split()[0] == "1"
+    assert "v_norm" in json_lines(tmp_path / "metrics_ppo.jsonl")[0]
+
+
+def test_a_chat_template_makes_no_other_tokenizer():
+    spec = {"kind": "bpe", "json": "x", "eos": 1, "bos": None, "kept": {"chat_template": "a"}}
+    assert same_ids(spec, spec | {"kept": {}}) and same_ids(spec, {k: v for k, v in spec.items() if k != "kept"})
+    assert not same_ids(spec, spec | {"bos": 0})
 
 
 def test_different_tokenizers_are_refused(work, folder):

@@ -147,8 +147,9 @@ def test_the_plan_of_the_study():
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     def start(name):
         out = open(tmp_path / "said", "a")
-        command = [sys.executable, str(ROOT / "reproduce.py"), "--quick", "--out", str(tmp_path / name)]
-        return subprocess.Popen(command, stdout=out, stderr=out)
+        (tmp_path / name).mkdir(exist_ok=True)
+        command = [sys.executable, str(ROOT / "reproduce.py"), "--quick"]
+        return subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path / name)
     unbroken, killed = start("unbroken"), start("killed")
     marks = partial((tmp_path / "killed").rglob, "*.done")
     while len(list(marks())) < 4:
@@ -168,6 +169,9 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     assert json.dumps(first) == json.dumps(second)          # text, because nan is not nan
     assert (tmp_path / "killed/runs/quick/figure.png").stat().st_size > 10_000
     assert "TOY SIZES" in (tmp_path / "killed/runs/quick/results.md").read_text()
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["runs"]
+    said = (tmp_path / "said").read_text()
+    assert "say nothing about the paper" in said and "the committed results" not in said
 
 
 def test_wrong_flags(tmp_path):

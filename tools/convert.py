@@ -12,7 +12,8 @@ The last line reads JSON lines, or one JSON list, of
     {"prompt", "completion", "label"}   true and false answers to one prompt become pairs
     {"messages"}                        a conversation, whose last answer is the reference
 and writes lines of {"prompt", "chosen", "rejected"}, or of {"prompt", "reference"}.  Messages become a text
-as in HH-RLHF: "\\n\\nHuman: ...\\n\\nAssistant:". """
+as in HH-RLHF: "\\n\\nHuman: ...\\n\\nAssistant:".
+"""
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
