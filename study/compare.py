@@ -14,7 +14,7 @@ from common.errors import UserError, check, first_line
 from common.files import loads
 from common.flags import Common, run
 from common.stats import Interval
-from study.claims import GOLD
+from study.claims import GOLD, UNDECIDED
 from study.names import DIVERSITY, NOISE, POLICIES, QUALITY, pick
 from study.pipeline import ROOT
 
@@ -54,9 +54,11 @@ def outcome(results):
     settings = dict(results["settings"])
     seeds = list(settings.pop("seeds"))
     verdicts = {(str(c["claim"]), str(c["noise"])): str(c["verdict"]) for c in results["claims"]}
-    return Outcome(seeds, {name: json.dumps(value) for name, value in settings.items()}, verdicts,
-                   {(policy, noise): main_numbers(results, policy, task)
-                    for task, noise in NOISE.items() for policy in COMPARED})
+    numbers = {(policy, noise): main_numbers(results, policy, task)
+               for task, noise in NOISE.items() for policy in COMPARED}
+    # as JSON, in which a tuple of a run and the list of a file are equal
+    recipe = {name: json.dumps(value) for name, value in settings.items()}
+    return Outcome(seeds, recipe, verdicts, numbers)
 
 
 def main_numbers(results, policy, task):
@@ -67,8 +69,10 @@ def main_numbers(results, policy, task):
 
 
 def interval_of(e):
-    mean, low, high = (None if e[key] is None else float(e[key]) for key in ("mean", "low", "high"))
-    return Interval(mean, low, high)
+    """The Interval of an estimate, without ends where it has none, as with one seed."""
+    if e["low"] is None:
+        return Interval(float(e["mean"]), None, None)
+    return Interval(float(e["mean"]), float(e["low"]), float(e["high"]))
 
 
 # ------------------------------------------------------------------------------------------------- the lines
@@ -100,17 +104,21 @@ def recipes_in_words(here, there):
 
 
 def of_verdicts(here, there):
-    """How many verdicts agree, and the claims of those that do not, one list for each pair of verdicts."""
+    """How many verdicts agree, and the claims of those that do not, one list for each pair of verdicts.  A
+    verdict that waits for more seeds contradicts none, so its claim is counted only."""
     both = [claim for claim in here if claim in there]
-    changed = {}        # {(verdict there, verdict here): claims}
-    for claim in both:
-        if here[claim] != there[claim]:
-            changed.setdefault((there[claim], here[claim]), []).append(claim)
-    agree = sum(here[claim] == there[claim] for claim in both)
-    lines = [f"verdicts: {agree} of {len(both)} agree"]
-    if alone := len(here.keys() ^ there.keys()):
-        lines.append(f"claims that only one of the two runs has: {alone}")
-    for (before, now), claims in changed.items():
+    changed = [claim for claim in both if here[claim] != there[claim]]
+    waiting = [claim for claim in changed if {here[claim], there[claim]} & set(UNDECIDED.values())]
+    lines = [f"verdicts of {len(both)} claims: {len(both) - len(changed)} agree, "
+             f"{len(changed) - len(waiting)} differ, {len(waiting)} wait for more seeds in one of the runs"]
+    alone = here.keys() ^ there.keys()
+    if alone:
+        lines.append(f"claims that only one of the two runs has: {len(alone)}")
+    by_pair = {}        # {(verdict there, verdict here): claims}
+    for claim in changed:
+        if claim not in waiting:
+            by_pair.setdefault((there[claim], here[claim]), []).append(claim)
+    for (before, now), claims in by_pair.items():
         lines += [f"there {before}; here {now}", *(f"  {claim} ({noise})" for claim, noise in claims)]
     return lines
 

@@ -36,21 +36,25 @@ def lines_of(here, there):
 
 def test_equal_runs_agree_in_everything():
     lines = lines_of(toy_results(), toy_results())
-    assert lines[:3] == ["  the same seeds: 0, 1", "  the same recipe", "  verdicts: 3 of 3 agree"]
+    assert lines[:3] == [
+        "  the same seeds: 0, 1", "  the same recipe",
+        "  verdicts of 3 claims: 3 agree, 0 differ, 0 wait for more seeds in one of the runs"]
     assert lines[-1] == "  12 of 12 values there lie inside the interval here"
     assert len(lines) == 3 + 1 + 6 + 1 and not any("outside" in line for line in lines)
 
 
 def test_verdicts_that_differ_are_counted_and_named():
     here = toy_results(verdicts=("HOLDS", "NOT SHOWN", "two seeds do not decide"))
-    lines = lines_of(here, toy_results(verdicts=("HOLDS", "HOLDS", "HOLDS")))
-    assert lines[2:7] == ["  verdicts: 1 of 3 agree",
-                          "  there HOLDS; here NOT SHOWN", "    PPO beats best-of-16 (systematic noise)",
-                          "  there HOLDS; here two seeds do not decide",
-                          "    best-of-16 beats SFT (systematic noise)"]
+    lines = lines_of(here, toy_results())
+    assert lines[2:5] == [
+        "  verdicts of 3 claims: 1 agree, 1 differ, 1 wait for more seeds in one of the runs",
+        "  there HOLDS; here NOT SHOWN", "    PPO beats best-of-16 (systematic noise)"]
+    assert "there -> here" in lines[5]          # what waits for seeds is not listed
+    assert lines_of(toy_results(), here)[3] == "  there NOT SHOWN; here HOLDS"
     here["claims"].pop()
-    assert lines_of(here, toy_results())[2:4] == ["  verdicts: 1 of 2 agree",
-                                                  "  claims that only one of the two runs has: 1"]
+    assert lines_of(here, toy_results())[2:4] == [
+        "  verdicts of 2 claims: 1 agree, 1 differ, 0 wait for more seeds in one of the runs",
+        "  claims that only one of the two runs has: 1"]
 
 
 def test_values_outside_the_interval_here_are_marked():
@@ -85,7 +89,9 @@ def test_other_seeds_and_other_recipes_are_said():
     (b'{"settings": 3}', "not the results"),
     (b'{"settings": {"seeds": []}, "claims": []}', "KeyError"),
     (json.dumps(toy_results() | {"win_rate": []}).encode(), "0 rows with"),
-    (json.dumps(toy_results() | {"claims": [{"claim": "c"}]}).encode(), "KeyError: 'noise'")])
+    (json.dumps(toy_results() | {"claims": [{"claim": "c"}]}).encode(), "KeyError: 'noise'"),
+    (json.dumps(toy_results()).replace('"mean": 0.9', '"mean": null').encode(), "not the results"),
+    (json.dumps(toy_results()).replace('"high": 0.55', '"high": null').encode(), "not the results")])
 def test_missing_or_damaged_committed_results_are_one_line(tmp_path, monkeypatch, content, says):
     path = tmp_path / "results.json"
     monkeypatch.setattr(compare, "COMMITTED", path)
@@ -142,8 +148,9 @@ def test_toy_verdicts_are_marked_and_not_compared():
     toy = found | {"settings": found["settings"] | {"quick": True}}
     lines, real = synthetic_study.on_screen(toy), synthetic_study.on_screen(found)
     assert lines == [synthetic_study.TOY, *synthetic_study.verdicts(toy)]
-    assert "toy sizes: the verdicts below say nothing" in lines[0] and not any("committed" in x for x in lines)
-    assert synthetic_study.TOY not in real and f"verdicts: {len(found['claims'])} of " in "\n".join(real)
+    assert "toy sizes: the verdicts below say nothing" in lines[0]
+    assert not any("committed" in line for line in lines)
+    assert synthetic_study.TOY not in real and f"verdicts of {len(found['claims'])} claims" in "\n".join(real)
 
 
 def folders(monkeypatch, **flags):
