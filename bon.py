@@ -146,6 +146,14 @@ def write_split(out, split, lines_of, pool):
           f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished", flush=True)
 
 
+def numpy_generator(seed, state=None):
+    """numpy's random generator, which goes on from a state that was saved, or starts from the seed."""
+    rng = np.random.default_rng(seed)
+    if state:
+        rng.bit_generator.state = state
+    return rng
+
+
 def main(cfg):
     device, rng = setup(cfg)
     pool = pool_size(cfg)
@@ -162,8 +170,8 @@ def main(cfg):
     inputs = [saved["weights_hash"], reward_hash, [[r["id"] for r in rows] for rows in splits.values()]]
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
               path=sample_path(cfg.out, policy, "+".join(splits)))  # a small state, so one after each step
-    numpy_rng = np.random.default_rng(cfg.seed)
-    numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
+    numpy_rng = numpy_generator(cfg.seed, run.state.get("numpy_rng"))
+    pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
 
     for step in run.steps(len(parts)):
         split, start = parts[step]
@@ -179,7 +187,6 @@ def main(cfg):
             tokenizer, rows, sampled, rewards, [range(cfg.n)] * len(rows), **fields, policy=policy,
             trained_against=saved["args"].get("trained_against")))
         if reward_model:
-            pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
             lines_of.setdefault(best_policy, []).extend(sample_lines(
                 tokenizer, rows, sampled, rewards, [pick(r, cfg.n, cfg.n) for r in rewards], **fields,
                 policy=best_policy, trained_against=reward_hash))

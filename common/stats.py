@@ -2,6 +2,7 @@
 
     mean_interval       a mean over prompts: Student's t
     rate_interval       a mean of numbers in [0, 1], which may lie near an end: Wilson's score interval
+    auc_interval        an area under a ROC curve, in the same way
     difference          of two independent estimates
     over_seeds          a mean over seeds and prompts, when both vary
     of_seeds            any other statistic of seeds and prompts
@@ -77,11 +78,17 @@ def rate_interval(values):
     n, p = len(x), float(x.mean())
     if n == 1:
         return Interval(p, None, None)
-    of_one_outcome = p * (1 - p)
-    varies = (((x - p) ** 2).sum() + of_one_outcome / 2) / (n - 0.5)
-    effective = n * of_one_outcome / varies if 0 < varies < of_one_outcome else n
+    varies = (((x - p) ** 2).sum() + p * (1 - p) / 2) / (n - 0.5)
+    return _wilson(p, varies / n, n)
+
+
+def _wilson(p, variance, n):
+    """Wilson's score interval of a rate p with that variance, which cannot count for less than n outcomes of
+    0 or 1."""
+    binary = p * (1 - p)
+    effective = max(n, binary / variance) if variance > 0 else n
     w = t_quantile(n - 1) ** 2 / effective
-    half = math.sqrt(w * (of_one_outcome + w / 4))
+    half = math.sqrt(w * (binary + w / 4))
     return Interval(p, max(0., (p + w / 2 - half) / (1 + w)), min(1., (p + w / 2 + half) / (1 + w)))
 
 
@@ -237,5 +244,19 @@ def _residual(v, z):
 
 def auc(a, b):
     """Area under the ROC curve: the chance that a score of b (m,) exceeds a score of a (n,), ties halved."""
-    difference = b[:, None] - a
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    return float(_wins(a, b).mean())
+
+
+def auc_interval(a, b):
+    """`auc` with its interval, which has a width at 0 and 1 too: Wilson's score interval with the variance of
+    DeLong et al. (1988), over the choice of a and of b."""
+    won = _wins(a, b)
+    of_b, of_a = won.mean(axis=1), won.mean(axis=0)
+    variance = of_b.var(ddof=1) / len(of_b) + of_a.var(ddof=1) / len(of_a)
+    return _wilson(float(won.mean()), variance, min(won.shape))
+
+
+def _wins(a, b):
+    """(m, n): 1 where a score of b exceeds one of a, 1/2 where they tie."""
+    difference = np.asarray(b)[:, None] - np.asarray(a)
+    return (difference > 0) + (difference == 0) / 2

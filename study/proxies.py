@@ -32,7 +32,7 @@ from common.errors import check
 from common.files import output_path, write_json
 from common.flags import Common, Domain, run, setup
 from common.samples import known_task, read_all
-from common.stats import Interval, auc, bootstrap_statistic, mean_interval, ranks, spearman
+from common.stats import Interval, auc, auc_interval, bootstrap_statistic, mean_interval, ranks, spearman
 from splits import synthetic_task
 from tasks import synthetic
 
@@ -204,10 +204,7 @@ def form_test(vocabulary, encode=None, sets=100, k=16):
         embeddings = np.array([encode(t) for t in texts]) if encode else None
         values.append(measure_sets(texts, embeddings, vocabulary, synthetic))
     phrasings, stories = values
-
-    def interval(m):
-        return bootstrap_statistic(lambda picks: auc(phrasings[m][picks], stories[m][picks]), sets, 200)
-    return {m: interval(m) for m in phrasings}
+    return {m: auc_interval(phrasings[m], stories[m]) for m in phrasings}
 
 
 def all_tests(conditions, form):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from common.stats import (Interval, auc, bootstrap_ratio, bootstrap_statistic, difference, interval_of_draws,
-                          mean_interval, of_seeds, over_seeds, ranks, rate_interval, spearman, t_quantile)
+from common.stats import (Interval, auc, auc_interval, bootstrap_ratio, bootstrap_statistic, difference,
+                          interval_of_draws, mean_interval, of_seeds, over_seeds, ranks, rate_interval,
+                          spearman, t_quantile)
 from study.claims import HOLDS, OPPOSITE, verdict
 
 
@@ -172,3 +173,11 @@ def test_holding_a_variable_fixed_removes_what_it_explains():
 def test_auc_halves_ties():
     """Pairs (0, 1), (0, 2), (1, 1), (1, 2): won, won, tied, won."""
     assert auc(np.array([0., 1.]), np.array([1., 2.])) == (1 + 1 + .5 + 1) / 4
+
+
+def test_an_area_has_an_interval_at_its_end_too_and_covers():
+    apart = auc_interval(np.arange(50.), np.arange(50.) + 100)
+    assert apart == (1, pytest.approx(50 / (50 + t_quantile(49) ** 2)), pytest.approx(1))
+    rng, true = np.random.default_rng(0), .9213503964748574     # of two normals 2 apart: Phi(sqrt 2)
+    found = [auc_interval(rng.standard_normal(40), rng.standard_normal(60) + 2) for _ in range(400)]
+    assert .92 <= coverage(found, true) <= .985
