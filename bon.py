@@ -31,7 +31,8 @@ from model import generate
 from reward import score
 from splits import decode, encode_prompts, task_of
 
-PRESETS = {"paper": dict(inputs=500, n=16, pool=64, temperature=1.0)}
+_PAPER = dict(inputs=500, n=16, pool=64, temperature=1.0)
+PRESETS = {"paper": _PAPER, "authors": _PAPER}
 
 
 @dataclass

@@ -32,7 +32,9 @@ from common.tokenizer import load_tokenizer, same_ids
 from splits import decode, encode_prompts, task_of
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
-PRESETS = {"paper": dict(freeze=0.8, lr=1.5e-6, epochs=4, minibatches=4, kl_coef=0.05, steps=1800),
+_PAPER = dict(freeze=0.8, epochs=4, kl_coef=0.05)
+PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, minibatches=1, steps=750, **_PAPER),   # its tables 2-4
+           "authors": dict(lr=1.5e-6, minibatches=4, steps=500, **_PAPER),                 # their commands
            **dict.fromkeys(("small-gpt2", "small-opt", "small-llama"), _SMALL)}
 
 
