@@ -274,6 +274,70 @@ def content_measures(groups, embeddings=None, gold=None):
     return found
 
 
+# -------------------------------------------------------------------- what kind of diversity, of what is good
+# A policy may lose diversity because it errs less, or because it narrows what is right.  Both need to know
+# which outputs are good: a bool each, such as "its reward is at least the reference's".
+
+def distinct_k(classes):
+    """Number of different outputs among k, by their classes of equal content, such as fact sets
+    (NoveltyBench, Zhang et al. 2025)."""
+    return len(set(classes))
+
+
+def utility_k(classes, utilities, patience=0.8):
+    """Utility of k outputs, in order, to a user who looks at the next one with chance `patience` and gains
+    from new content only (NoveltyBench, Zhang et al. 2025):
+
+    (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i, in the unit of the utilities."""
+    seen, total = set(), 0.
+    for i, (c, u) in enumerate(zip(classes, utilities, strict=True)):
+        total += patience ** i * u * (c not in seen)
+        seen.add(c)
+    return (1 - patience) / (1 - patience ** len(classes)) * total
+
+
+def among_good(outputs, good, measure):
+    """measure of the good outputs of one input; nan for fewer than two of them."""
+    kept = [output for output, is_good in zip(outputs, good, strict=True) if is_good]
+    return measure(kept) if len(kept) > 1 else math.nan
+
+
+def split_of_loss(all_before, all_after, good_before, good_after):
+    """How much of a loss of diversity is errors removed, and how much is narrowing.
+
+    All (n,), of the same n inputs: the diversity of all outputs and of the good ones, before and after.  With
+    e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +
+    (good_before - good_after) on every input.  Returns {"errors_removed", "narrowing", "loss"}, Intervals
+    over the inputs where both policies have two good outputs, and "inputs", their number; None without
+    any."""
+    before, after, good_before, good_after = (np.asarray(x, dtype=float) for x in (
+        all_before, all_after, good_before, good_after))
+    known = ~np.isnan(good_before + good_after)
+    if not known.any():
+        return None
+    loss, narrowing = (before - after)[known], (good_before - good_after)[known]
+    return {"errors_removed": mean_interval(loss - narrowing), "narrowing": mean_interval(narrowing),
+            "loss": mean_interval(loss), "inputs": int(known.sum())}
+
+
+def good_measures(rows, gold):
+    """Of one run on a synthetic task: {measure: (n,)} of the outputs whose gold reward is at least the
+    reference's.  good: their fraction; good_gold_diversity; good_distinct: different contents among them;
+    utility: `utility_k` with the gold reward of a good output, 0 of another.  gold: the task's module."""
+    found = {name: [] for name in ("good", "good_gold_diversity", "good_distinct", "utility")}
+    for row in rows:
+        least = gold.gold_reward(row["prompt"], row["reference"])
+        rewards = [gold.gold_reward(row["prompt"], text, finished)
+                   for text, finished in zip(row["outputs"], row["finished"])]
+        good, contents = [r >= least for r in rewards], [gold.facts(text) for text in row["outputs"]]
+        found["good"].append(np.mean(good))
+        found["good_gold_diversity"].append(
+            among_good(row["outputs"], good, lambda texts: gold.gold_diversity(texts)[0]))
+        found["good_distinct"].append(distinct_k([c for c, is_good in zip(contents, good) if is_good]))
+        found["utility"].append(utility_k(contents, [r * g for r, g in zip(rewards, good)]))
+    return {name: np.array(values, dtype=float) for name, values in found.items()}
+
+
 # ----------------------------------------------------------------------------------- per input, across inputs
 
 def per_input(groups, measure):
@@ -325,6 +389,8 @@ def half_spread(rows, embeddings, measured, draws=20, seed=0):
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
            "fact_sets": "fact sets", "length": "length"}
+OF_GOOD = {"good": "good", "good_gold_diversity": "gold of good", "good_distinct": "different good",
+           "utility": "utility"}
 LEGEND = """convention {}, n = 1..{}, V = {}.  Lower self-BLEU is more diverse; for all others, higher.
 per input: mean over inputs [95 % interval over inputs]
 across inputs: mean +- standard deviation over the choice of output (of one: over halves of the inputs)"""
@@ -376,6 +442,16 @@ def print_tables(results):
         print(text_table([*NAMES[1:], *(COLUMNS[m] for m in known)], rows, labels=3))
 
 
+def print_good(results):
+    """The table of what is good, where the task says so."""
+    rows = [[*names_of(line), *(f"{Interval(*line['among_good'][m]):.3f}" if m in line["among_good"] else "-"
+                                for m in OF_GOOD)] for line in results if line.get("among_good")]
+    if rows:
+        print("\namong outputs whose gold reward is at least the reference's, per input: their fraction; the "
+              "gold\ndiversity of two or more of them; how many different contents; NoveltyBench's utility")
+        print(text_table([*NAMES, *OF_GOOD.values()], rows, labels=4))
+
+
 def print_cautions(results, runs):
     """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
     fewest = min(len(rows) for rows in runs.values())
@@ -415,16 +491,22 @@ def main(cfg):
     for key, rows in runs.items():
         rows = first_words(rows, cfg.cut) if cfg.cut else rows
         embeddings = embed_outputs(rows, encode) if encode else None
-        measured = partial(measure_samples, gold=synthetic_task(known_task(rows)), nli=nli,
-                           convention=cfg.convention, max_n=cfg.max_n, vocabulary=vocabulary)
+        task = synthetic_task(known_task(rows))
+        measured = partial(measure_samples, gold=task, nli=nli, convention=cfg.convention, max_n=cfg.max_n,
+                           vocabulary=vocabulary)
         n, k = len(rows), len(rows[0]["outputs"])
         spread = half_spread(rows, embeddings, measured) if k == 1 and n > 3 else {}
         found = measured(rows, embeddings)
-        results.append(dict(zip(KEY, key)) | summarise(found, spread) | {"undefined": undefined(found)})
+        line = dict(zip(KEY, key)) | summarise(found, spread) | {"undefined": undefined(found)}
+        if task:
+            of_good = {m: x[~np.isnan(x)] for m, x in good_measures(rows, task).items()}
+            line["among_good"] = {m: mean_interval(x) for m, x in of_good.items() if len(x)}
+        results.append(line)
         sizes.setdefault(key[3], set()).add(f"{n} inputs x {k} outputs")
     for split, size in sizes.items():
         print(f"\n--- {split}: {', '.join(sorted(size))}")
         print_tables([line for line in results if line["split"] == split])
+    print_good(results)
     print_cautions(results, runs)
     path = output_path(cfg.out, "diversity.json")
     write_json(path, {"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary,

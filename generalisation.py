@@ -11,6 +11,7 @@ another seed; `python -m tools.chat_judge` asks a language model.  Where a polic
 judge, the table says so.  Every rate has a 95 % interval over prompts, because outputs of one prompt are not
 independent.
 """
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -60,6 +61,18 @@ def generalisation_gap(in_distribution, out_of_distribution):
     """ID rate less OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
     sets of prompts."""
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
+
+
+def coverage_at_k(good, k):
+    """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, K >= k.
+
+    1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (pass@k, Chen et al. 2021, equation 1).
+    Raises ValueError for k outside 1 .. K."""
+    good = np.asarray(good, dtype=bool)
+    K, count = good.shape[1], good.sum(axis=1)
+    if not 1 <= k <= K:
+        raise ValueError(f"coverage_at_k: k = {k}, but there are {K} outputs")
+    return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in count.tolist()])
 
 
 def rouge_tokens(text):
@@ -214,6 +227,29 @@ def print_win_rates(lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 
 
+def coverages(runs, scores):
+    """Lines of the coverage table: how often at least one of k = 1, 2, 4, ... outputs is at least as good as
+    the reference, Intervals over prompts.  Runs of one output, or without references, have none."""
+    lines = []
+    for key, rows in runs.items():
+        outputs, references = (np.asarray(x, dtype=float) for x in scores[key])
+        n_outputs = outputs.shape[1]
+        if n_outputs > 1 and has_references(rows):
+            good, ks = outputs >= references, [2 ** i for i in range(n_outputs.bit_length())]
+            lines.append(dict(zip(KEY, key)) | {
+                "coverage": {str(k): rate_interval(coverage_at_k(good, k)) for k in ks}})
+    return lines
+
+
+def print_coverages(lines):
+    if lines:
+        print("\ncoverage: how often the best of k outputs is at least as good as the reference")
+        ks = list(dict.fromkeys(k for x in lines for k in x["coverage"]))
+        rows = [[*names_of(x), *(f"{x['coverage'][k].mean:.3f}" if k in x["coverage"] else "-" for k in ks)]
+                for x in lines]
+        print(text_table([*NAMES, *(f"k = {k}" for k in ks)], rows, labels=4))
+
+
 def print_cautions(lines, value):
     """What a table cannot say for lack of data.  value: key of the number that a run without references has
     not."""
@@ -262,11 +298,12 @@ def main(cfg):
         judge, judge_hash = (gold_scores, None) if name == "gold" else reward_judge(cfg, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
         results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
-                   "head_to_head": head_to_head(runs, scores)}
+                   "coverage": coverages(runs, scores), "head_to_head": head_to_head(runs, scores)}
         print(f"judge: {name}.  Win rate against the reference, ties halved, 95 % intervals over prompts.\n")
         print_win_rates(results["win_rate"])
         print_cautions(results["win_rate"], "rate")
         print_seeds(results["win_rate"])
+        print_coverages(results["coverage"])
         print_head_to_head(results["head_to_head"])
         if synthetic and any(key[1] == 1 for key in runs):
             print("\nthese outputs are of temperature 1; the study reports win rates at 0.7 (bon.py "

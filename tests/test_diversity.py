@@ -279,6 +279,42 @@ def test_half_spread_estimates_the_spread_of_the_whole():
     assert D.half_spread(rows, None, measured, draws=400)["m"] == pytest.approx(lengths.std() / 20, rel=.15)
 
 
+# ------------------------------------------------------------------------------------- what kind of diversity
+
+def test_distinct_and_utility_by_hand():
+    """Patience 1/2, k = 3: (1/2) / (1 - 1/8) = 4/7; the second repeats the first and adds nothing."""
+    assert D.distinct_k(["a", "a", "b"]) == 2 and D.distinct_k([]) == 0
+    assert D.utility_k(["a", "a", "b"], [1, 5, 8], .5) == pytest.approx(4 / 7 * (1 + 8 / 4))
+    # outputs that are all new and alike in utility are worth just that
+    assert D.utility_k(list("abcd"), [3] * 4) == pytest.approx(3)
+    # copies are worth the first one's share of attention
+    assert D.utility_k(["a"] * 16, [1] * 16) == pytest.approx(.2 / (1 - .8 ** 16))
+
+
+def test_a_loss_is_errors_removed_and_narrowing_and_nothing_else():
+    """Input 1: diversity .6 to .3, of the good ones .4 to .3: .2 by errors removed, .1 by narrowing.  Input 3
+    has too few good outputs."""
+    found = D.split_of_loss([.6, .5, .9], [.3, .5, .1], [.4, .2, np.nan], [.3, .4, .1])
+    means = {k: found[k].mean for k in ("errors_removed", "narrowing", "loss")}
+    assert means == pytest.approx({"errors_removed": (.2 + .2) / 2, "narrowing": (.1 - .2) / 2, "loss": .15})
+    assert means["errors_removed"] + means["narrowing"] == pytest.approx(means["loss"]) and found["inputs"] == 2
+    assert D.split_of_loss([.6], [.3], [np.nan], [.3]) is None
+    assert D.among_good(list("abc"), [True, False, True], "".join) == "ac"
+    assert math.isnan(D.among_good(list("ab"), [True, False], "".join))
+
+
+def test_what_is_good_is_at_least_the_reference():
+    row, = synthetic.rows("test", 1)
+    twice = row["reference"]
+    row |= {"outputs": [twice, " my cat .", twice, ""], "finished": [True] * 4}
+    found = {k: x[0] for k, x in D.good_measures([row], synthetic).items()}
+    assert found["good"] == .5 and found["good_distinct"] == 1 and found["good_gold_diversity"] == 0
+    reward = synthetic.gold_reward(row["prompt"], twice)
+    assert found["utility"] == pytest.approx(.2 / (1 - .8 ** 4) * reward)
+    row["finished"] = [False] * 4       # an output without an end is not as good
+    assert D.good_measures([row], synthetic)["good"][0] == 0
+
+
 # ------------------------------------------------------------------------------------------------- the script
 
 def samples(path, policy, split, k=4, task="synthetic", n=6):
@@ -304,6 +340,7 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert "gold" in got.stdout
     results = json.loads((tmp_path / "diversity.json").read_text())["results"]
     assert len(results) == 10 and len(results[0]["per_input_gold_diversity"]) == 3
+    assert "among outputs whose gold reward is at least" in got.stdout and len(results[0]["among_good"]) == 4
 
 
 def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_path):

@@ -1,6 +1,8 @@
 """Win rates, gaps and ROUGE: equal to rouge-score, and to examples worked by hand."""
 import json
+from itertools import combinations
 
+import numpy as np
 import pytest
 
 import generalisation as G
@@ -26,6 +28,18 @@ def test_win_rate_halves_ties():
     assert rate == .375 and 0 <= low < .1 and .9 < high <= 1
     gap, low, high = G.generalisation_gap([1] * 30, [0] * 20)
     assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
+
+
+def test_coverage_is_the_mean_over_all_choices_of_k():
+    good = np.array([[1, 0, 0, 1, 0, 0], [0] * 6, [1] * 6], dtype=bool)
+    for k in range(1, 7):
+        naive = [np.mean([row[list(pick)].any() for pick in combinations(range(6), k)]) for row in good]
+        assert G.coverage_at_k(good, k) == pytest.approx(naive)
+    # 2 of 6 good: 1 - (4 * 3) / (6 * 5)
+    assert G.coverage_at_k(good, 2).tolist() == pytest.approx([.6, 0, 1])
+    for k in (0, 7):
+        with pytest.raises(ValueError, match="there are 6 outputs"):
+            G.coverage_at_k(good, k)
 
 
 def samples(path, policy, split, outputs, **more):
@@ -76,6 +90,8 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
     assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
     assert "only 6 prompts in a run" in got.stdout
+    of_test = [x["coverage"] for x in found["coverage"] if x["split"] == "test"]
+    assert [[of_k[0] for of_k in x.values()] for x in of_test] == [[0, 0], [0, 0], [1, 1]]    # k = 1, 2
 
 
 def test_other_tasks_are_judged_by_rouge(tmp_path):
