@@ -10,7 +10,8 @@ from common import flags
 from common.errors import UserError
 
 SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.shift",
-           "study.proxies", "tools.bench", "tools.budget", "tools.chat_judge", "tools.convert", "tools.show")
+           "study.proxies", "methods.dpo", "methods.grpo", "tools.bench", "tools.budget", "tools.chat_judge",
+           "tools.convert", "tools.show")
 BAD = {int: (-10 ** 30, -2), float: (math.nan, math.inf, -math.inf, -2.)}
 
 

@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
 from conftest import ROOT, call, json_lines, refused
+from methods import dpo, grpo
 
 
 def test_sft_learns(work):
@@ -348,8 +349,8 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name",
                          ["sft", "reward", "ppo", "bon", "generalisation", "diversity", "splits", "reproduce",
-                          "study.shift", "study.proxies", "tools.convert", "tools.chat_judge", "tools.bench",
-                          "tools.budget", "tools.show"])
+                          "study.shift", "study.proxies", "methods.dpo", "methods.grpo", "tools.convert",
+                          "tools.chat_judge", "tools.bench", "tools.budget", "tools.show"])
 def test_help_names_every_flag_with_its_meaning(name, tmp_path):
     got = call(name, "--help", cwd=tmp_path)
     assert got.returncode == 0 and not list(tmp_path.iterdir())
@@ -362,6 +363,8 @@ def test_help_names_every_flag_with_its_meaning(name, tmp_path):
 STAGES = {  # script: its flags but --model, --reward and --out
     "sft": (sft, dict(rows=160, context=256)), "reward": (reward, dict(prompts=24, held_out=8, log_every=1)),
     "ppo": (ppo, dict(steps=4, batch_size=8, kl_target=2.0)), "bon": (bon, dict(inputs=2, n=2, pool=4)),
+    "dpo": (dpo, dict(prompts=24, held_out=8, log_every=1)),
+    "grpo": (grpo, dict(steps=4, batch_size=4, n=3)),
 }
 
 
@@ -370,7 +373,7 @@ def stage(name, work, out, **flags):
     step."""
     script, fixed = STAGES[name]
     inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}
-    if name in ("ppo", "bon"):
+    if name in ("ppo", "bon", "grpo"):
         inputs["reward"] = str(work / "ckpt_reward.pt")
     script.main(script.Config(quiet=True, threads=1, save_every=0., out=str(out), **inputs, **fixed, **flags))
 
