@@ -3,7 +3,12 @@
 torch's default for fp32 on a CPU is MKL.  On AMD's processors MKL uses half the width of the vector units:
 195 against oneDNN's 430 GFLOP/s on two Zen 5 cores.  torch ships oneDNN too, but calls it for bf16 only.
 oneDNN costs a millisecond or two for each new shape, and `model.pack` keeps shapes few.
+
+The operator is private to torch.  Where a torch does not have it, products are torch's own, and a line says
+so.
 """
+from functools import cache
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -35,9 +40,19 @@ class OneDNN(torch.autograd.Function):
         return grad_x, grad_w, g_rows.sum(0) if need_b else None
 
 
+@cache
 def available():
-    """Whether this torch has both libraries.  Where MKL is missing, oneDNN is torch's default already."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    """Whether this torch has both libraries and the operator.  Where MKL is missing, oneDNN is torch's
+    default already.  Prints once that the operator is gone."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return False
+    try:
+        OneDNN.product(torch.ones(2, 3), torch.ones(4, 3))
+    except (AttributeError, RuntimeError, TypeError):
+        print(f"torch {torch.__version__} has no torch.ops.mkldnn._linear_pointwise as before: fp32 products "
+              "are torch's own, on AMD's processors at half the speed", flush=True)
+        return False
+    return True
 
 
 class Linear(nn.Linear):
