@@ -101,10 +101,10 @@ def _is_finite(x):
 
 
 def run_name(key):
-    """(policy, temperature, seed, split) in words."""
-    policy, temperature, seed, split = key
-    known = [("temperature", temperature), ("seed", seed), ("split", split)]
-    return ", ".join([f"policy {policy}", *(f"{what} {x}" for what, x in known if x is not None)])
+    """(policy, temperature, seed, split) in words, in one line whatever a file calls them."""
+    names = zip(("policy", "temperature", "seed", "split"), key)
+    said = ", ".join(f"{what} {x}" for what, x in names if x is not None)
+    return " ".join(said.split())[:200]
 
 
 def read_all(paths):

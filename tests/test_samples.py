@@ -7,7 +7,7 @@ import pytest
 from common.errors import UserError
 from common.files import write_jsonl
 from common.samples import (instruction_prompt, known_task, matched, read_all, read_runs, read_samples,
-                            sample_line, sample_path, study_order)
+                            run_name, sample_line, sample_path, study_order)
 
 ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
 
@@ -95,6 +95,11 @@ def test_models_of_one_alpaca_eval_list_meet_by_prompt_whatever_the_order(tmp_pa
     (_, x), (_, y) = read_all([path]).items()
     pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y)]
     assert pairs == [("x a", "y a"), ("x b", "y b")] and len(y) == 4
+
+
+def test_a_run_is_named_in_one_line():
+    assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
+    assert run_name(("a\nb\u2028c", None, 0, "t\r\n")) == "policy a b c, seed 0, split t"
 
 
 def test_one_id_is_one_prompt():
