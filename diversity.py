@@ -459,9 +459,10 @@ def print_cautions(results, runs):
         print(f"\nthere are only {fewest} input{'s' * (fewest > 1)} in a run: its intervals say little")
     for line in results:
         who = run_name([line[field] for field in KEY])
-        for measure, n in line["undefined"].items():
-            print(f"\n{who}: {COLUMNS[measure]} is undefined for {n} inputs, whose outputs are empty or too "
-                  "short; the mean is over the others")
+        for n in sorted(set(line["undefined"].values())):
+            names = ", ".join(COLUMNS[m] for m, of_m in line["undefined"].items() if of_m == n)
+            print(f"\n{who}: {names} undefined for {n} inputs, whose outputs are empty or too short;\n"
+                  "the means are over the others")
         if any(line.get(key, [0])[0] > 1 for key in ("per_input_ead", "across_ead")):
             print(f"\n{who}: EAD is above 1, because the outputs repeat n-grams less often than random draws "
                   "of V^n kinds do")

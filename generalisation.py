@@ -255,7 +255,7 @@ def print_cautions(lines, value):
     not."""
     bare = [x["policy"] for x in lines if x[value] is None]
     if bare:
-        print(f"\n-: no number, because prompts without a reference are among those of {', '.join(bare)}")
+        print(f"\n-: no number, because prompts without a reference are among those of\n{', '.join(bare)}")
     fewest = min(x["prompts"] for x in lines)
     if fewest < FEW_PROMPTS:
         print(f"\nthere are only {fewest} prompt{'s' * (fewest > 1)} in a run: its intervals say little")

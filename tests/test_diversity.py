@@ -372,7 +372,7 @@ def test_what_is_not_there_becomes_no_number(tmp_path):
         row["outputs"] = [""] * 4
     write_jsonl(path, rows)
     got = call("diversity", path, "--encoder", "", cwd=tmp_path)
-    assert got.returncode == 0 and "EAD is undefined for 5 inputs" in got.stdout, got.stderr
+    assert got.returncode == 0 and "distinct, EAD, entropy undefined for 5 inputs" in got.stdout, got.stderr
     assert "nan" not in got.stdout and "there are only 6 inputs in a run" in got.stdout
     line, = strict(tmp_path / "diversity.json")["results"]
     assert line["undefined"]["ead"] == 5 and line["per_input_ead"][1:] == [None, None]
