@@ -239,7 +239,8 @@ SAID = {  # claim: in a word or two, for an axis
     "PPO beats best-of-16 out of distribution": "the same, out of distribution",
     "PPO is more than sharpening: it beats SFT at the temperature of equal diversity":
         "PPO beats SFT of equal diversity",
-    "the same out of distribution": "the same, out of distribution"}
+    "out of distribution too, PPO beats SFT at the temperature of equal diversity":
+        "the same, out of distribution"}
 
 
 def draw_claim(ax, c, y):
