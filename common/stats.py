@@ -104,8 +104,9 @@ def difference(a, b):
 
 # ----------------------------------------------------------------------------------------- seeds and prompts
 
-def over_seeds(x):
-    """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.
+def over_seeds(x, rate=False):
+    """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.  rate: x lies
+    between 0 and 1, and so do the ends of its intervals.
 
     `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`;
     `prompts_low`, `prompts_high`: over the choice of prompts alone, for these very seeds; `seed_sd`: standard
@@ -119,14 +120,16 @@ def over_seeds(x):
         half_prompts = mean_interval(prompts).high - prompts.mean()
     if len(per_seed) > 1:
         half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), len(prompts))
-    return {"mean": mean, **_ends("", mean, half), **_ends("prompts_", mean, half_prompts),
+    return {"mean": mean, **_ends("", mean, half, rate), **_ends("prompts_", mean, half_prompts, rate),
             "seed_sd": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
             "per_seed": [round(float(v), 4) for v in per_seed]}
 
 
-def _ends(name, mean, half):
-    return {f"{name}low": None if half is None else float(mean - half),
-            f"{name}high": None if half is None else float(mean + half)}
+def _ends(name, mean, half, rate=False):
+    ends = [None, None] if half is None else [float(mean - half), float(mean + half)]
+    if rate and half is not None:
+        ends = [max(0., ends[0]), min(1., ends[1])]
+    return {f"{name}low": ends[0], f"{name}high": ends[1]}
 
 
 def _variance_by_prompts(x):

@@ -155,7 +155,8 @@ def numbers(seeds):
         lines.append({
             "policy": title, "curve": curve, "temperature": key[1], "beta": beta,
             "n": int(key[0].removeprefix("bon")) if curve == "best-of-N" else None, "kl": f.kl(key),
-            **{m: over_seeds(f.get(key, m)) for m in ("reward", "gold_reward", "wins", "gold_diversity")},
+            **{m: over_seeds(f.get(key, m)) for m in ("reward", "gold_reward")},
+            **{m: over_seeds(f.get(key, m), rate=True) for m in ("wins", "gold_diversity")},
             "above_sft": f.above(key, sft) if curve != "SFT" else None,
             "above_bon": f.above(key, best) if curve == "PPO" else None})
     free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)

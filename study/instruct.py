@@ -32,7 +32,8 @@ def numbers(folder, seeds):
     shifted = list(INSTRUCT_SETS)[1:]
     # prompts differ between test sets, so what is compared is one number a seed
     home = less("ppo", "test").mean(1, keepdims=True)
-    return {"win_rate": {f"{p} {s}": over_seeds(won(p, s)) for p in COMPARED for s in INSTRUCT_SETS},
+    return {"win_rate": {f"{p} {s}": over_seeds(won(p, s), rate=True)
+                         for p in COMPARED for s in INSTRUCT_SETS},
             "less_sft": {f"{p} {s}": over_seeds(less(p, s)) for p in BESIDE_SFT for s in INSTRUCT_SETS},
             "diversity": {p: {f"{kind}_{m}": over_seeds(varied(p, f"{kind}_{m}"))
                               for kind in ("per_input", "across") for m in MEASURES} for p in VARIED},

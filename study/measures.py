@@ -104,4 +104,5 @@ class Measures:
 
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""
-        return over_seeds(self.get(task, policy, split, temperature, measure))
+        x = self.get(task, policy, split, temperature, measure)
+        return over_seeds(x, rate=measure == "wins" or measure.endswith("gold_diversity"))

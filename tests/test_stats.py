@@ -83,8 +83,8 @@ def test_differences_of_rates():
 @pytest.mark.parametrize("seeds", [2, 5])
 @pytest.mark.parametrize("prompts", [30, 100])
 def test_intervals_over_seeds_and_prompts_cover(sd, seeds, prompts):
-    """Normal effects of seeds (sd), prompts (.3) and both together (.3), true mean 0: the interval holds it in
-    .93 to .98 of the draws, and a claim that is not true is decided in at most .06."""
+    """Normal effects of seeds (sd), prompts (.3) and both together (.3), true mean 0: the interval holds it
+    in .93 to .98 of the draws, and a claim that is not true is decided in at most .06."""
     rng, found = np.random.default_rng(seeds * prompts), []
     for _ in range(400):
         x = (sd * rng.standard_normal((seeds, 1)) + .3 * rng.standard_normal((1, prompts))
@@ -109,6 +109,8 @@ def test_over_seeds_by_hand():
     across = over_seeds(np.array([[.1], [.2], [.3]]))       # one number a seed
     assert across["prompts_low"] is None
     assert across["high"] - .2 == pytest.approx(4.30265 * .1 / 3 ** .5, abs=1e-4)
+    rate = over_seeds(np.array([[.9] * 9, [1.] * 9]), rate=True)    # .95 +- 12.7 x .05
+    assert (rate["low"], rate["high"]) == (pytest.approx(.95 - 12.7062 * .05, abs=1e-4), 1)
     x[0, 3] = np.nan                    # a prompt that one seed lacks counts by the other
     assert over_seeds(x)["mean"] == pytest.approx((19 * 1.5 + 2) / 20)
 
