@@ -15,22 +15,25 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from common import pretrained
 from common.checkpoint import load_checkpoint
 from common.dist import gather_rows, rank, world_size
-from common.errors import check
+from common.errors import UserError, check
 from common.files import write_jsonl
-from common.flags import Common, Count, Mass, Natural, NonNegative, run, setup, use_threads
-from common.loop import Run
+from common.flags import Common, Count, Domain, Mass, Natural, run, setup, use_threads
+from common.loop import Run, say
 from common.samples import sample_line, sample_path
 from common.tokenizer import load_tokenizer, same_ids
 from model import generate
 from reward import score
 from splits import decode, encode_prompts, task_of
 
+OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
+                                   lambda x: x == 0 or 0.01 <= x <= 100)]
 _PAPER = dict(inputs=500, n=16, pool=64, temperature=1.0)
 PRESETS = {"paper": _PAPER, "authors": _PAPER}
 
@@ -45,7 +48,7 @@ class Config(Common):
     n: Count = 16               # outputs kept for each prompt (K in the paper), and the N of best-of-N
     pool: Natural = 0           # scored samples a prompt for best-of-N; 0: 4 x n with --reward, n without
     independent: bool = False   # best-of-N outputs from disjoint parts of the pool, which must hold n x n
-    temperature: NonNegative = 1.0  # 0 is greedy; the paper measures diversity at 1
+    temperature: OrGreedy = 1.0     # 0 is greedy; the paper measures diversity at 1
     top_k: Natural = 0          # 0: all tokens
     top_p: Mass = 1.0           # 1: all tokens
     max_new_tokens: Natural = 0     # tokens of an output; 0: as the checkpoint's task
@@ -94,6 +97,8 @@ def build(cfg, device):
     check(same_ids(judged["tokenizer"], saved["tokenizer"]), f"--reward {cfg.reward} and --model {cfg.model} "
           "have different tokenizers: the same ids would mean different words; train the reward model from "
           "this policy's family (python reward.py --model ...)")
+    check(reward_model.config.context >= model.config.context, f"--reward {cfg.reward}: its context of "
+          f"{reward_model.config.context} is shorter than the policy's {model.config.context}")
     return model, reward_model, tokenizer, task, saved, judged["weights_hash"]
 
 
@@ -101,9 +106,17 @@ def pool_size(cfg):
     """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
     pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
     check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
+    check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
     check(not cfg.independent or pool >= cfg.n ** 2,
           f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
     return pool
+
+
+def policy_name(name):
+    """The name itself.  Raises UserError on one that no file can have."""
+    check(name and "/" not in name and not name.startswith("."),
+          f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a leading dot")
+    return name
 
 
 def sample_folder(out):
@@ -118,7 +131,9 @@ def read_splits(task, names, n):
     """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*.  Prints which splits
     have fewer."""
     splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
-    check(splits, f"{task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
+    if not splits:
+        raise UserError(f"--data {task.data}: no test.jsonl and no ood_<name>.jsonl to sample on; "
+                        f"{task.found()}")
     found = {split: task.rows(split, n) for split in splits}
     for split, rows in found.items():
         if len(rows) < n:
@@ -143,8 +158,8 @@ def write_split(out, split, lines_of, pool):
         write_jsonl(sample_path(out, policy, split), lines)
     policy, lines = next(iter(lines_of.items()))
     unfinished = 1 - np.mean([line["finished"] for line in lines])
-    print(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
-          f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished", flush=True)
+    say(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
+        f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished")
 
 
 def numpy_generator(seed, state=None):
@@ -159,7 +174,7 @@ def main(cfg):
     device, rng = setup(cfg)
     pool = pool_size(cfg)
     model, reward_model, tokenizer, task, saved, reward_hash = build(cfg, device)
-    policy = cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_")
+    policy = policy_name(cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_"))
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
     splits = read_splits(task, cfg.splits, cfg.inputs)
     prompts_of = {split: encode_prompts(tokenizer, [row["prompt"] for row in rows],

@@ -25,8 +25,8 @@ from common.checkpoint import load_checkpoint
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import check
-from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, run, setup,
-                          use_threads)
+from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive,
+                          Temperature, run, setup, use_threads)
 from common.loop import Run
 from common.tokenizer import load_tokenizer, same_ids
 from splits import decode, encode_prompts, task_of
@@ -58,7 +58,7 @@ class Config(Common):
                                 # paper's 0.05
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
     kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch
-    temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one.  A greedy
+    temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one.  A greedy
                                     # policy, 0, has no gradient
     gamma: Fraction = 1.0       # discount
     lam: Fraction = 0.95        # GAE's lambda
@@ -306,7 +306,7 @@ def build(cfg, device):
     check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
-    check(policy.trainable(), "all layers of the policy are frozen: nothing to train")
+    check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
     reward_model, value_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device,
@@ -316,6 +316,20 @@ def build(cfg, device):
     if cfg.shard:
         shard(*[model for model in models if model])
     return models, load_tokenizer(spec), spec, task, (saved["weights_hash"], reward_hash)
+
+
+def check_trainable(policy):
+    """Raises UserError if all layers are frozen: its last norm would learn, and nothing else."""
+    check(policy.config.frozen < policy.config.n_layer, "all layers of the policy are frozen: there is "
+          "nothing to train; give a lower --freeze")
+
+
+def check_batch(batch_size, minibatches, what):
+    """Raises UserError if a batch of so many of `what` cannot be cut into minibatches and among ranks."""
+    check(minibatches <= batch_size, f"--minibatches {minibatches}: a batch of {batch_size} {what} "
+          "(--batch-size) cannot be cut into so many")
+    check(world_size() <= batch_size, f"--batch-size {batch_size}: fewer {what} than the {world_size()} "
+          "processes that share them")
 
 
 def read_prompts(task, tokenizer, n, context):
@@ -357,9 +371,9 @@ def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
 
 def main(cfg):
     device, rng = setup(cfg)
-    check(max(cfg.minibatches, world_size()) <= cfg.batch_size <= cfg.kl_horizon, f"--minibatches "
-          f"{cfg.minibatches} and the {world_size()} processes must not exceed --batch-size "
-          f"{cfg.batch_size}, which must not exceed --kl-horizon {cfg.kl_horizon}")
+    check_batch(cfg.batch_size, cfg.minibatches, "rollouts")
+    check(cfg.batch_size <= cfg.kl_horizon, f"--kl-horizon {cfg.kl_horizon}: it must be at least the "
+          f"{cfg.batch_size} rollouts of a step (--batch-size)")
     models, tokenizer, spec, task, hashes = build(cfg, device)
     policy, ref_policy, value_model, reward_model = models
     rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, rank, shard, world_size
-from common.errors import check
+from common.errors import UserError, check
 from common.flags import Common, Count, Frozen, Natural, Positive, run, setup, use_threads
 from common.loop import Run
 from common.stats import bootstrap_ratio
@@ -94,7 +94,8 @@ def sample_groups(model, tokenizer, task, rows, n_samples, rng):
 
     P(a preferred to b) = sigma(gold(a) - gold(b)), so labels are noisy as people's are: they agree with the
     gold reward on three pairs of four."""
-    prompts = [tokenizer.encode_ordinary(r["prompt"]) for r in rows]
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows],
+                             task.max_prompt_len(model.config.context))
     sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
                                    rng=rng, ranks=(rank(), world_size())))
     groups = []
@@ -137,6 +138,14 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
     return groups
 
 
+def print_known_prompts(rows, held_out_rows):
+    """Prints how many held-out prompts are learned from too."""
+    known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows}
+    if known:
+        print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "
+              "held-out accuracy is flattering", flush=True)
+
+
 def comparisons(cfg, sft, tokenizer, task, rng):
     """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
     of its prompts: of its prompts, not of its pairs, because pairs of one prompt would leak."""
@@ -144,12 +153,14 @@ def comparisons(cfg, sft, tokenizer, task, rng):
         return tuple(sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng)
                      for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
     rows, held_out_rows = task.preferences(), task.preferences(validation=True)
-    check(rows, f"{task.data}: no preferences.jsonl; its lines are "
-          "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
+    if not rows:
+        raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are {{'prompt': ..., "
+                        f"'chosen': ..., 'rejected': ...}}; {task.found()}")
+    print_known_prompts(rows, held_out_rows or [])
     limits = task.max_prompt_len(sft.config.context), task.max_new_tokens
     train = read_groups(tokenizer, rows, *limits)
     held_out = read_groups(tokenizer, held_out_rows or [], *limits)
-    if not held_out:
+    if not held_out_rows:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
         print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
@@ -248,6 +259,7 @@ def main(cfg):
     use_threads(cfg, sft)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
     train, held_out = comparisons(cfg, sft, tokenizer, task, rng)
+    print(f"{len(train)} prompts with pairs to learn from, {len(held_out)} held out", flush=True)
     if cfg.freeze >= 0:
         sft.freeze(round(cfg.freeze * sft.config.n_layer))
     model = sft.with_scalar_head()

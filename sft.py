@@ -20,8 +20,8 @@ import torch
 from common import pretrained
 from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard, world_size
 from common.errors import check
-from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, run, setup,
-                          use_threads)
+from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, flag_of, run,
+                          setup, use_threads)
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, log_probs, pack
@@ -122,18 +122,24 @@ def build(cfg, device):
     model = saved = None
     if cfg.model != "scratch":
         model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+        given = [flag_of(f) for f in ("tokenizer", "n_words", "shape", "context")
+                 if getattr(cfg, f) != getattr(Config, f)]
+        check(not given, f"{', '.join(given)}: of a model from scratch, and --model {cfg.model} has its own")
     check(model or cfg.freeze == 0,
           "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
     task = task_of(cfg, saved)
     train = task.rows("train", cfg.rows or None, cfg.references)
     validation = task.rows("validation", 200, cfg.references)
     print_overlap(task)
+    if len(train) < cfg.rows:
+        print(f"train has {len(train)} rows, fewer than --rows {cfg.rows}: all are used", flush=True)
     if model:
         spec = saved["tokenizer"]
     else:
         model, spec = from_scratch(cfg.shape, cfg.context, cfg.tokenizer, cfg.n_words, train, device)
     model.to(device).compute_in(DTYPES[cfg.dtype]).freeze(round(cfg.freeze * model.config.n_layer))
-    check(model.trainable(), "--freeze 1 leaves nothing to train")
+    check(model.config.frozen < model.config.n_layer,
+          f"--freeze {cfg.freeze:g} leaves no layer to train; lower it")
     use_threads(cfg, model)
     model.recompute = cfg.recompute
     tokenizer, context = load_tokenizer(spec), model.config.context

@@ -42,7 +42,7 @@ def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
     ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
     check(left > 0, f"{what} may have {limit} tokens, and the tokenizer begins each with one of its own: no "
-          "room is left; raise --max-prompt-tokens or lower --max-new-tokens")
+          "room is left; raise --max-prompt-tokens or lower --max-new-tokens (flags of sft.py)")
     for prompt, row in zip(prompts, ids):
         check(begin + row, f"{what}: the tokenizer has no tokens for {prompt[:40]!r}")
     cut = sum(len(row) > left for row in ids)
@@ -116,7 +116,7 @@ class Task:
         check(left > 0, f"a context of {context} tokens leaves no room for a prompt beside "
               f"{self.max_new_tokens} new ones: " + (
                   "give a new model a larger --context" if context <= MAX_NEW_TOKENS[self.name]
-                  else "lower --max-new-tokens"))
+                  else "lower --max-new-tokens (a flag of sft.py and bon.py)"))
         return min(left, self.max_prompt_tokens or left)
 
     def splits(self):
@@ -125,7 +125,8 @@ class Task:
             return list(self.synthetic.SPLITS)
         if self.name in paper.TASKS:
             return paper.splits(self.name)
-        found = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).glob("*.jsonl*")}
+        found = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).iterdir()
+                 if p.name.endswith((".jsonl", ".jsonl.gz")) and p.is_file()}
         return [s for s in ("train", "validation", "test") if s in found] + sorted(
             s for s in found if s.startswith("ood_"))
 
@@ -137,7 +138,7 @@ class Task:
         Raises UserError on an unknown, missing, empty or damaged split."""
         check(split in self.splits(), f"split {split!r} is not in task {self.name!r}; it has "
               f"{', '.join(self.splits())}" if self.name != "folder" else
-              f"--data {self.data}: {split}.jsonl is missing; wanted are {FILES}; {self._found()}")
+              f"--data {self.data}: {split}.jsonl is missing; wanted are {FILES}; {self.found()}")
         if self.synthetic:
             size, noise = self.synthetic.SIZES.get(split, 1000), SYNTHETIC[self.name][1]
             return self.synthetic.rows(split, min(size, limit or size), noise, references)
@@ -168,10 +169,12 @@ class Task:
               "the one that is not to be read")
         return paths[0] if paths else None
 
-    def _found(self):
+    def found(self):
         """What the folder holds, in words, for messages."""
         names = sorted(p.name for p in Path(self.data).iterdir())
-        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "it is empty"
+        if not names:
+            return "the folder is empty"
+        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
 
 
 def print_overlap(task):
@@ -225,7 +228,11 @@ def _make_ids_unique(source, split, rows):
 def task_of(cfg, saved=None):
     """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
     an unknown one, and on one whose data are not there."""
-    base = Task(**saved["task"]) if saved and saved["task"] else None
+    try:
+        base = Task(**saved["task"]) if saved and saved["task"] else None
+    except TypeError as error:
+        raise UserError(f"the checkpoint's task is of another version of this code ({error}); train it "
+                        "anew") from None
     name = cfg.task or ("folder" if cfg.data else (base or Task()).name)
     check(name in MAX_NEW_TOKENS, f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
     if base is None or name != base.name:
@@ -247,7 +254,7 @@ class Config(Common):
 
 def read_splits(task, limit):
     """{split: its first `limit` rows} of every split.  Raises UserError where there are none."""
-    check(task.splits(), f"--data {task.data}: no splits; it should hold {FILES}")
+    check(task.splits(), f"--data {task.data}: no splits; it should hold {FILES}; {task.found()}")
     return {split: task.rows(split, limit) for split in task.splits()}
 
 

@@ -44,6 +44,7 @@ def save_checkpoint(path, model, tokenizer, task, args, metrics):
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
     hostile or wrong file.  torch.load reads weights only, so it refuses a pickle that would run code."""
+    check(path, f"{flag} is empty: name a checkpoint; `python reward.py` writes ckpt_reward.pt")
     path = Path(path)
     if not path.is_file():
         made = MADE_BY.get(path.name) or MADE_BY["ckpt_sft.pt" if kind == "lm" else "ckpt_reward.pt"]
@@ -58,8 +59,9 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
         check(weights_hash(state) == saved["weights_hash"],
               f"{flag} {path}: damaged: its weights are not those that were saved")
         model.load_state_dict(state)
-        for key in ("tokenizer", "task", "args", "metrics"):
-            saved[key]
+        for key in ("tokenizer", "args", "metrics"):
+            check(isinstance(saved[key], dict), f"{flag} {path}: damaged: its {key} are not there")
+        check(saved["task"] is None or isinstance(saved["task"], dict), f"{flag} {path}: damaged: its task")
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line

@@ -92,23 +92,27 @@ def read_jsonl(path, needs):
     return rows
 
 
-def _what_it_is(line):
-    """What a first line that is not JSON seems to be, and what to do; "" if nobody knows.  line: bytes."""
+def _what_it_is(line, error):
+    """What a line that is not JSON seems to be, and what to do.  line: bytes; error: of the parser."""
+    if line.startswith(b"\x1f\x8b"):
+        return "a gzip file; its name must end in .jsonl.gz"
     if b"\0" in line:
         return "not UTF-8 text but UTF-16 or a binary file; save it as UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text (byte {error.object[error.start]:#x} at {error.start}); save it as UTF-8"
     text = line.decode(errors="replace").strip()
-    if text == "[":
-        return "a JSON list over several lines; a .jsonl file has one JSON object a line"
-    if text[:1] not in ("{", '"') and ("," in text or "\t" in text):
+    if text in ("[", "{"):
+        return "not JSON in one line; a .jsonl file has one JSON object a line"
+    if text[:1] not in ("{", "[", '"') and ("," in text or "\t" in text):
         return "this looks like CSV, not JSON; a .jsonl file has one JSON object a line"
-    return ""
+    return f"not JSON ({error}); the line begins {text[:40]!r}"
 
 
 def _parse_line(line, where, needs):
     try:
         row = loads(line)
     except ValueError as error:     # bad UTF-8 raises one too
-        raise UserError(f"{where}: {_what_it_is(line) or f'not JSON ({error})'}") from None
+        raise UserError(f"{where}: {_what_it_is(line, error)}") from None
     check(isinstance(row, dict), f"{where}: a JSON object is needed, this is a {type(row).__name__}")
     for field, kind in needs.items():
         check(field in row, f"{where}: field {field!r} is missing; fields found: {', '.join(row) or 'none'}")

@@ -13,15 +13,17 @@ import math
 import os
 import random
 import re
+import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 import numpy as np
 import torch
 
 from common import dist
-from common.errors import UserError, check, first_line
+from common.errors import UserError, check
 
 
 # -------------------------------------------------------------------------------------------- types of flags
@@ -43,6 +45,8 @@ Mass = Annotated[float, Domain("a number above 0 and at most 1", lambda x: 0 < x
 Frozen = Annotated[float, Domain("a number from 0 to 1, or -1 for the checkpoint's own",
                                  lambda x: x == -1 or 0 <= x <= 1)]
 Finite = Annotated[float, Domain("a finite number", math.isfinite)]
+# below 0.01, logits divided by the temperature overflow and every sample would be the last token
+Temperature = Annotated[float, Domain("a number from 0.01 to 100", lambda x: 0.01 <= x <= 100)]
 
 
 def flag_of(name):
@@ -163,9 +167,10 @@ def run(main, config, doc, presets=None):
     except (RuntimeError, MemoryError) as error:    # torch.OutOfMemoryError is a RuntimeError
         if not _out_of_memory(error):
             raise
-        sys.exit(_say(f"error: memory ran out ({first_line(error)}); lower --micro-batch-size (rows "
-                      "forwarded at once) or --batch-size, or choose a smaller model; docs/scaling.md says "
-                      "more", 2))
+        asked = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
+        found = f" when {asked[1]} more were needed" if asked else ""
+        sys.exit(_say(f"error: memory ran out{found}; lower --micro-batch-size (rows forwarded at once) or "
+                      "--batch-size, or choose a smaller model; docs/scaling.md says more", 2))
     except Interrupted as stop:
         sys.exit(_say(str(stop), 128 + stop.args[0]))
     except KeyboardInterrupt:
@@ -175,7 +180,8 @@ def run(main, config, doc, presets=None):
 
 
 def _out_of_memory(error):
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "bad_alloc")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(x in str(error) for x in said)
 
 
 def _say(line, status):
@@ -191,6 +197,8 @@ def setup(cfg):
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = dist.start(_device(cfg.device))
+    if device.type == "cpu":
+        limit_memory()
     if dist.rank():
         sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
     check(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
@@ -218,11 +226,35 @@ def use_threads(cfg, *models):
 
 
 def check_memory(n_params, bytes_each, what):
-    """Raises UserError if n_params parameters of bytes_each bytes cannot fit this machine's memory, before
-    the machine tries.  what: the model, in words."""
-    needed, there = n_params * bytes_each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    check(needed < there, f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine "
-          f"has {there / 2**30:.1f} GB; choose a smaller model (python -m tools.budget lists what they take)")
+    """Raises UserError if n_params parameters of bytes_each bytes cannot fit the free memory, before the
+    machine tries.  what: the model, in words."""
+    needed, free = n_params * bytes_each, free_memory()
+    check(needed < free, f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine "
+          f"has {free / 2**30:.1f} GB free; choose a smaller model (python -m tools.budget lists what they "
+          "take)")
+
+
+def free_memory():
+    """Bytes that a process can still take: free memory and swap, but no more than a container's limit.  All
+    of the memory where the system does not say what is free (macOS)."""
+    limit, meminfo = Path("/sys/fs/cgroup/memory.max"), Path("/proc/meminfo")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if meminfo.is_file():
+        kilobytes = dict(re.findall(r"(\w+): +(\d+)", meminfo.read_text()))
+        free = 1024 * (int(kilobytes["MemAvailable"]) + int(kilobytes["SwapFree"]))
+    allowed = limit.read_text().strip() if limit.is_file() else "max"
+    return free if allowed == "max" else min(free, int(allowed))
+
+
+def limit_memory():
+    """Lets an allocation beyond the free memory fail, so that `run` can say so.  Without a limit Linux kills
+    the process, or another one, without a word."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        in_use = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = in_use + free_memory()
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def _device(name):

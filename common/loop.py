@@ -32,7 +32,7 @@ from model import full_copy
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
 # metrics that stand in the file but not on the screen, where a line has to fit
-FILE_ONLY = {"kl_k3", "beta", "entropy", "pg_loss", "v_loss", "v_clipfrac", "ratio", "update_kl", "pg_norm",
+FILE_ONLY = {"kl_k3", "entropy", "pg_loss", "v_loss", "v_clipfrac", "ratio", "update_kl", "pg_norm",
              "v_norm", "lr", "peak_mb", "tokens_per_second"}
 
 
@@ -51,7 +51,8 @@ class Run:
         self.state, self.step, self.skipped = {}, 0, 0
         if self.state_path.is_file():
             self._continue()
-        self.metrics = Metrics(self.path, cfg.quiet, self.step) if optimizer else None
+        logged = self.state.get("logged", 0)
+        self.metrics = Metrics(self.path, cfg.quiet, logged) if optimizer else None
 
     def _continue(self):
         found = load_state(self.state_path, self.inputs_hash, self.rng, self.optimizer, self.models)
@@ -67,11 +68,12 @@ class Run:
         """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the
         state every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
         with _Signals() as signals:
-            saved_at = time.time()
+            started, first, saved_at = time.time(), self.step, time.time()
             for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
                              disable=self.cfg.quiet or None):
                 self.step = step
                 yield step
+                self._say_time_left(step + 1 - first, total, time.time() - started)
                 # all ranks must agree: rank 0's clock counts, and anyone's signal
                 due = dist.rank() == 0 and time.time() - saved_at >= self.cfg.save_every
                 due, number = dist.all_reduce(torch.tensor([int(due), signals.number]), "max").tolist()
@@ -80,6 +82,14 @@ class Run:
                     saved_at = time.time()
                 if number:
                     raise Interrupted(number, self.state_path, step + 1)
+
+    def _say_time_left(self, done, total, seconds):
+        """Prints what remains after the first and the tenth step, where no progress bar shows it.  done:
+        steps of this process, which took `seconds`."""
+        left = total - self.step - 1
+        if done in (1, 10) and left and not (self.cfg.quiet or sys.stderr.isatty()):
+            say(f"{self.name}: step {self.step + 1} of {total} after {seconds:.1f} s, about "
+                f"{tqdm.format_interval(left * seconds / done)} left")
 
     def save_state(self, step):
         save_state(self.state_path, self.inputs_hash, step, self.state, self.rng, self.optimizer, self.models)
@@ -123,8 +133,8 @@ class Run:
             self.skipped, self.state["steps_taken"] = 0, self.state.get("steps_taken", 0) + 1
         else:
             self.skipped += 1
-            print(f"step {self.step + 1}: the gradient is not finite, skipped; rows "
-                  f"{', '.join(map(str, rows))}", flush=True)
+            say(f"step {self.step + 1}: the gradient is not finite, skipped; rows "
+                f"{', '.join(map(str, rows))}")
             check(self.skipped < MAX_SKIPPED_STEPS, f"step {self.step + 1}: {self.skipped} gradients in a "
                   "row were not finite; lower --lr. No checkpoint was written; what stood there before is "
                   "unchanged")
@@ -135,14 +145,19 @@ class Run:
         lr = self.optimizer.param_groups[0]["lr"]
         device = next(iter(self.models.values())).embed.weight.device
         self.metrics.log(step=self.step + 1, **metrics, lr=lr, peak_mb=round(peak_memory(device)))
+        self.state["logged"] = self.step + 1
 
     # -------- the end
 
     def save(self, model, tokenizer, task, metrics, **args):
-        """Writes the checkpoint.  tokenizer: its specification; task: the Task; args: more than the flags to
-        remember.  Raises UserError if no step was taken."""
+        """Writes the checkpoint.  tokenizer: its specification; task: the Task; metrics: {name: number};
+        args: more than the flags to remember.  Raises UserError if no step was taken, or if a metric is not
+        finite."""
         check(self.state.get("steps_taken"), "no step was taken, because no gradient was finite: lower --lr. "
-              "Nothing was written")
+              "No checkpoint was written")
+        for name, value in metrics.items():
+            check(math.isfinite(value), f"{name} of the trained model is not finite: lower --lr. No "
+                  "checkpoint was written")
         save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args,
                         metrics)
         self.finish()
@@ -180,20 +195,32 @@ class _Signals:
             signal.signal(number, handler)
 
 
+def say(line):
+    """Prints a line above the progress bar, which would otherwise stand on the same line."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
 class Metrics:
     """One flat dict a step: appended to metrics_<name>.jsonl beside the checkpoint, and but for FILE_ONLY
     printed as a line of a table.
 
-    A run starts its file anew.  A run that continues after step `after` keeps the lines up to there and drops
-    a torn last line.  With quiet=True only the file is written."""
+    A run starts its file anew with its first line, so a run that fails before leaves the old file.  A run
+    that continues and has logged up to step `after` keeps the lines up to there and drops a torn last line.
+    With quiet=True only the file is written."""
 
     def __init__(self, checkpoint, quiet=False, after=0):
         path = Path(checkpoint)
         self.path = path.with_name(path.stem.replace("ckpt_", "metrics_", 1) + ".jsonl")
         kept = self._lines(after) if after and self.path.is_file() else []
-        atomic_write(self.path, b"".join(line for line, _ in kept))
-        self.file, self.quiet = open(os.devnull if dist.rank() else self.path, "a"), quiet
-        self.start, self.columns = time.time() - (kept[-1][1]["seconds"] if kept else 0), []
+        self.kept = [line for line, _ in kept]
+        self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
+        self.quiet, self.columns = quiet, []
+        self.file = self._open() if after else None
+
+    def _open(self):
+        atomic_write(self.path, b"".join(self.kept))
+        return open(os.devnull if dist.rank() else self.path, "a")
 
     def _lines(self, after):
         """[(line, parsed)] of the steps up to `after`."""
@@ -212,6 +239,7 @@ class Metrics:
                for k, v in row.items()}
         row["seconds"] = round(time.time() - self.start, 2)
         try:
+            self.file = self.file or self._open()
             print(json.dumps(row), file=self.file, flush=True)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
@@ -219,12 +247,19 @@ class Metrics:
             self._print({k: v for k, v in row.items() if k not in FILE_ONLY})
 
     def _print(self, row):
-        widths = [max(len(name), 6) for name in row]
+        widths = [max(len(name), 7) for name in row]
+        widths[0] -= 1          # of the step, so that the table of ppo.py fits 110 columns
         if list(row) != self.columns:
             self.columns = list(row)
-            print("  ".join(name.rjust(n) for name, n in zip(row, widths)))
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
-        print("  ".join(cell.rjust(n) for cell, n in zip(cells, widths)), flush=True)
+            say(" ".join(name.rjust(n) for name, n in zip(row, widths)))
+        say(" ".join(_cell(v).rjust(n) for v, n in zip(row.values(), widths)))
+
+
+def _cell(x):
+    """A number in seven characters, unless it is below -9999 or beyond a million."""
+    if not isinstance(x, float):
+        return str(x)
+    return f"{x:.{4 if abs(x) < 10 else 2 if abs(x) < 1000 else 0}f}"
 
 
 def peak_memory(device):

@@ -48,10 +48,13 @@ def load_tokenizer(spec):
 
     Raises UserError if tiktoken cannot provide a named encoding (it downloads the files at first use), or if
     a published tokenizer is damaged or of a kind that is not implemented."""
-    if spec["kind"] == "words":
+    if spec.get("kind") == "words":
         return _load_words(spec["words"], spec["pattern"])
-    if spec["kind"] == "bpe":
+    if spec.get("kind") == "bpe":
         return _load_published(spec)
+    known = tiktoken.list_encoding_names()
+    check(spec.get("kind") == "tiktoken" and spec.get("name") in known, f"--tokenizer {spec.get('name')}: no "
+          f"such tokenizer; use words or one of {', '.join(known)}")
     try:
         named = tiktoken.get_encoding(spec["name"])
     except Exception as error:      # unknown name, or no network: tiktoken and requests raise many kinds
@@ -70,15 +73,18 @@ class Encoding(tiktoken.Encoding):
         if len(text) >= LONGEST_BLANK:
             check(not regex.search(rf"\s{{{LONGEST_BLANK}}}", text),
                   f"a text of {len(text):,} characters has more than {LONGEST_BLANK:,} white-space "
-                  "characters in a row, more than tiktoken can cut: remove them")
+                  f"characters in a row, more than tiktoken can cut: remove them; it begins {text[:30]!r}")
         return super().encode_ordinary(text)
 
 
 def _load_words(words, pattern):
     # tiktoken looks up a complete piece before it merges anything, so a word needs a rank and no merges
     ranks = {bytes([i]): i for i in range(256)} | {word.encode(): 256 + i for i, word in enumerate(words)}
-    return Encoding("words", pat_str=pattern, mergeable_ranks=ranks,
-                    special_tokens={"<|endoftext|>": len(ranks)})
+    try:
+        return Encoding("words", pat_str=pattern, mergeable_ranks=ranks,
+                        special_tokens={"<|endoftext|>": len(ranks)})
+    except ValueError as error:
+        raise UserError(f"tokenizer: its pattern {pattern!r} cannot be read ({first_line(error)})") from None
 
 
 # ------------------------------------------------------------------------------- published: the specification

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
-from common.errors import check
 from common.flags import Common, Count, Frozen, Natural, Positive, run, setup, use_threads
 from common.loop import Run
 from common.tokenizer import load_tokenizer
 from model import log_probs, pack, share_trunk
+from ppo import check_trainable
 from reward import accuracy, comparisons, winners_and_losers
 from sft import learning_rate
 from splits import length_bucketed_batches, task_of
@@ -101,7 +101,7 @@ def build(cfg, device, rng):
     train, held_out = comparisons(cfg, policy, tokenizer, task, rng)
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
-    check(policy.trainable(), "all layers of the policy are frozen: nothing to train")
+    check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     share_trunk(policy, ref_policy)
     policy.recompute = cfg.recompute

@@ -23,11 +23,12 @@ from common.checkpoint import load_checkpoint
 from common.dist import (all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank, shard,
                          world_size)
 from common.errors import check
-from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNegative, Positive, run, setup,
-                          use_threads)
+from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNegative, Positive,
+                          Temperature, run, setup, use_threads)
 from common.loop import Run
 from common.tokenizer import load_tokenizer, same_ids
-from ppo import gold_rewards, kl_estimate, masked_mean, policy_loss, read_prompts, stop_if_broken
+from ppo import (check_batch, check_trainable, gold_rewards, kl_estimate, masked_mean, policy_loss,
+                 read_prompts, stop_if_broken)
 from splits import task_of
 
 Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
@@ -51,7 +52,7 @@ class Config(Common):
     freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint
     lr: Positive = 1e-3         # peak learning rate, linear to zero
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (RLOO), or this much loss (GRPO)
-    temperature: Positive = 1.0     # of rollouts; log-probabilities are taken at the same one
+    temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one
     clip_ratio: Positive = 0.2  # policy ratio kept in 1 -+ this
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops
@@ -154,6 +155,8 @@ def load_reward_model(name, policy, spec, device, dtype):
     reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
     check(same_ids(saved["tokenizer"], spec), f"--reward {name} and --model have different tokenizers: the "
           "same ids would mean different words; train the reward model from this policy's family")
+    check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
+          f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
     M.share_trunk(policy, reward_model)
     return reward_model.requires_grad_(False), saved["weights_hash"]
 
@@ -166,7 +169,7 @@ def build(cfg, device):
     check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
-    check(policy.trainable(), "all layers of the policy are frozen: nothing to train")
+    check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
     reward_model, reward_hash = load_reward_model(cfg.reward, policy, saved["tokenizer"], device, cfg.dtype)
@@ -190,8 +193,7 @@ def rollout_metrics(ro, score, gold):
 
 def main(cfg):
     device, rng = setup(cfg)
-    check(max(cfg.minibatches, world_size()) <= cfg.batch_size, f"--minibatches {cfg.minibatches} and the "
-          f"{world_size()} processes must not exceed --batch-size {cfg.batch_size}")
+    check_batch(cfg.batch_size, cfg.minibatches, "prompts")
     policy, ref_policy, reward_model, saved, task, reward_hash = build(cfg, device)
     tokenizer = load_tokenizer(saved["tokenizer"])
     rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)

@@ -26,7 +26,7 @@ def line(**more):
 
 
 @pytest.mark.parametrize("content, says", [
-    (line() + b'{"prompt": "\xff\xfe", "reference": "x"}\n', "line 2: not JSON"),
+    (line() + b'{"prompt": "\xff\xfe", "reference": "x"}\n', "line 2: not UTF-8 text (byte 0xff at 12)"),
     (line() + b"\x00\x00\x00\n", "line 2: not UTF-8 text"),
     (line() + b'{"prompt": "torn', "line 2: not JSON"),
     (line() + b"[1]\n", "line 2: a JSON object is needed, this is a list"),
@@ -35,7 +35,11 @@ def line(**more):
     (b'{"prompt": "p"}\n', "line 1: field 'reference' is missing; fields found: prompt"),
     ('{"prompt": "p", "reference": "r"}\n'.encode("utf-16"), "line 1: not UTF-8 text but UTF-16"),
     (b"prompt,reference\na,b\n", "line 1: this looks like CSV"),
-    (b'[\n{"prompt": "p", "reference": "r"}\n]\n', "line 1: a JSON list over several lines"),
+    (b'[\n{"prompt": "p", "reference": "r"}\n]\n', "line 1: not JSON in one line; a .jsonl file"),
+    (b'{\n "prompt": "p"\n}\n', "line 1: not JSON in one line; a .jsonl file"),
+    (gzip.compress(line()), "line 1: a gzip file; its name must end in .jsonl.gz"),
+    (b"version https://git-lfs.github.com\n", "line 1: not JSON (Expecting value: line 1 column 1 (char 0)); the line "
+     "begins 'version https://git-lfs"),
     (b"[" * 10**6, "nested too deep"), (b'{"a": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
     (b"", "no rows"), (b"\n\n \n", "no rows"), (line(prompt=" ", reference=""), "no rows")])
 def test_what_is_wrong_and_where(content, says, folder):

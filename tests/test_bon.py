@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import bon
+from common.errors import UserError
 
 
 def test_best_of_n_keeps_the_best_and_follows_the_analytic_law():
@@ -18,3 +19,10 @@ def test_best_of_n_keeps_the_best_and_follows_the_analytic_law():
     assert bon.best_of_n_independent([1., 3., 2., 0.], 2, 2).tolist() == [1, 2]
     with pytest.raises(ValueError):
         bon.best_of_n([1.], 2, 1, np.random.default_rng(0))
+
+
+def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
+    """At 1e-40 the largest logit becomes infinite, the softmax nan, and every draw would be the last token."""
+    with pytest.raises(UserError, match="--temperature 1e-40: it must be 0 \\(greedy\\), or a number from 0.01"):
+        bon.Config(temperature=1e-40)
+    assert bon.Config(temperature=0.).temperature == 0

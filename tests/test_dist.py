@@ -49,6 +49,7 @@ def base(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_micro_batches_and_recomputed_activations(base, tmp_path):
     for script, config, flags in stages(base):
         script.main(config(**flags, micro_batch_size=2, recompute=True, out=str(tmp_path), quiet=True, threads=1))

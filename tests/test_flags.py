@@ -8,6 +8,7 @@ import pytest
 
 from common import flags
 from common.errors import UserError
+from conftest import refused
 
 SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.shift",
            "study.proxies", "methods.dpo", "methods.grpo", "tools.bench", "tools.budget", "tools.chat_judge",
@@ -37,14 +38,36 @@ def test_every_number_has_a_domain_that_refuses_what_it_cannot_mean(name):
 def test_domains_by_hand():
     accepts = {flags.Count: (1, 10 ** 9), flags.Natural: (0, 1), flags.Seed: (0, 2 ** 63 - 1),
                flags.Positive: (1e-9, 1e9), flags.NonNegative: (0., 1e9), flags.Fraction: (0., 1.),
-               flags.Mass: (1e-9, 1.), flags.Frozen: (-1., 0., 1.), flags.Finite: (-3., 0.)}
+               flags.Mass: (1e-9, 1.),
+               flags.Temperature: (.01, 100.), flags.Frozen: (-1., 0., 1.), flags.Finite: (-3., 0.)}
     refuses = {flags.Count: (0, -1), flags.Natural: (-1,), flags.Seed: (-1, 2 ** 63), flags.Positive: (0., math.nan),
                flags.NonNegative: (-1e-9, math.inf), flags.Fraction: (-.1, 1.1, math.nan), flags.Mass: (0., 1.1),
+               flags.Temperature: (0., .009, 101., math.nan),
                flags.Frozen: (-.5, 1.1, math.nan), flags.Finite: (math.nan, math.inf)}
     for kind, values in accepts.items():
         assert all(get_args(kind)[1].holds(v) for v in values)
     for kind, values in refuses.items():
         assert not any(get_args(kind)[1].holds(v) for v in values)
+
+
+WRONG = [  # script, flag, value
+    ("sft", "--log-every", "0"), ("reward", "--log-every", "0"), ("bon", "--seed", "-1"),
+    ("reproduce", "--seed", "-1"), ("sft", "--seed", "99999999999999999999"),
+    ("bon", "--max-new-tokens", "-3"), ("sft", "--max-new-tokens", "-1"), ("diversity", "--vocabulary", "1"),
+    ("diversity", "--max-n", "1000"), ("diversity", "--max-n", "0"), ("diversity", "--cut", "-1"),
+    ("ppo", "--max-grad-norm", "-1"), ("ppo", "--gamma", "nan"), ("ppo", "--kl-coef", "inf"),
+    ("ppo", "--lam", "5"), ("ppo", "--clip-ratio", "-1"), ("sft", "--max-prompt-tokens", "-5"),
+    ("sft", "--warmup", "-5"), ("sft", "--n-words", "-5"), ("ppo", "--kl-horizon", "0"),
+    ("sft", "--threads", "-1"), ("sft", "--lr", "1e400"), ("bon", "--temperature", "1e-40"),
+    ("ppo", "--temperature", "1e-40"), ("methods.grpo", "--temperature", "0")]
+
+
+def test_wrong_values_get_one_line_that_names_flag_and_domain(tmp_path):
+    for name, flag, value in WRONG:
+        refused(tmp_path, name, flag, value, says=[f"error: {flag} ", ": it must be "])
+    refused(tmp_path, "ppo", "--max-new-tokens", "-1", says="unrecognized arguments: --max-new-tokens")
+    for device in ("cuda:1", "mps", "meta"):
+        refused(tmp_path, "sft", "--device", device, says=f"--device {device}: ")
 
 
 @dataclasses.dataclass

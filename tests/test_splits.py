@@ -123,6 +123,13 @@ def test_script_prints_rows_lengths_and_examples(tmp_path):
         assert f"--- {split}\n{row['prompt']}\n  reference: {row['reference']}" in got.stdout
 
 
+def test_only_files_of_the_right_names_are_splits(tmp_path):
+    (tmp_path / "test.jsonl").mkdir()
+    for name in ("train.jsonl", "ood_far.jsonl.gz", "ood_far.jsonl.bak", "ood_near.jsonl.tmp", "validation.json"):
+        (tmp_path / name).write_bytes(b"")
+    assert splits.Task("folder", str(tmp_path)).splits() == ["train", "ood_far"]
+
+
 def test_script_refuses_a_folder_without_splits(tmp_path):
     refused(tmp_path, "splits", "--data", ".", says="no splits; it should hold train.jsonl")
     refused(tmp_path, "splits", "--rows", "0", says="--rows 0")

@@ -165,7 +165,20 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "sft", "--context", "1", says="room for a prompt beside 32 new ones: give a new model a larger")
     refused(w, "sft", "--context", "99", "--max-new-tokens", "99", says="new ones: lower --max-new-tokens")
     refused(w, "sft", "--shape", "llama-7b", "--rows", "9", says=["--shape llama-7b: ", "parameters take ", "smaller"])
-    refused(w, "ppo", "--kl-horizon", "10", says="must not exceed --kl-horizon 10")
+    refused(w, "ppo", "--kl-horizon", "10", says=["--kl-horizon 10: it must be at least the 64 rollouts"])
+    refused(w, "ppo", "--minibatches", "65", says="--minibatches 65: a batch of 64 rollouts")
+    refused(w, "methods.grpo", "--minibatches", "9", says="--minibatches 9: a batch of 8 prompts")
+    for name in ("ppo", "methods.grpo"):
+        refused(w, name, "--reward", "", says="--reward is empty: name a checkpoint")
+    for name in ("sft", "ppo", "methods.dpo", "methods.grpo"):
+        few = {"sft": ["--rows", "9"], "methods.dpo": ["--prompts", "2", "--held-out", "2", "--samples", "1"]}
+        refused(w, name, "--model", "ckpt_sft.pt", "--freeze", "1", *few.get(name, []), says="freeze")
+    refused(w, "sft", "--model", "ckpt_sft.pt", "--context", "64", "--shape", "gpt2",
+            says="--shape, --context: of a model from scratch, and --model ckpt_sft.pt has its own")
+    refused(w, "sft", "--rows", "9", "--tokenizer", "nope", says=["--tokenizer nope: no such", "words", "gpt2"])
+    refused(w, "bon", "--independent", "--pool", "256", says="--independent is about best-of-N")
+    for name in ("a/b", "../x", ".x"):
+        refused(w, "bon", "--policy", name, says=f"--policy {name}: it names files")
     refused(w, "sft", "--epochs", "0", says="error: --epochs 0: it must be an integer of at least 1")
     refused(w, "sft", "--preset", "nope", says=["'nope'", "small-llama"])
     refused(w, "sft", "--dtype", "fp8", says=["--dtype fp8", "bf16"])
@@ -176,9 +189,9 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "bon", "--reward", "nope.pt", says="python reward.py --model ckpt_sft.pt")
     refused(w, "ppo", "--model", "ckpt_reward.pt", says=["kind 'reward'", "'lm'"])
     refused(w, "bon", "--n", "0", says="--n 0")
-    refused(w, "bon", "--temperature", "-1", says="at least 0")
+    refused(w, "bon", "--temperature", "-1", says="0 (greedy), or a number from 0.01")
     refused(w, "bon", "--splits", "nope", says=["'nope'", "ood_article"])
-    refused(w, "ppo", "--temperature", "0", says="above 0")
+    refused(w, "ppo", "--temperature", "0", says="a number from 0.01 to 100")
     refused(w, "ppo", "--kl-kind", "k3", says="--kl-kind")
     refused(w, "sft", "--task", "nope", says="--task nope")
     refused(w, "bon", "--temprature", "1", says=["--temprature", "bon.py --help"])
@@ -191,7 +204,7 @@ def test_wrong_input(work, tmp_path_factory):
 
 def test_wrong_data(folder):
     good = (folder / "train.jsonl").read_text()
-    for broken, says in (("{\n", "line 41: not JSON"),
+    for broken, says in (("{\n", "line 41: not JSON in one line"),
                          ('{"prompt": "x"}\n', "line 41: field 'reference' is missing"),
                          ('[1]\n', "line 41: a JSON object"),
                          ('{"prompt": "x", "reference": 3}\n',
@@ -199,7 +212,7 @@ def test_wrong_data(folder):
         (folder / "train.jsonl").write_text(good + broken)
         refused(folder, "sft", "--data", folder, says=["train.jsonl", says])
     (folder / "train.jsonl").write_bytes(good.encode() + b'{"prompt": "\xff"}\n')
-    refused(folder, "sft", "--data", folder, says="line 41: not JSON")
+    refused(folder, "sft", "--data", folder, says="line 41: not UTF-8 text (byte 0xff")
     damaged = bytearray(gzip.compress(good.encode() * 20))
     damaged[20] ^= 0x55
     (folder / "train.jsonl").unlink()
@@ -223,6 +236,19 @@ def test_wrong_data(folder):
     refused(folder, "sft", "--data", folder, says="both train.jsonl and train.jsonl.gz are there; remove")
 
 
+def test_every_script_says_what_a_folder_lacks_and_what_it_holds(work, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.csv").write_text("prompt,reference\n")
+    model = work / "ckpt_sft.pt"
+    for name, lacks in (("sft", "train.jsonl is missing"), ("ppo", "train.jsonl is missing"),
+                        ("methods.grpo", "train.jsonl is missing"), ("reward", "no preferences.jsonl"),
+                        ("methods.dpo", "no preferences.jsonl"), ("bon", "no test.jsonl and no ood_<name>.jsonl"),
+                        ("splits", "no splits")):
+        needs = [] if name == "splits" else ["--model", model]
+        needs += ["--reward", work / "ckpt_reward.pt"] if name in ("ppo", "methods.grpo") else []
+        refused(tmp_path, name, *needs, "--data", "data", says=["--data data: ", lacks, "there are train.csv"])
+
+
 def test_prompts_of_train_in_another_split_are_counted(folder, capfd):
     rows = json_lines(folder / "train.jsonl")
     write(folder / "test.jsonl", [*rows[:3], rows[0] | {"prompt": "POST: another\nTL;DR:"}])
@@ -241,8 +267,76 @@ def test_splits_may_have_spaces_and_fewer_prompts_than_asked_for_are_said(work, 
     assert len(splits["test"]) == 1000
 
 
+def edited(work, path, change):
+    """The SFT checkpoint with its dict changed."""
+    saved = torch.load(work / "ckpt_sft.pt", weights_only=True)
+    change(saved)
+    torch.save(saved, path)
+    return path
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda c: c.update(args=None), "damaged: its args"),
+    (lambda c: c.update(tokenizer=[]), "damaged: its tokenizer"),
+    (lambda c: c["tokenizer"].clear(), "--tokenizer None: no such tokenizer"),
+    (lambda c: c["tokenizer"].update(pattern="("), "its pattern '(' cannot be read"),
+    (lambda c: c["task"].update(later=1), "task is of another version of this code"),
+    (lambda c: c["task"].update(name="nope"), "--task nope: choose from")])
+def test_checkpoints_whose_fields_are_not_what_they_should_be(change, says, work, tmp_path):
+    edited(work, tmp_path / "odd.pt", change)
+    refused(tmp_path, "bon", "--model", "odd.pt", says=says)
+
+
+def test_no_room_for_a_prompt_is_said_by_every_stage(work, tmp_path):
+    edited(work, tmp_path / "full.pt", lambda c: c["task"].update(max_new_tokens=512))
+    for name in ("reward", "ppo", "bon", "methods.dpo", "methods.grpo"):
+        reward_model = ["--reward", work / "ckpt_reward.pt"] if name in ("ppo", "methods.grpo") else []
+        refused(tmp_path, name, "--model", "full.pt", *reward_model,
+                says="leaves no room for a prompt beside 512 new ones: lower --max-new-tokens (a flag of sft.py")
+
+
+def test_prompts_of_the_synthetic_task_are_cut_for_annotators_too(work, tmp_path, capfd):
+    model, saved = load_checkpoint(work / "ckpt_sft.pt", "lm")
+    model.config.context = 48
+    task, tokenizer = bon.task_of(reward.Config(), saved), load_tokenizer(saved["tokenizer"])
+    groups = reward.sample_groups(model, tokenizer, task, task.rows("train", 4), 2, torch.Generator().manual_seed(0))
+    assert groups and all(len(group.prompt) <= 48 - task.max_new_tokens for group in groups)
+    assert "cut on the left" in capfd.readouterr().out
+
+
+def test_a_reward_model_with_a_shorter_context_is_refused(work, tmp_path):
+    edited(work, tmp_path / "long.pt", lambda c: c["config"].update(context=1024))
+    for name in ("ppo", "bon", "methods.grpo"):
+        refused(tmp_path, name, "--model", "long.pt", "--reward", work / "ckpt_reward.pt",
+                says="its context of 512 is shorter than the policy's 1024")
+
+
+def test_held_out_prompts_that_are_learned_from_are_counted(folder, capfd):
+    shutil.copy(folder / "preferences.jsonl", folder / "preferences_validation.jsonl")
+    sft.main(sft.Config(data=str(folder), quiet=True, threads=1, out=str(folder)))
+    reward.main(reward.Config(model=str(folder / "ckpt_sft.pt"), quiet=True, threads=1, out=str(folder)))
+    said = capfd.readouterr().out
+    assert "40 prompts with held-out preferences have preferences to learn from too" in said
+    assert "40 prompts with pairs to learn from, 40 held out" in said and "no preferences_validation" not in said
+
+
+def test_an_allocation_beyond_the_free_memory_fails_instead_of_the_machine(monkeypatch):
+    resource = flags.resource
+    if not flags.Path("/proc/self/statm").is_file():
+        pytest.skip("Linux only: elsewhere the system says nothing about free memory")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(flags, "free_memory", lambda: 2 ** 28)
+    try:
+        flags.limit_memory()
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            torch.empty(2 ** 30, dtype=torch.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert flags._out_of_memory(error.value)
+
+
 def test_memory_that_is_not_there_is_named_before_and_after(capfd, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="m: 1,000,000,000,000 parameters take 3725.3 GB, and this machine has"):
+    with pytest.raises(UserError, match="m: 1,000,000,000,000 parameters take 3725.3 GB, and this machine has .* free"):
         flags.check_memory(10 ** 12, 4, "m")
     flags.check_memory(10, 4, "m")
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"),
@@ -288,12 +382,37 @@ def test_a_run_without_a_step_writes_nothing(work, tmp_path, monkeypatch):
     assert not (tmp_path / "ckpt_sft.pt").exists()
 
 
+def test_a_run_that_fails_before_its_first_line_leaves_the_old_log(work, tmp_path, monkeypatch):
+    (tmp_path / "metrics_sft.jsonl").write_text('{"step": 1, "loss": 7.0, "seconds": 1.0}\n')
+
+    def fails(*_):
+        raise UserError("stop")
+    monkeypatch.setattr(sft, "sft_loss", fails)
+    with pytest.raises(UserError, match="stop"):
+        sft.main(sft.Config(model=str(work / "ckpt_sft.pt"), rows=24, quiet=True, threads=1, out=str(tmp_path)))
+    assert json_lines(tmp_path / "metrics_sft.jsonl")[0]["loss"] == 7
+
+
+def test_a_result_that_is_not_finite_is_not_saved(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "validation_loss", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="validation_loss of the trained model is not finite: lower --lr"):
+        sft.main(sft.Config(model=str(work / "ckpt_sft.pt"), rows=24, quiet=True, threads=1, out=str(tmp_path)))
+    assert not (tmp_path / "ckpt_sft.pt").exists()
+
+
+def test_where_no_bar_is_drawn_the_time_left_is_said_early(work, tmp_path, capfd):
+    sft.main(sft.Config(model=str(work / "ckpt_sft.pt"), rows=160, threads=1, out=str(tmp_path)))
+    said = [line for line in capfd.readouterr().out.splitlines() if line.endswith(" left")]
+    assert len(said) == 2 and said[0].startswith("sft: step 1 of 20 after ") and "step 10 of 20" in said[1]
+
+
 def test_the_log_s_table_fits_a_terminal(work, tmp_path, capfd):
     ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=2,
                         batch_size=8, threads=1, out=str(tmp_path)))
     lines = [line for line in capfd.readouterr().out.splitlines() if "eos_rate" in line or line[:6].strip().isdigit()]
     assert lines[0].split()[:3] == ["step", "reward", "gold_reward"] and len(lines) == 3
-    assert max(map(len, lines)) <= 110 and lines[1].split()[0] == "1"
+    assert max(map(len, lines)) <= 110 and lines[1].split()[0] == "1" and "beta" in lines[0].split()
+    assert len(set(map(len, lines))) == 1 and "1.0000" in lines[1].split()     # in columns; ratio_first
     assert "v_norm" in json_lines(tmp_path / "metrics_ppo.jsonl")[0]
 
 
