@@ -52,7 +52,7 @@ class Config(Common):
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
     freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
                                 # The paper's 0.8
-    lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-6 is for billions of
+    lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of
                                 # parameters
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the
                                 # paper's 0.05

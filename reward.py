@@ -50,7 +50,7 @@ class Config(Common):
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
     freeze: Frozen = -1.0       # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
                                 # The paper's 0.8
-    lr: Positive = 1e-3         # peak learning rate, cosine to zero; the paper uses 1e-5
+    lr: Positive = 1e-3         # peak learning rate, cosine to zero; the paper uses 3e-5
     warmup: Natural = 50        # steps of linear warm-up
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     log_every: Count = 100      # steps between log lines
