@@ -16,6 +16,7 @@ the project's own SFT model.  The paper's Sentence-BERT and NLI measures need
 """
 import math
 import re
+import textwrap
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
@@ -26,13 +27,13 @@ from typing import Annotated, Literal
 import numpy as np
 
 from common.embed import encoder_wanted, load_encoder, load_nli
-from common.errors import check
+from common.errors import UserError, check
 from common.files import output_path, write_json
 from common.flags import Common, Domain, Natural, run, setup
 from common.ngrams import clipped_matches, count_ngrams, group_of_text, ngram_ids
-from common.samples import KEY, NAMES, known_task, names_of, read_all, run_name
+from common.samples import KEY, NAMES, known_task, names_of, read_all, run_name, short_name
 from common.stats import FEW_PROMPTS, Interval, mean_interval
-from common.tables import text_table
+from common.tables import WIDTH, text_table
 from splits import synthetic_task
 
 Orders = Annotated[int, Domain("an integer from 1 to 20", lambda x: 1 <= x <= 20)]
@@ -147,7 +148,8 @@ def ngram_entropy(outputs, n, tokenise=words):
 def self_bleu(outputs, max_n=4, tokenise=words, each=False, short_as_nltk=False):
     """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
     Smoothed: an order without a match counts as 0.1 matches (Chen and Cherry 2014, method 1).  each=True: the
-    list of BLEUs.  short_as_nltk: as in `self_bleus`.  Raises ValueError on fewer than two outputs."""
+    list of BLEUs.  nan if no output has a token, and short_as_nltk: as in `self_bleus`.  Raises ValueError on
+    fewer than two outputs."""
     bleu = self_bleus([_tokens(outputs, tokenise)], max_n, short_as_nltk)
     return bleu.tolist() if each else float(bleu.mean())
 
@@ -157,9 +159,11 @@ def self_bleus(groups, max_n=4, short_as_nltk=False):
     of outputs, each a list of tokens.
 
     An output of fewer than max_n tokens has no n-grams of the largest orders.  They are left out of its mean,
-    so that copies of it are 1 too.  short_as_nltk=True counts each of them as 0.1 matches of 1, as NLTK's
-    sentence_bleu does, up to rounding; copies of two tokens are then 0.316.  Raises ValueError on a group of
-    fewer than two."""
+    so that copies of it are 1 too.  A group without any token is nan, because 0 would say that it is diverse.
+    short_as_nltk=True counts each of the missing orders as 0.1 matches of 1, and a group without tokens as 0,
+    as NLTK's sentence_bleu does, up to rounding; copies of two tokens are then 0.316.  Raises ValueError on a
+    group of fewer than two, and on strings."""
+    _refuse_strings(groups)
     if min(map(len, groups)) < 2:
         raise ValueError("self_bleu: at least two outputs are needed")
     outputs, group = [tokens for g in groups for tokens in g], group_of_text(groups)
@@ -173,7 +177,10 @@ def self_bleus(groups, max_n=4, short_as_nltk=False):
         any_word = match > 0 if n == 1 else any_word
     brevity = np.concatenate([_log_brevity([len(t) for t in g]) for g in groups])
     # NLTK: without one common word the score is 0, whatever the smoothing
-    return np.where(any_word, np.exp(log_precision + brevity), 0.)
+    bleu = np.where(any_word, np.exp(log_precision + brevity), 0.)
+    if not short_as_nltk:
+        bleu[np.bincount(group, lengths)[group] == 0] = math.nan
+    return bleu
 
 
 def _log_brevity(lengths):
@@ -192,12 +199,17 @@ def _log_brevity(lengths):
     return np.array(out)
 
 
+def _refuse_strings(groups):
+    """Raises ValueError where an output is a string, whose letters would count as tokens."""
+    if any(isinstance(output, str) for group in groups for output in group):
+        raise ValueError("outputs must be lists of tokens, as from `words`, not strings")
+
+
 def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
     """{measure: (G,)} of G groups of K outputs, each a list of tokens.  distinct-n, EAD and entropy are means
-    over n = 1..max_n; self-BLEU is there from K = 2 on; length is in tokens.  Raises ValueError on strings,
-    whose letters would count as tokens."""
-    if any(isinstance(output, str) for group in groups for output in group):
-        raise ValueError("lexical_measures: outputs must be lists of tokens, as from `words`")
+    over n = 1..max_n; self-BLEU is there from K = 2 on; length is in tokens.  A measure is nan for a group
+    that does not have it.  Raises ValueError on strings."""
+    _refuse_strings(groups)
     _, missing, kinds = conventions(convention, vocabulary)
     orders = range(1, max_n + 1)
     unique, total = (counts[:, :-1] for counts in count_ngrams(groups, max_n))
@@ -255,10 +267,14 @@ def vendi_of_kernel(kernel, q=1.0, n=None):
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
     -1, times the classifier's certainty (paper, appendix; Stasaski and Hearst 2022).  points: function of
-    [(premise, hypothesis)] giving (n,), as from `load_nli`.  Raises ValueError on fewer than two outputs."""
+    [(premise, hypothesis)] giving (n,), as from `load_nli`.  Raises ValueError on fewer than two outputs, and
+    UserError on points that are not finite."""
     if len(outputs) < 2:
         raise ValueError("nli_diversity: at least two outputs are needed")
-    return float(np.mean(points(list(permutations(outputs, 2)))))
+    found = np.asarray(points(list(permutations(outputs, 2))))
+    check(np.isfinite(found).all(), "--nli: the points of a pair are not finite; the classifier's weights "
+          f"are damaged; the first output to that prompt begins {outputs[0][:40]!r}")
+    return float(found.mean())
 
 
 def content_measures(groups, embeddings=None, gold=None):
@@ -404,68 +420,103 @@ def first_words(rows, n):
 def embed_outputs(rows, encode):
     """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
-    check(np.isfinite(embeddings).all(), f"--encoder: an embedding of policy {rows[0]['policy']} is not "
-          "finite; the encoder's weights are damaged, or bf16 is too coarse for them (--dtype fp32)")
-    return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
+    embeddings = embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
+    damaged = np.argwhere(~np.isfinite(embeddings).all(axis=2))
+    if len(damaged):
+        i, k = damaged[0]
+        raise UserError(f"--encoder: the embedding of output {k + 1} of policy {rows[i]['policy']} to prompt "
+                        f"{rows[i]['id']!r} is not finite; the encoder's weights are damaged, or bf16 is too "
+                        "coarse for them (--dtype fp32)")
+    return embeddings
+
+
+def mean_of_defined(values):
+    """Interval of the mean of the values (n,) that are not nan; None where all are."""
+    defined = values[~np.isnan(values)]
+    return mean_interval(defined) if len(defined) else None
+
+
+def mean_and_spread(values):
+    """(mean, standard deviation) of the values (K,) that are not nan; None where all are.  One value has no
+    spread: None."""
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0:
+        return None
+    return float(defined.mean()), float(defined.std()) if len(defined) > 1 else None
 
 
 def summarise(found, spread):
     """The result of `measure_samples` as {"per_input_<measure>": Interval, "across_<measure>": (mean,
-    spread)}.  A measure that no input has is left out.  spread: {measure: spread of the across-input mean},
-    where it is not that over the choice of output."""
-    out = {}
-    for kind, values in found.items():
-        for measure, x in values.items():
-            x = x[~np.isnan(x)]
-            if len(x) and kind == "per_input":
-                out[f"per_input_{measure}"] = mean_interval(x)
-            elif len(x):
-                out[f"across_{measure}"] = (float(x.mean()), spread.get(measure, float(x.std())))
+    spread)}.  A measure that no input has is None.  spread: {measure: spread of the across-input mean}, where
+    it is not that over the choice of output."""
+    out = {f"per_input_{m}": mean_of_defined(x) for m, x in found["per_input"].items()}
+    for measure, x in found["across"].items():
+        mean = mean_and_spread(x)
+        out[f"across_{measure}"] = (mean[0], spread[measure]) if mean and measure in spread else mean
     return out
 
 
-def undefined(found):
-    """{measure: number of inputs that do not have it}, such as empty outputs, which have no n-grams."""
-    missing = {m: int(np.isnan(x).sum()) for m, x in found["per_input"].items()}
+def undefined(values):
+    """{measure: number of inputs that do not have it}, such as empty outputs, which have no n-grams.  values:
+    {measure: (n,)}."""
+    missing = {m: int(np.isnan(x).sum()) for m, x in values.items()}
     return {m: n for m, n in missing.items() if n}
+
+
+def interval_cell(x):
+    return "-" if x is None else f"{Interval(*x):.3f}"
+
+
+def spread_cell(x):
+    if x is None:
+        return "-"
+    mean, spread = x
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} +- {spread:.3f}"
 
 
 def print_tables(results):
     """The tables of one split.  results: lines of diversity.json."""
-    for kind, title, show in (("per_input", "per input", lambda x: f"{Interval(*x):.3f}"),
-                              ("across", "across inputs", lambda x: "{:.3f} +- {:.3f}".format(*x))):
+    for kind, title, cell in (("per_input", "per input", interval_cell),
+                              ("across", "across inputs", spread_cell)):
         known = [m for m in COLUMNS if any(f"{kind}_{m}" in line for line in results)]
-        rows = [[*names_of(line)[1:],
-                 *(show(line[f"{kind}_{m}"]) if f"{kind}_{m}" in line else "-" for m in known)]
-                for line in results]
+        rows = [[*names_of(line)[1:], *(cell(line.get(f"{kind}_{m}")) for m in known)] for line in results]
         print(f"\n{title}")
         print(text_table([*NAMES[1:], *(COLUMNS[m] for m in known)], rows, labels=3))
 
 
 def print_good(results):
     """The table of what is good, where the task says so."""
-    rows = [[*names_of(line), *(f"{Interval(*line['among_good'][m]):.3f}" if m in line["among_good"] else "-"
-                                for m in OF_GOOD)] for line in results if line.get("among_good")]
+    rows = [[*names_of(line), *(interval_cell(line["among_good"][m]) for m in OF_GOOD),
+             line["undefined"].get("good_gold_diversity", 0)] for line in results if "among_good" in line]
     if rows:
         print("\namong outputs whose gold reward is at least the reference's, per input: their fraction; the "
-              "gold\ndiversity of two or more of them; how many different contents; NoveltyBench's utility")
-        print(text_table([*NAMES, *OF_GOOD.values()], rows, labels=4))
+              "gold\ndiversity of two or more of them; how many different contents; NoveltyBench's utility;\n"
+              "left out: inputs with fewer than two of them, which have no gold diversity")
+        print(text_table([*NAMES, *OF_GOOD.values(), "left out"], rows, labels=4))
+
+
+def cautions(line, n_inputs):
+    """What the tables cannot say of one run, a sentence each.  line: of diversity.json."""
+    found, missing = [], {COLUMNS[m]: n for m, n in line["undefined"].items() if m in COLUMNS}
+    for n in sorted(set(missing.values())):
+        names = [name for name, of_name in missing.items() if of_name == n]
+        found.append(f"{', '.join(names)} leave{'s' * (len(names) == 1)} out {n} of {n_inputs} inputs, whose "
+                     "outputs are empty or too short")
+    if any(line.get(key) and line[key][0] > 1 for key in ("per_input_ead", "across_ead")):
+        found.append("EAD is above 1, because the outputs repeat n-grams less often than random draws of V^n "
+                     "kinds do")
+    return found
 
 
 def print_cautions(results, runs):
-    """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
+    """Prints `cautions` of every run.  results: lines of diversity.json; runs: as from `read_all`."""
     fewest = min(len(rows) for rows in runs.values())
     if fewest < FEW_PROMPTS:
-        print(f"\nthere are only {fewest} input{'s' * (fewest > 1)} in a run: its intervals say little")
+        print(f"\na run has only {fewest} input{'s' * (fewest > 1)}: its intervals say little")
     for line in results:
-        who = run_name([line[field] for field in KEY])
-        for n in sorted(set(line["undefined"].values())):
-            names = ", ".join(COLUMNS[m] for m, of_m in line["undefined"].items() if of_m == n)
-            print(f"\n{who}: {names} undefined for {n} inputs, whose outputs are empty or too short;\n"
-                  "the means are over the others")
-        if any(line.get(key, [0])[0] > 1 for key in ("per_input_ead", "across_ead")):
-            print(f"\n{who}: EAD is above 1, because the outputs repeat n-grams less often than random draws "
-                  "of V^n kinds do")
+        key = tuple(line[field] for field in KEY)
+        for caution in cautions(line, len(runs[key])):
+            print("\n" + textwrap.fill(f"{run_name(key)}: {caution}", WIDTH))
 
 
 def vocabulary_for(cfg, runs):
@@ -484,7 +535,7 @@ def main(cfg):
     runs = read_all(cfg.files)
     nli = load_nli(cfg.nli, device) if cfg.nli else None
     encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
-    if encode is None:
+    if cfg.encoder and encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = vocabulary_for(cfg, runs.values())
     print(LEGEND.format(cfg.convention, cfg.max_n, vocabulary))
@@ -498,14 +549,15 @@ def main(cfg):
         n, k = len(rows), len(rows[0]["outputs"])
         spread = half_spread(rows, embeddings, measured) if k == 1 and n > 3 else {}
         found = measured(rows, embeddings)
-        line = dict(zip(KEY, key)) | summarise(found, spread) | {"undefined": undefined(found)}
+        of_good = good_measures(rows, task) if task else {}
+        line = dict(zip(KEY, key)) | summarise(found, spread)
+        line["undefined"] = undefined(found["per_input"] | of_good)
         if task:
-            of_good = {m: x[~np.isnan(x)] for m, x in good_measures(rows, task).items()}
-            line["among_good"] = {m: mean_interval(x) for m, x in of_good.items() if len(x)}
+            line["among_good"] = {m: mean_of_defined(x) for m, x in of_good.items()}
         results.append(line)
         sizes.setdefault(key[3], set()).add(f"{n} inputs x {k} outputs")
     for split, size in sizes.items():
-        print(f"\n--- {split}: {', '.join(sorted(size))}")
+        print(f"\n--- {short_name(split)}: {', '.join(sorted(size))}")
         print_tables([line for line in results if line["split"] == split])
     print_good(results)
     print_cautions(results, runs)

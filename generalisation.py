@@ -13,6 +13,7 @@ independent.
 """
 import math
 import re
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,9 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError, check
 from common.files import output_path, write_json
 from common.flags import Common, run, setup
-from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name
+from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name, short_name
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval
-from common.tables import text_table
+from common.tables import WIDTH, text_table
 from common.tokenizer import load_tokenizer
 from reward import score
 from splits import encode_prompts, encode_response, synthetic_task, task_of
@@ -175,18 +176,20 @@ def win_rates(runs, scores, judge_hash):
 
 def head_to_head(runs, scores):
     """Win rate of each policy against every one before it, on the prompts that both have, within a split and
-    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks."""
+    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks.  Without
+    a common prompt there is no rate: None."""
     lines = []
     for b, a in combinations(runs, 2):
         if a[2:] != b[2:]:
             continue        # another seed or split
         both = matched(runs[a], runs[b], (run_name(a), run_name(b)))
+        rate = Interval(None, None, None)
         if both:
-            rate, low, high = win_rate([scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both])
-            lines.append(dict(zip(KEY, a)) | {
-                "against": b[0], "against_temperature": b[1], "prompts": len(both),
-                "missing": len(runs[a]) + len(runs[b]) - 2 * len(both), "rate": rate, "low": low,
-                "high": high})
+            rate = win_rate([scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both])
+        lines.append(dict(zip(KEY, a)) | {
+            "against": b[0], "against_temperature": b[1], "prompts": len(both),
+            "missing": len(runs[a]) + len(runs[b]) - 2 * len(both), "rate": rate.mean, "low": rate.low,
+            "high": rate.high})
     return lines
 
 
@@ -253,12 +256,13 @@ def print_coverages(lines):
 def print_cautions(lines, value):
     """What a table cannot say for lack of data.  value: key of the number that a run without references has
     not."""
-    bare = [x["policy"] for x in lines if x[value] is None]
+    bare = dict.fromkeys(short_name(x["policy"]) for x in lines if x[value] is None)
     if bare:
-        print(f"\n-: no number, because prompts without a reference are among those of\n{', '.join(bare)}")
+        print("\n" + textwrap.fill("-: no number, because prompts without a reference are among those of "
+                                   + ", ".join(bare), WIDTH))
     fewest = min(x["prompts"] for x in lines)
     if fewest < FEW_PROMPTS:
-        print(f"\nthere are only {fewest} prompt{'s' * (fewest > 1)} in a run: its intervals say little")
+        print(f"\na run has only {fewest} prompt{'s' * (fewest > 1)}: its intervals say little")
 
 
 def print_seeds(lines):
@@ -266,9 +270,9 @@ def print_seeds(lines):
     groups = {}
     for x in lines:
         if x["rate"] is not None:
-            groups.setdefault((x["split"], x["policy"], x["temperature"]), []).append(x["rate"])
-    rows = [[*key, f"{np.mean(rates):.3f} +- {np.std(rates, ddof=1):.3f}", len(rates)]
-            for key, rates in groups.items() if len(rates) > 1]
+            groups.setdefault((x["policy"], x["temperature"], None, x["split"]), []).append(x["rate"])
+    rows = [[*names_of(dict(zip(KEY, key)))[:3], f"{np.mean(rates):.3f} +- {np.std(rates, ddof=1):.3f}",
+             len(rates)] for key, rates in groups.items() if len(rates) > 1]
     if rows:
         print("\nover seeds: mean and standard deviation of the win rate")
         print(text_table([*NAMES[:3], "win rate", "seeds"], rows, labels=3))
@@ -278,8 +282,11 @@ def print_head_to_head(lines):
     if not lines:
         return
     print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-    rows = [[*names_of(x), x["against"], x["against_temperature"], cell((x["rate"], x["low"], x["high"])),
-             x["prompts"], x["missing"]] for x in lines]
+    rows = []
+    for x in lines:
+        temperature = "-" if x["against_temperature"] is None else x["against_temperature"]
+        rows.append([*names_of(x), short_name(x["against"]), temperature,
+                     cell((x["rate"], x["low"], x["high"])), x["prompts"], x["missing"]])
     print(text_table([*NAMES, "against", "T", "win rate", "prompts", "left out"], rows, labels=4))
     if any(x["missing"] for x in lines):
         print("left out: prompts that one of the two lacks")

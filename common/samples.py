@@ -2,7 +2,7 @@
 
 A line is a JSON object:
 
-    id               names the prompt; policies are compared on equal ids
+    id               names the prompt; policies are compared on equal ids; absent: made of the prompt
     prompt, reference
     outputs          N texts
     rewards          N scores of a reward model, or null
@@ -64,13 +64,15 @@ def read_runs(path):
     file and line, on one that is no sample."""
     rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
     check(rows, f"{path}: no samples; python bon.py writes them")
-    runs, first = {}, {}        # first: {(key, id): number of the line}
+    runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
     for number, row in enumerate(rows, 1):
         where = f"{path}, line {number}"
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
-        row.setdefault("id", f"line {len(run) + 1}")
+        if row.get("id") is None:
+            times[key, row["prompt"]] += 1
+            row["id"] = prompt_id(row["prompt"], times[key, row["prompt"]])
         n_outputs = len(run[0]["outputs"]) if run else len(row["outputs"])
         check(len(row["outputs"]) == n_outputs, f"{where}: {len(row['outputs'])} outputs, the first line of "
               f"{run_name(key)} has {n_outputs}")
@@ -80,6 +82,12 @@ def read_runs(path):
     return runs
 
 
+def prompt_id(prompt, time):
+    """An id made of the prompt, so that policies meet whatever the order of their lines.  time: 1 where a run
+    has the prompt for the first time, 2 for the second."""
+    return hashlib.sha256(f"{time} {prompt}".encode()).hexdigest()[:12]
+
+
 def _check_line(row, where):
     """Types of a line's fields; fills in `finished`."""
     check(row["outputs"] and all(isinstance(text, str) for text in row["outputs"]),
@@ -87,17 +95,28 @@ def _check_line(row, where):
     row.setdefault("finished", [True] * len(row["outputs"]))
     for field, kind in OPTIONAL.items():
         value = row.get(field)
-        check(value is None or isinstance(value, kind),
+        check(value is None or (isinstance(value, kind) and not isinstance(value, bool)),
               f"{where}: field {field!r} is of type {type(value).__name__}")
-    check(isinstance(row["finished"], list) and len(row["finished"]) == len(row["outputs"]),
-          f"{where}: finished must be a list, as long as outputs")
+    temperature = row.get("temperature")
+    check(temperature is None or _is_finite(temperature),
+          f"{where}: temperature {str(temperature)[:20]} is not finite")
+    finished = row["finished"]      # the word "false" would count as true
+    check(isinstance(finished, list) and len(finished) == len(row["outputs"])
+          and all(isinstance(ended, bool) for ended in finished),
+          f"{where}: finished must be a list of booleans, as long as outputs")
     rewards = row.get("rewards")
     check(rewards is None or (len(rewards) == len(row["outputs"]) and all(map(_is_finite, rewards))),
           f"{where}: rewards must be null, or finite numbers, one for each output")
 
 
 def _is_finite(x):
-    return isinstance(x, (int, float)) and math.isfinite(x)
+    """Whether x is a number that a float can hold, and no boolean."""
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        return False
+    try:
+        return math.isfinite(x)
+    except OverflowError:       # an integer beyond every float
+        return False
 
 
 def run_name(key):
@@ -143,8 +162,15 @@ def study_order(key):
 
 def names_of(line):
     """Cells of the columns NAMES.  line: dict with the fields KEY."""
-    cells = [line[field] for field in ("split", "policy", "temperature", "seed")]
+    cells = [short_name(line["split"]), short_name(line["policy"]), line["temperature"], line["seed"]]
     return ["-" if cell is None else cell for cell in cells]
+
+
+def short_name(name):
+    """A name as a cell of a table: one printable line of at most 30 characters.  The middle is cut out,
+    because names of one family differ at the end."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
+    return line if len(line) <= 30 else f"{line[:14]}...{line[-13:]}"
 
 
 def known_task(rows):
@@ -166,22 +192,18 @@ def instruction_prompt(instruction, given=""):
 
 
 def read_alpaca_eval(path):
-    """AlpacaEval's model_outputs as sample lines with one output and an empty reference.  This is how outputs
-    of published models are measured.  The id is made of the prompt, so that models meet whatever the order of
-    their files.  Raises UserError on a file of another format."""
+    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id.  This is how
+    outputs of published models are measured.  Raises UserError on a file of another format."""
     try:
         rows = loads(Path(path).read_bytes())
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{path}: not JSON ({error}); the name of a file with one JSON object a line must "
+                        "end in .jsonl") from None
     needs = ("instruction", "output", "generator")
     check(isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
           and all(isinstance(row.get(field), str) for row in rows for field in needs),
           f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
-    lines, times = [], Counter()
-    for row in rows:
-        prompt = instruction_prompt(row["instruction"], row.get("input") or "")
-        times[row["generator"], prompt] += 1        # a list may hold one instruction twice
-        name = hashlib.sha256(f"{times[row['generator'], prompt]} {prompt}".encode()).hexdigest()[:12]
-        lines.append({"id": name, "prompt": prompt, "reference": "", "outputs": [row["output"]],
-                      "policy": row["generator"], "split": "alpaca_eval"})
-    return lines
+    return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
+             "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"} for row in rows]

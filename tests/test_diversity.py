@@ -156,6 +156,14 @@ def test_short_copies_are_copies():
     assert D.self_bleu(["a b", "c d"]) == 0
 
 
+def test_outputs_without_a_token_are_neither_copies_nor_strangers():
+    """In the sound convention; NLTK says 0, which reads as the most diverse."""
+    assert math.isnan(D.self_bleu(["", " "])) and D.self_bleu(["", " "], short_as_nltk=True) == 0
+    groups = [[[], []], [["a"], ["a"]], [[], ["a"]]]
+    assert D.lexical_measures(groups)["self_bleu"] == pytest.approx([math.nan, 1, 0], nan_ok=True)
+    assert D.lexical_measures(groups, "paper")["self_bleu"] == pytest.approx([0, .1 ** .75, 0])
+
+
 # ---------------------------------------------------------------------------------------- measures of content
 
 def test_embedding_diversity_is_the_mean_over_pairs(refs):
@@ -192,6 +200,8 @@ def test_nli_diversity_by_hand():
     assert D.nli_diversity(["a", "b", "c"], points) == pytest.approx(1 / 6)
     with pytest.raises(ValueError, match="two outputs"):
         D.nli_diversity(["a"], points)
+    with pytest.raises(UserError, match="--nli: the points of a pair are not finite;"):
+        D.nli_diversity(["a", "b"], lambda pairs: np.full(len(pairs), np.nan))
 
 
 def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
@@ -372,14 +382,54 @@ def test_what_is_not_there_becomes_no_number(tmp_path):
         row["outputs"] = [""] * 4
     write_jsonl(path, rows)
     got = call("diversity", path, "--encoder", "", cwd=tmp_path)
-    assert got.returncode == 0 and "distinct, EAD, entropy undefined for 5 inputs" in got.stdout, got.stderr
-    assert "nan" not in got.stdout and "there are only 6 inputs in a run" in got.stdout
+    assert got.returncode == 0, got.stderr
+    assert "distinct, EAD, self-BLEU, entropy leave out 5 of 6 inputs, whose outputs" in one_line(got.stdout)
+    assert "nan" not in got.stdout and "a run has only 6 inputs" in got.stdout
     line, = strict(tmp_path / "diversity.json")["results"]
     assert line["undefined"]["ead"] == 5 and line["per_input_ead"][1:] == [None, None]
     write_jsonl(path, [row | {"outputs": [""] * 4} for row in rows])
-    assert call("diversity", path, "--encoder", "", cwd=tmp_path).returncode == 0
+    got = call("diversity", path, "--encoder", "", cwd=tmp_path)
+    table = got.stdout.split("per input\n")[1].splitlines()
+    assert table[1].split() == ["sft", "1.0", "0", "-", "-", "-", "-", "0.000", "[0.000,", "0.000]"]
     line, = strict(tmp_path / "diversity.json")["results"]
-    assert "per_input_ead" not in line and line["undefined"]["ead"] == 6
+    assert line["per_input_self_bleu"] is line["across_ead"] is None and line["undefined"]["ead"] == 6
+
+
+def one_line(text):
+    """What the notes say, however they are wrapped."""
+    return " ".join(text.split())
+
+
+def test_inputs_with_too_few_good_outputs_are_counted(tmp_path):
+    path = samples(tmp_path / "s.jsonl", "sft", "test")
+    rows = json_lines(path)
+    for row in rows[:4]:
+        row["outputs"] = [" my cat ."] * 4
+    write_jsonl(path, rows)
+    got = call("diversity", path, "--encoder", "", cwd=tmp_path)
+    line, = strict(tmp_path / "diversity.json")["results"]
+    n = line["undefined"]["good_gold_diversity"]
+    table = got.stdout.split("left out: inputs with fewer than two of them")[1].splitlines()
+    assert n >= 4 and [row.split()[-1] for row in table if "left out" in row or row.startswith("test")][-2:] \
+        == ["out", str(n)]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_one_output_of_few_inputs_has_no_spread(n, tmp_path):
+    path = samples(tmp_path / "s.jsonl", "sft", "test", k=1, n=n, task="tldr")
+    got = call("diversity", path, "--encoder", "", cwd=tmp_path)
+    line, = strict(tmp_path / "diversity.json")["results"]
+    assert line["across_ead"][0] > 0 and line["across_ead"][1] is None
+    assert "+- 0.000" not in got.stdout
+
+
+def test_notes_and_long_names_fit_the_width(tmp_path):
+    rows = json_lines(samples(tmp_path / "s.jsonl", "a-publisher/" + "x" * 90, "test"))
+    rows[0]["outputs"] = [""] * 4
+    write_jsonl(tmp_path / "s.jsonl", [row | {"split": "ood_" + "y" * 60} for row in rows])
+    got = call("diversity", tmp_path / "s.jsonl", "--encoder", "", "--vocabulary", "2", cwd=tmp_path)
+    assert "EAD is above 1" in one_line(got.stdout) and "leave out" in got.stdout
+    assert max(map(len, got.stdout.splitlines())) <= 110
 
 
 def test_without_references_the_outputs_give_v_and_ead_above_1_is_explained(tmp_path):
@@ -392,11 +442,16 @@ def test_without_references_the_outputs_give_v_and_ead_above_1_is_explained(tmp_
     distinct = samples(tmp_path / "d.jsonl", "sft", "test", task="tldr")
     write_jsonl(distinct, [row | {"outputs": ["a b c d e f"]} for row in json_lines(distinct)])
     got = call("diversity", distinct, "--encoder", "", "--vocabulary", "6", cwd=tmp_path)
-    assert "EAD is above 1, because the outputs repeat n-grams less often than random draws" in got.stdout
+    assert "EAD is above 1, because the outputs repeat n-grams less often than" in one_line(got.stdout)
 
 
 def test_letters_are_not_tokens_and_damaged_embeddings_no_numbers():
-    with pytest.raises(ValueError, match="lists of tokens"):
-        D.lexical_measures([["ab cd", "ef"]])
-    with pytest.raises(UserError, match="an embedding of policy sft is not finite"):
-        D.embed_outputs([{"outputs": ["a"], "policy": "sft"}], lambda texts: np.full((1, 3), np.nan))
+    for measure in (D.lexical_measures, D.self_bleus):
+        with pytest.raises(ValueError, match="lists of tokens"):
+            measure([["ab cd", "ef"]])
+
+    def encode(texts):
+        return np.array([[1, np.inf if text == "bad" else 2] for text in texts])
+    rows = [{"id": str(i), "outputs": ["a", "bad" if i == 3 else "b"], "policy": "sft"} for i in range(5)]
+    with pytest.raises(UserError, match="output 2 of policy sft to prompt '3' is not finite"):
+        D.embed_outputs(rows, encode)

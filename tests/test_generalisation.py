@@ -89,7 +89,7 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
     assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
     assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
-    assert "only 6 prompts in a run" in got.stdout
+    assert "a run has only 6 prompts" in got.stdout
     of_test = [x["coverage"] for x in found["coverage"] if x["split"] == "test"]
     assert [[of_k[0] for of_k in x.values()] for x in of_test] == [[0, 0], [0, 0], [1, 1]]    # k = 1, 2
 
@@ -124,6 +124,15 @@ def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
     assert [x["rouge1"] for x in found["rouge"]] == [None, None]
 
 
+@pytest.mark.parametrize("judge", ["gold", "rouge"])
+def test_notes_and_long_names_fit_the_width(judge, tmp_path):
+    files = [samples(tmp_path / f"{i}", f"publisher-{i}/" + "x" * 60, "test", good, reference="")
+             for i in range(5)]
+    got = call("generalisation", *files, "--judge", judge, cwd=tmp_path)
+    assert got.returncode == 0 and max(map(len, got.stdout.splitlines())) <= 110, got.stderr
+    assert "no number, because prompts without a reference" in got.stdout
+
+
 def test_policies_meet_on_equal_prompts_only(tmp_path):
     """Another order changes nothing, prompts that one lacks are counted, one id for two prompts is refused."""
     path = samples(tmp_path / "sft", "sft", "test", bad)
@@ -134,6 +143,12 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
     assert "left out: prompts that one of the two lacks" in got.stdout
+    path.write_text(path.read_text().splitlines()[0] + "\n")        # the very one that the other lacks
+    got = call("generalisation", path, other, cwd=tmp_path)
+    line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
+    assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
+    assert "left out: prompts that one of the two lacks" in got.stdout
+    samples(tmp_path / "sft", "sft", "test", bad)
     other.write_text(lines[0].replace('"test-0"', '"test-1"') + "\n")
     wrong = call("generalisation", path, other, cwd=tmp_path)
     assert wrong.returncode == 2 and "the id 'test-1' names one prompt in" in wrong.stderr
@@ -143,7 +158,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
     path = samples(tmp_path / "sft", "sft", "test", good)
     path.write_text(path.read_text().splitlines()[0] + "\n")
     got = call("generalisation", path, cwd=tmp_path)
-    assert "0.500   " in got.stdout and "only 1 prompt in a run" in got.stdout and "0.500 [" not in got.stdout
+    assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "a run has only 1 prompt:" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
     assert line["rate"] == .5 and line["low"] is None
     wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)

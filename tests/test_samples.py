@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_jsonl
-from common.samples import (instruction_prompt, known_task, matched, read_all, read_runs, read_samples,
-                            run_name, sample_line, sample_path, study_order)
+from common.samples import (instruction_prompt, known_task, matched, names_of, read_all, read_runs,
+                            read_samples, run_name, sample_line, sample_path, short_name, study_order)
 
 ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
 
@@ -35,8 +35,20 @@ def test_foreign_files_may_leave_fields_out(tmp_path):
     bare = {k: line()[k] for k in ("prompt", "reference", "outputs", "policy", "split")}
     write_jsonl(path, [bare, bare])
     rows = read_samples(path)
-    assert [r["id"] for r in rows] == ["line 1", "line 2"] and rows[0]["finished"] == [True, True]
+    assert len({r["id"] for r in rows}) == 2 and rows[0]["finished"] == [True, True]
     assert known_task(rows) is None and list(read_all([path])) == [("sft", None, None, "test")]
+
+
+def test_without_ids_policies_meet_by_prompt_whatever_the_order(tmp_path):
+    def bare(prompt, policy):
+        row = line(prompt=prompt, policy=policy, outputs=[f"{policy} {prompt}"] * 2)
+        return row | {"id": None} if prompt == "b" else {k: v for k, v in row.items() if k != "id"}
+    paths = [tmp_path / "x.jsonl", tmp_path / "y.jsonl"]
+    for path, prompts in zip(paths, ("aab", "cbaa")):
+        write_jsonl(path, [bare(p, path.stem) for p in prompts])
+    (_, x), (_, y) = read_all(paths).items()
+    pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y)]
+    assert pairs == [("x a", "y a"), ("x a", "y a"), ("x b", "y b")]
 
 
 @pytest.mark.parametrize("lines, says", [
@@ -48,10 +60,17 @@ def test_foreign_files_may_leave_fields_out(tmp_path):
      "line 2: 1 outputs, the first line of policy sft, temperature 1.0, seed 0, split test has 2"),
     ([line(rewards=[1.])], "line 1: rewards must be null, or finite numbers, one for each output"),
     ([line(rewards=[1., math.nan])], "line 1: rewards must be null, or finite numbers"),
+    ([line(rewards=[1., 10 ** 400])], "line 1: rewards must be null, or finite numbers"),
+    ([line(rewards=[True, False])], "line 1: rewards must be null, or finite numbers"),
     ([line(rewards="high")], "line 1: field 'rewards' is of type str"),
     ([line(), line(id="b", policy="ppo")], "it holds 2 runs where one is needed (policy sft, temp"),
-    ([line(finished=[True])], "line 1: finished must be a list, as long as outputs"),
-    ([line(finished=None)], "line 1: finished must be a list, as long as outputs"),
+    ([line(finished=[True])], "line 1: finished must be a list of booleans, as long as outputs"),
+    ([line(finished=None)], "line 1: finished must be a list of booleans, as long as outputs"),
+    ([line(finished=["false", "true"])], "line 1: finished must be a list of booleans"),
+    ([line(temperature=math.nan)], "line 1: temperature nan is not finite"),
+    ([line(temperature=10 ** 400)], "line 1: temperature 1000"),
+    ([line(temperature=True)], "line 1: field 'temperature' is of type bool"),
+    ([line(seed=True)], "line 1: field 'seed' is of type bool"),
     ([line(task=["synthetic"])], "line 1: field 'task' is of type list"),
     ([line(temperature=[1])], "line 1: field 'temperature' is of type list"),
     ([{k: v for k, v in line().items() if k != "policy"}], "line 1: field 'policy' is missing")])
@@ -102,6 +121,14 @@ def test_a_run_is_named_in_one_line():
     assert run_name(("a\nb\u2028c", None, 0, "t\r\n")) == "policy a b c, seed 0, split t"
 
 
+def test_names_fit_a_cell_and_stay_apart():
+    line_of = {"split": "test", "policy": "a\nb\x1b[31m", "temperature": None, "seed": 0}
+    assert names_of(line_of) == ["test", "a b\N{REPLACEMENT CHARACTER}[31m", "-", 0]
+    one, two = (short_name("the-publisher/a-model-of-7b-parameters-" + end) for end in ("v1", "v2"))
+    assert len(one) == len(two) == 30 and one != two and one.startswith("the-publisher/")
+    assert short_name("x" * 30) == "x" * 30
+
+
 def test_one_id_is_one_prompt():
     rows = [{"id": "1", "prompt": "p"}, {"id": "2", "prompt": "q"}]
     assert matched(rows, [{"id": "2", "prompt": "q"}, {"id": 1, "prompt": "p"}]) == [(0, 1), (1, 0)]
@@ -132,6 +159,8 @@ def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
         path.write_text(bad)
         with pytest.raises(UserError, match="AlpacaEval's list"):
             read_samples(path)
-    path.write_text("[")
-    with pytest.raises(UserError, match="not JSON"):
-        read_samples(path)
+    for bad, says in ((b"[", "not JSON"), (b'{"a": 1}\n{"a": 2}', "must end in .jsonl"),
+                      ('[{"output": "\xe9"}]'.encode("latin-1"), "not UTF-8 text; save it as UTF-8")):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=says):
+            read_samples(path)

@@ -85,11 +85,26 @@ def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
     assert text.startswith("prompt 1: test-0 (ood_article)")
     both = screen(capsys, files=files, prompt="1, 3")
     assert "prompt 1:" in both and "prompt 3:" in both and "prompt 2:" not in both
-    for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt"), ("test-1", "--split")):
+    for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt"),
+                        ("test-1", "2 .test., 5 .ood_article.")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=files, prompt=wrong))
     with pytest.raises(UserError, match="test, ood_article"):
         show.main(show.Config(files=files, split="train"))
+
+
+def test_one_id_for_two_prompts_of_a_split_is_found_by_number(tmp_path):
+    other = [{**ROWS[1], "id": ROWS[0]["id"]}]
+    files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."], ROWS[:1]),
+             write(tmp_path / "b.jsonl", "ppo", [" i feel sad ."], other)]
+    with pytest.raises(UserError, match="2 prompts have this id; give a number: 1 .test., 2 .test.$"):
+        show.main(show.Config(files=files, prompt=ROWS[0]["id"]))
+
+
+def test_the_list_says_which_policies_lack_prompts(tmp_path, capsys):
+    files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."], ROWS[::2]),
+             write(tmp_path / "b.jsonl", "ppo", [" i feel sad ."], ROWS[::-1])]
+    assert "sft (2 of 3 prompts), ppo  " in screen(capsys, files=files)
 
 
 def test_columns_are_told_apart_by_temperature_and_seed():

@@ -183,8 +183,8 @@ def _find(prompts, name):
         return prompts[int(name) - 1]
     found = [p for p in prompts if p.id == name]
     check(found, f"--prompt {name}: no such prompt; give an id, or a number from 1 to {len(prompts)}")
-    check(len(found) == 1, f"--prompt {name}: {len(found)} prompts have this id, in the splits "
-          f"{', '.join(p.split for p in found)}; choose with --split")
+    check(len(found) == 1, f"--prompt {name}: {len(found)} prompts have this id; give a number: "
+          f"{', '.join(f'{p.number} ({p.split})' for p in found)}")
     return found[0]
 
 
@@ -245,7 +245,9 @@ def show_files(prompts, width):
     rows = []
     for split in dict.fromkeys(p.split for p in prompts):
         own = [p for p in prompts if p.split == split]
-        names = dict.fromkeys(c.name for p in own for c in p.columns)
+        prompts_of = Counter(c.name for p in own for c in p.columns)
+        names = [name if n == len(own) else f"{name} ({n} of {len(own)} prompts)"
+                 for name, n in prompts_of.items()]
         outputs = dict.fromkeys(str(c.n) for p in own for c in p.columns)
         rows.append([f"{own[0].number}-{own[-1].number}", split, own[0].id, own[0].task or "",
                      ", ".join(names), " or ".join(outputs)])
