@@ -85,7 +85,8 @@ _OPT = dict(position="learned", norm="layernorm", activation="relu", bias=True, 
             context=2048)
 _LLAMA = dict(position="rope", norm="rmsnorm", activation="swiglu", bias=False)
 SHAPES = {  # published shapes, as configurations of the one class below
-    "tiny": dict(),
+    "tiny": dict(),             # of LLaMA's kind
+    "tiny-opt": dict(_OPT, vocab_size=512, context=512),
     "gpt2": dict(_GPT2, n_layer=12, n_head=12, d_model=768),
     "gpt2-medium": dict(_GPT2, n_layer=24, n_head=16, d_model=1024),
     "opt-125m": dict(_OPT, n_layer=12, n_head=12, d_model=768),
@@ -505,9 +506,9 @@ def plain(rows, device="cpu"):
     return Packed(tokens, torch.arange(S, device=device).expand_as(tokens), *[None] * 8)
 
 
-def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
+def log_probs(model, hidden, batch, temperature=1.0, entropy=False, learn_entropy=False):
     """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction:
-    (M,), in nats.
+    (M,), in nats, without a gradient unless learn_entropy.
 
     hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long
     prompt is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a
@@ -519,7 +520,7 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False):
     logp = logits.gather(1, batch.target[:, None])[:, 0] - normaliser
     if not entropy:
         return logp
-    with torch.no_grad():       # a log line, not a loss: no graph over (M, V)
+    with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):     # else no graph over (M, V)
         p = (logits - normaliser[:, None]).exp()
         return logp, normaliser - (p * logits).sum(-1)
 

@@ -28,6 +28,7 @@ from common.errors import check
 from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive,
                           Temperature, run, setup, use_threads)
 from common.loop import Run
+from common.ngrams import count_ngrams
 from common.tokenizer import load_tokenizer, same_ids
 from splits import decode, encode_prompts, task_of
 
@@ -65,10 +66,13 @@ class Config(Common):
     clip_ratio: Positive = 0.2  # policy ratio kept in 1 -+ this
     clip_value: Positive = 0.2  # value kept within this of its old prediction
     vf_coef: NonNegative = 0.1  # weight of the value loss
+    ent_coef: NonNegative = 0.0     # weight of the entropy bonus, per nat a token
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm, policy's and value model's each
     kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops; 0:
                                     # never
     no_eos_score: Finite = -3.0     # reward of a response that did not end, in standard deviations
+    probe_every: Natural = 5    # steps between looks at the diversity of 8 responses to each of 8 prompts; 0:
+                                # never
     quiet: bool = False         # no progress bar and no log lines
 
 
@@ -265,7 +269,9 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
     mb = ro.pack(idx)
     S, T = mb.tokens.shape[1], int(mb.lengths.max())
     hidden = policy.top(ro.h_policy[idx, :S], mb)
-    logp, entropy = M.log_probs(policy, hidden, mb, cfg.temperature, entropy=True)
+    logp, entropy = M.log_probs(policy, hidden, mb, cfg.temperature, entropy=True,
+                                learn_entropy=cfg.ent_coef > 0)
+    entropy = entropy.sum() / n_tokens
     v = M.values(value_model, value_model.top(ro.h_value[idx, :S], mb), mb)
     logp, v, mask = mb.to_padded(logp), mb.to_padded(v), mb.response_mask()
     old_logp, old_v = ro.logp[idx, :T], ro.values[idx, :T]
@@ -273,9 +279,9 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
     v_loss, v_clipfrac = value_loss(v, old_v, returns[idx, :T], mask, cfg.clip_value, n_tokens)
     change = (logp - old_logp).detach()
     update_kl = kl_estimate(-change, torch.zeros_like(change), "k3")
-    stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy.sum() / n_tokens,
+    stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy,
                          masked_mean(change.exp(), mask, n_tokens), masked_mean(update_kl, mask, n_tokens)))
-    return pg_loss + cfg.vf_coef * v_loss, stats.detach(), change[mask]
+    return pg_loss + cfg.vf_coef * v_loss - cfg.ent_coef * entropy, stats.detach(), change[mask]
 
 
 # -------------------------------------------------------------------------------------------- the four models
@@ -349,6 +355,20 @@ def gold_rewards(task, tokenizer, rows, responses, device):
                          for row, ids in zip(rows, responses)], device=device)
 
 
+PROBES = 8      # prompts, and responses to each of them
+
+
+def probe(policy, prompts, max_new_tokens, eos, cfg):
+    """Diversity per input, seen while the policy collapses: distinct-n of the responses to one prompt, mean
+    over n = 1..5 and over the same few prompts.  Random numbers of its own, so that looking changes nothing.
+    """
+    sampled = gather_rows(M.generate(
+        policy, prompts[:PROBES], max_new_tokens, n=PROBES, temperature=cfg.temperature, eos=eos,
+        rng=torch.Generator().manual_seed(cfg.seed), ranks=(rank(), world_size())))
+    unique, total = (counts[:, :-1] for counts in count_ngrams(sampled))
+    return float((unique[total > 0] / total[total > 0]).mean())
+
+
 def rollout_metrics(ro, score, gold, returns):
     """Means over the responses of all ranks."""
     k1, k3 = (mean_over_ranks(kl_estimate(ro.logp, ro.ref_logp, kind).where(ro.mask, 0.).sum(1))
@@ -399,6 +419,9 @@ def main(cfg):
         stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, rng, run)
 
         metrics = rollout_metrics(ro, score, gold, returns)
+        if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
+            run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, tokenizer.eot_token, cfg)
+        metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
         run.log(**metrics, beta=beta.update(metrics["kl"], cfg.batch_size), **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / (time.time() - start))
         run.state |= {"beta": beta.value, "metrics": metrics}

@@ -14,6 +14,7 @@ to know them.
 import math
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ import torch.nn.functional as F
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, rank, shard, world_size
 from common.errors import UserError, check
-from common.flags import Common, Count, Frozen, Natural, Positive, run, setup, use_threads
+from common.files import read_jsonl, write_jsonl
+from common.flags import (Common, Count, Frozen, Natural, NonNegative, Positive, run, setup,
+                          use_threads)
 from common.loop import Run
 from common.stats import bootstrap_ratio
 from common.tokenizer import load_tokenizer
-from model import full_copy, generate, pack, rewards
+from model import full_copy, generate, log_probs, pack, rewards
 from splits import decode, encode_prompts, encode_response, encode_responses, length_bucketed_batches, task_of
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, dtype="bf16")
@@ -42,6 +45,9 @@ class Config(Common):
     held_out: Count = 500       # prompts of the held-out pairs
     samples: Count = 5          # responses sampled for each prompt in the synthetic task, compared with each
                                 # other and with the reference
+    typicality: NonNegative = 0.0   # a: how much the synthetic task's annotators like what is typical
+    pairs: str = ""             # file of the synthetic task's pairs, read if it is there, else written: sampled
+                                # once for reward.py and methods/dpo.py
     epochs: Count = 1           # passes over the prompts
     batch_size: Count = 8       # prompts a step, each with all its pairs
     micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
@@ -88,12 +94,13 @@ class Group:
         return len(self.prompt) + sum(map(len, self.responses))
 
 
-def sample_groups(model, tokenizer, task, rows, n_samples, rng):
+def sample_groups(model, tokenizer, task, rows, n_samples, rng, typicality=0.0):
     """A synthetic task's annotators: they compare a row's reference and n_samples responses of the model, all
     pairs.
 
-    P(a preferred to b) = sigma(gold(a) - gold(b)), so labels are noisy as people's are: they agree with the
-    gold reward on three pairs of four."""
+    P(y preferred to z) = sigma(u(y) - u(z)), u(y) = gold(y) + a log pi(y | x) / tokens of y, so labels are
+    noisy as people's are: with a = 0 they agree with the gold reward on three pairs of four.  typicality: a;
+    above 0 the annotators also like what the model finds likely (Zhang et al. 2025, arXiv 2510.01171)."""
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows],
                              task.max_prompt_len(model.config.context))
     sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
@@ -102,17 +109,28 @@ def sample_groups(model, tokenizer, task, rows, n_samples, rng):
     for row, prompt, responses in zip(rows, prompts, sampled):
         responses = responses + [encode_response(tokenizer, row["reference"], task.max_new_tokens)]
         gold = [task.synthetic.gold_reward(row["prompt"], *decode(tokenizer, ids)) for ids in responses]
+        likes = gold
+        if typicality:
+            likes = [g + typicality * t for g, t in zip(gold, mean_log_probs(model, prompt, responses))]
         group = Group(prompt, responses)
         for a, b in combinations(range(len(responses)), 2):
             if responses[a] == responses[b]:
                 continue            # there is nothing to prefer
-            if torch.rand((), generator=rng) >= 1 / (1 + math.exp(gold[b] - gold[a])):
+            if torch.rand((), generator=rng) >= 1 / (1 + math.exp(likes[b] - likes[a])):
                 a, b = b, a
             group.pairs.append((a, b))
             group.gaps.append(gold[a] - gold[b])
         if group.pairs:
             groups.append(group)
     return groups
+
+
+@torch.no_grad()
+def mean_log_probs(model, prompt, responses):
+    """log pi(y | x) of each response over its number of tokens: a list.  prompt: ids; responses: id lists."""
+    packed = pack([prompt], [responses], model.embed.weight.device)
+    logp = packed.to_padded(log_probs(model, model(packed), packed))
+    return (logp.sum(1) / packed.response_mask().sum(1)).tolist()
 
 
 def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
@@ -146,12 +164,35 @@ def print_known_prompts(rows, held_out_rows):
               "held-out accuracy is flattering", flush=True)
 
 
-def comparisons(cfg, sft, tokenizer, task, rng):
+def annotated(cfg, sft, weights_hash, tokenizer, task):
+    """(train groups, held-out groups) of a synthetic task's annotators, from --pairs if that file is there.
+    Raises UserError if its pairs are others than these flags ask for."""
+    of = {"model": weights_hash, "task": task.name, "seed": cfg.seed, "prompts": cfg.prompts,
+          "held_out": cfg.held_out, "samples": cfg.samples, "typicality": cfg.typicality}
+    if cfg.pairs and Path(cfg.pairs).is_file():
+        first, *lines = read_jsonl(cfg.pairs, {})
+        check(first == {"pairs of": of}, f"--pairs {cfg.pairs}: these pairs are of another model or of other "
+              "flags; name a new file")
+        return tuple([Group(*line["group"]) for line in lines if line["train"] == train]
+                     for train in (True, False))
+    rng = torch.Generator().manual_seed(cfg.seed)       # its own, so that a file that is there changes nothing
+    train, held_out = (sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng,
+                                     cfg.typicality)
+                       for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
+    if cfg.pairs and rank() == 0:
+        write_jsonl(cfg.pairs, [{"pairs of": of}, *(
+            {"train": groups is train, "group": [g.prompt, g.responses, g.pairs, g.gaps]}
+            for groups in (train, held_out) for g in groups)])
+    return train, held_out
+
+
+def comparisons(cfg, sft, weights_hash, tokenizer, task):
     """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
     of its prompts: of its prompts, not of its pairs, because pairs of one prompt would leak."""
+    check(task.synthetic or not (cfg.typicality or cfg.pairs), "--typicality and --pairs: only a synthetic "
+          "task's annotators are made here; these preferences are read as they are")
     if task.synthetic:
-        return tuple(sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng)
-                     for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
+        return annotated(cfg, sft, weights_hash, tokenizer, task)
     rows, held_out_rows = task.preferences(), task.preferences(validation=True)
     if not rows:
         raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are {{'prompt': ..., "
@@ -258,7 +299,7 @@ def main(cfg):
     sft, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, sft)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    train, held_out = comparisons(cfg, sft, tokenizer, task, rng)
+    train, held_out = comparisons(cfg, sft, saved["weights_hash"], tokenizer, task)
     print(f"{len(train)} prompts with pairs to learn from, {len(held_out)} held out", flush=True)
     if cfg.freeze >= 0:
         sft.freeze(round(cfg.freeze * sft.config.n_layer))

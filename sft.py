@@ -8,7 +8,8 @@
 Writes ckpt_sft.pt and metrics_sft.jsonl.
 
 Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in
-one, with a larger learning rate and nothing frozen.  All references of a post are learned in one packed row.
+one, with a larger learning rate and nothing frozen.  A model from scratch reads the task's split `pretrain`,
+where it has one: it holds what a published model has met and fine-tuning never shows.  All references of a post are learned in one packed row.
 AdamW has no weight decay.
 """
 import math
@@ -128,11 +129,12 @@ def build(cfg, device):
     check(model or cfg.freeze == 0,
           "--freeze: a model from scratch has nothing to freeze; it needs --model CHECKPOINT")
     task = task_of(cfg, saved)
-    train = task.rows("train", cfg.rows or None, cfg.references)
+    split = "pretrain" if model is None and "pretrain" in task.splits() else "train"
+    train = task.rows(split, cfg.rows or None, cfg.references)
     validation = task.rows("validation", 200, cfg.references)
     print_overlap(task)
     if len(train) < cfg.rows:
-        print(f"train has {len(train)} rows, fewer than --rows {cfg.rows}: all are used", flush=True)
+        print(f"{split} has {len(train)} rows, fewer than --rows {cfg.rows}: all are used", flush=True)
     if model:
         spec = saved["tokenizer"]
     else:

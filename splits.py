@@ -25,9 +25,9 @@ from tasks import instructions, paper, synthetic
 SYNTHETIC = {  # task: (the module that writes its texts and knows their gold reward, noise of its references)
     "synthetic": (synthetic, "systematic"), "synthetic-independent": (synthetic, "independent"),
     "synthetic-mixed": (synthetic, "mixed"),
-    "instruct": (instructions, "usual"), "instruct-mixed": (instructions, "mixed")}
+    "instruct": (instructions, "usual")}
 # tokens of a response: 48 is the paper's for summaries
-MAX_NEW_TOKENS = {**dict.fromkeys(SYNTHETIC, 32), "instruct": 48, "instruct-mixed": 48, "folder": 48,
+MAX_NEW_TOKENS = {**dict.fromkeys(SYNTHETIC, 32), "instruct": 48, "folder": 48,
                   **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
 MAX_PROMPT_TOKENS = 1024    # of the paper's tasks; longer prompts are cut on the left
 FILES = "train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl"
@@ -120,7 +120,7 @@ class Task:
         return min(left, self.max_prompt_tokens or left)
 
     def splits(self):
-        """Names of the splits: train, validation, test, ood_*."""
+        """Names of the splits: train, validation, test, ood_*.  A synthetic task has `pretrain` too."""
         if self.synthetic:
             return list(self.synthetic.SPLITS)
         if self.name in paper.TASKS:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
-from common.flags import Common, Count, Frozen, Natural, Positive, run, setup, use_threads
+from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, run, setup, use_threads
 from common.loop import Run
 from common.tokenizer import load_tokenizer
 from model import log_probs, pack, share_trunk
@@ -37,6 +37,8 @@ class Config(Common):
     prompts: Count = 8000       # prompts with preferences; a folder may hold fewer
     held_out: Count = 500       # prompts of the held-out pairs
     samples: Count = 5          # responses sampled for each prompt in the synthetic task, as in reward.py
+    typicality: NonNegative = 0.0   # a: how much its annotators like what is typical, as in reward.py
+    pairs: str = ""             # file of the synthetic task's pairs, as in reward.py
     epochs: Count = 1           # passes over the prompts
     batch_size: Count = 8       # prompts a step, each with all its pairs
     micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
@@ -98,7 +100,7 @@ def build(cfg, device, rng):
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, policy)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    train, held_out = comparisons(cfg, policy, tokenizer, task, rng)
+    train, held_out = comparisons(cfg, policy, saved["weights_hash"], tokenizer, task)
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
     check_trainable(policy)

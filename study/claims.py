@@ -9,6 +9,7 @@ import numpy as np
 
 from common.stats import over_seeds
 from study.names import BETA, DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, SWEEP, ppo_name, short
+from tasks import synthetic
 
 HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
 UNDECIDED = {1: "one seed does not decide", 2: "two seeds do not decide", 3: "three seeds do not decide"}
@@ -31,13 +32,16 @@ def decided(low, high):
 def claims(measures):
     """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate,
     details: more numbers}], the same claims for each kind of noise."""
-    return [{"claim": claim, "task": task, "noise": noise, "difference": difference, "expected": expected,
-             "verdict": verdict(estimate, expected), "estimate": estimate, "details": details}
-            for task, noise in NOISE.items()
-            for claim, expected, difference, estimate, details in (*of_generalisation(measures, task),
-                                                                   *of_diversity(measures, task),
-                                                                   *of_best_of_n(measures, task),
-                                                                   *of_sharpening(measures, task))]
+    return [line for task in NOISE for line in claims_of(
+        measures, task, (of_generalisation, of_diversity, of_best_of_n, of_sharpening))]
+
+
+def claims_of(measures, task, kinds):
+    """The same for one task.  kinds: some of the functions below."""
+    return [{"claim": claim, "task": task, "noise": NOISE.get(task, NOISE["synthetic"]),
+             "difference": difference, "expected": expected, "verdict": verdict(estimate, expected),
+             "estimate": estimate, "details": details}
+            for kind in kinds for claim, expected, difference, estimate, details in kind(measures, task)]
 
 
 # Each function below lists (claim, sign that it expects, what is measured, estimate, details) on one task.
@@ -124,6 +128,19 @@ def matched_temperatures(r, task):
     return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
 
 
+def seen(settings):
+    """What the posts of each stage are like: [{split, posts, held_out: fraction with all story words held out,
+    articles: fraction in news format}]."""
+    found = []
+    for split, n in (("pretrain", settings["base_rows"]), ("train", max(settings["sft_rows"], settings["prompts"]))):
+        prompts = [row["prompt"] for row in synthetic.rows(split, n, references=1)]
+        held_out = [all(synthetic.read_prompt(p)[0][slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
+                    for p in prompts]
+        found.append({"split": split, "posts": n, "held_out": float(np.mean(held_out)),
+                      "articles": float(np.mean([p.startswith("ARTICLE") for p in prompts]))})
+    return found
+
+
 def results(r, settings, cost):
     """Everything in results.json."""
     def row(key):
@@ -134,7 +151,13 @@ def results(r, settings, cost):
             "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
             "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
                           for m in line if m.startswith(("per_input_", "across_"))],
+            "head_to_head": [row(key) | r.estimate(*key, "beats_sft") for key, line in lines.items()
+                             if "beats_sft" in line and key[1] != "sft"],
             "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
+            "seen": seen(settings),
+            "reward_by_set": [{"task": task, "policy": policy, "split": split,
+                               **over_seeds(r.ranked_rightly(task, policy, split))}
+                              for task in NOISE for policy in ("sft", "ppo") for split in SETS],
             "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
             "unfinished": {task: unfinished(r, task) for task in NOISE}}
 

@@ -24,7 +24,7 @@ BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"     # red is Okabe and Ito's
 DARK = {ORANGE: "#8A5F00"}      # for letters, where the colour is too light
 STYLE = {"sft": (BLUE, "o"), "bon": (ORANGE, "s"), "ppo": (RED, "D"), "ppo_gold": (GREEN, "^"),
          "base": (PURPLE, "v"), "oracle": (BLACK, "*")}
-SHOWN = ("sft", "bon", "ppo", "ppo_gold")
+SHOWN = ("base", "sft", "bon", "ppo", "ppo_gold")
 # the kinds of noise: filled markers and solid lines, or hollow markers and dashed lines; in (d) a colour each
 FILLED = {"synthetic": True, "synthetic-independent": False}
 NOISE_STYLE = {"synthetic": (BLUE, "o"), "synthetic-independent": (ORANGE, "s")}
@@ -109,7 +109,7 @@ TAGS = {  # point: where its label stands, in points beside it
 
 def curves_of_reviewers(lines):
     """{curve: [(label of the point, gold diversity, win rate)]}, all at temperature 1 but SFT."""
-    label = {"SFT": "T = {temperature:g}", "best-of-N": "N = {n}", "PPO": "β = {beta:g}"}
+    label = {"SFT": "T = {temperature:g}", "best-of-N": "N = {n}", "PPO": "β = {knob:g}"}
     return {name: [(label[name].format(**x), x["gold_diversity"], x["wins"]) for x in lines
                    if x["curve"] == name and (name == "SFT" or x["temperature"] == DIVERSITY)]
             for name in CURVES}
@@ -135,7 +135,7 @@ def frontier_title(reviewers, curves):
     if not reviewers:
         return plain
     ppo = [x for x in reviewers["frontier"]["frontier"]
-           if x["curve"] == "PPO" and x["temperature"] == DIVERSITY and x["beta"] > 0]
+           if x["curve"] == "PPO" and x["temperature"] == DIVERSITY and x["knob"] > 0]
     if not all(abs(x["above_bon"]["mean"]) < NEAR for x in ppo):
         return plain
     further = max(x["wins"]["mean"] for x in ppo) > max(y["mean"] for _, _, y in curves["best-of-N"])
@@ -381,7 +381,7 @@ def draw_frontiers(plt, reviewers):
     left, right = figure.subplots(1, 2)
     lines = reviewers["frontier"]["frontier"]
     draw_frontier(left, None, reviewers)
-    cool = [pick(lines, curve="PPO", beta=b, temperature=QUALITY) for b in BETAS]
+    cool = [pick(lines, curve="PPO", knob=b, temperature=QUALITY) for b in BETAS]
     curve(left, [x["gold_diversity"] for x in cool], [x["wins"] for x in cool], *STYLE["ppo"],
           f"PPO, KL coefficient β, T = {QUALITY:g}", hollow=True)
     left.legend(fontsize=9, frameon=False, loc="lower left")
@@ -391,7 +391,7 @@ def draw_frontiers(plt, reviewers):
 
 def draw_price(ax, lines):
     """Reward and gold reward against KL from SFT, of best-of-N and of PPO at temperature 1."""
-    ppo = [pick(lines, curve="PPO", beta=b, temperature=DIVERSITY) for b in reversed(BETAS)]
+    ppo = [pick(lines, curve="PPO", knob=b, temperature=DIVERSITY) for b in reversed(BETAS)]
     best = [x for x in lines if x["curve"] == "best-of-N"]
     for measure, what, colour in (("reward", "reward model's score", ORANGE),
                                   ("gold_reward", "gold reward", GREEN)):
@@ -401,10 +401,90 @@ def draw_price(ax, lines):
     beside = {1: (6, -13), .3: (8, -13), .1: (-16, 10), .03: (8, 6), 0: (-46, -2)}     # points
     for x in ppo:
         at = (np.sqrt(x["kl"]), x["gold_reward"]["mean"])
-        tag(ax, at, f"β = {x['beta']:g}", GREEN, beside.get(x["beta"], (6, 6)))
+        tag(ax, at, f"β = {x['knob']:g}", GREEN, beside.get(x["knob"], (6, 6)))
     ax.set(title="What a nat of KL buys", ylabel="score of an output",
            xlabel="square root of KL from SFT, nats (best-of-N: its bound)")
     ax.legend(fontsize=9, frameon=False, loc="upper left")
+
+
+def draw_kinds(plt, reviewers):
+    """kinds.png: how a loss of diversity splits, how many different good answers are left, coverage over k."""
+    found, n = reviewers["kinds"], len(reviewers["settings"]["seeds"])
+    figure = plt.figure(figsize=(17, 5.6), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1.2))
+    draw_split(axes[0], found["split"])
+    draw_good(axes[1], found["good"])
+    draw_coverage(axes[2], found["coverage"])
+    figure.suptitle(f"What kind of diversity is lost, in distribution, T = {DIVERSITY:g}  (bars: {bars(n)}; thin "
+                    "marks: seeds)")
+    return figure
+
+
+def draw_split(ax, lines):
+    """Each policy's loss of gold diversity beside SFT as a bar of two parts, which add up to the black mark."""
+    for i, x in enumerate(lines):
+        errors, narrowing = x["errors_removed"]["mean"], x["narrowing"]["mean"]
+        ax.bar(i, narrowing, width=.6, color=RED, label=None if i else "narrowing of what is right")
+        ax.bar(i, errors, bottom=max(narrowing, 0) if errors > 0 else 0, width=.6, color=BLUE,
+               label=None if i else "errors removed")
+        points(ax, [i], [x["loss"]], BLACK, "_", 12, label=None if i else "loss")
+    ax.set_xticks(range(len(lines)), [POLICIES[x["policy"]].replace(" on the gold reward", "\non gold") + "\n"
+                                      + NOISE[x["task"]].split()[0] for x in lines], fontsize=8.5)
+    ax.axhline(0, color=BLACK, lw=.8)
+    ax.set(title="Loss of gold diversity beside SFT", ylabel="gold diversity")
+    ax.legend(fontsize=9, frameon=False, loc="upper left")
+
+
+def draw_good(ax, lines):
+    """How many different good answers 16 outputs hold, against the fraction of outputs that are good."""
+    for policy in ("base", "sft", "bon", "ppo", "ppo_gold"):
+        for task in NOISE:
+            x, y = (pick(lines, task=task, policy=policy, measure=m) for m in ("good", "good_distinct"))
+            curve(ax, [x], [y], *STYLE[policy], POLICIES[policy] if FILLED[task] else None,
+                  hollow=not FILLED[task])
+    ax.set(title="Different good answers among 16 outputs", xlabel="fraction of outputs that are good",
+           ylabel="different good answers", ylim=(0, None))
+    noise_legend(ax, "best")
+
+
+COVERING = {"base": (PURPLE, "v", "base model"), "sft": (BLUE, "o", "SFT"), "ppo": (RED, "D", "PPO"),
+            "ppo_b0.3": (BLACK, "s", "PPO, β = 0.3")}
+
+
+def draw_coverage(ax, lines):
+    for policy, (colour, marker, name) in COVERING.items():
+        of_policy = [x for x in lines if x["policy"] == policy]
+        points(ax, [x["k"] for x in of_policy], of_policy, colour, marker, 5, "-", label=name)
+    ax.set_xscale("log", base=2)
+    ks = [x["k"] for x in lines if x["policy"] == "sft"]
+    ax.set_xticks(ks, map(str, ks))
+    ax.set(title="Coverage: is the best of k outputs good?", xlabel="k outputs, systematic noise",
+           ylabel="rate of prompts", ylim=(None, 1.02))
+    ax.legend(fontsize=9, frameon=False, loc="lower right")
+
+
+METHOD_STYLE = {"PPO": (RED, "D"), "best-of-N": (ORANGE, "s"), "SFT": (BLUE, "o"), "DPO": (GREEN, "^"),
+                "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"), "GRPO": (BLACK, "X"),
+                "PPO, entropy bonus": (GREY, "d"), "PPO, typical annotators": (GREY, "h")}
+
+
+def draw_methods(plt, reviewers):
+    """methods.png: every method over its own knob, gold reward against gold diversity, of all outputs and of
+    good ones."""
+    figure = plt.figure(figsize=(15, 6.5), layout="constrained")
+    axes, lines = figure.subplots(1, 2, sharey=True), reviewers["frontier"]["frontier"]
+    kinds = {"gold_diversity": "gold diversity per input, all outputs",
+             "good_gold_diversity": "gold diversity per input, good outputs only"}
+    for ax, (measure, title) in zip(axes, kinds.items()):
+        for name, (colour, marker) in METHOD_STYLE.items():
+            of_curve = [x for x in lines if x["curve"] == name
+                        and (name == "SFT" or x["temperature"] == DIVERSITY)]
+            curve(ax, [x[measure] for x in of_curve], [x["gold_reward"] for x in of_curve], colour, marker, name)
+        ax.set(xlabel=title, ylabel="gold reward" if ax is axes[0] else "")
+    axes[0].legend(fontsize=9, frameon=False, loc="lower left")
+    figure.suptitle("Which method keeps diversity?  Each over its own knob: temperature, N, β, bonus, typicality "
+                    f"(bars: {bars(len(reviewers['settings']['seeds']))})")
+    return figure
 
 
 def draw_seeds(plt, results):
@@ -452,7 +532,10 @@ def draw_all(out):
                      "figures/proxies": draw_proxies(plt, reviewers),
                      "figures/frontier": draw_frontiers(plt, reviewers),
                      "figures/seeds": draw_seeds(plt, results),
-                     "figures/instruct": draw_instruct(plt, reviewers)}
+                     "figures/instruct": draw_instruct(plt, reviewers),
+                     "figures/kinds": draw_kinds(plt, reviewers)}
+        if "methods" in reviewers:
+            pictures["figures/methods"] = draw_methods(plt, reviewers)
     written = [Path(out) / f"{name}.png" for name in pictures]
     for path, figure in zip(written, pictures.values()):
         path.parent.mkdir(exist_ok=True)

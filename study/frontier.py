@@ -1,11 +1,12 @@
-"""Is it RL, or just sharpening?  Quality against diversity of SFT over temperature, best-of-N over N, PPO
-over beta.
+"""Is it RL, or just sharpening, and which method keeps diversity?  Quality against diversity of every method
+over its own knob: SFT over temperature, best-of-N over N, PPO, DPO, IPO, RLOO and GRPO over beta.
 
 `python reproduce.py --full` runs this on the test prompts in distribution, with systematic noise.  SFT at a
-lower temperature and best-of-N also trade diversity for quality, without RL.  PPO is more than they are if
-its win rate is higher at equal gold diversity.
+lower temperature and best-of-N also trade diversity for quality, without RL.  A method is more than they are
+if its win rate is higher at equal gold diversity.
 """
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +18,17 @@ from common.files import write_json, write_jsonl
 from common.samples import read_samples
 from common.stats import of_seeds, over_seeds
 from common.tokenizer import load_tokenizer
+from diversity import (embed_outputs, embedding_diversity, good_measures, lexical_measures, per_input, words)
 from generalisation import gold_scores, reward_scores, wins
 from reward import score
 from splits import Task, encode_prompts, encode_response
-from study.names import BEST_OF, BETA, BETAS, DIVERSITY, QUALITY, pick, ppo_name
+from study.measures import encoder_of, sample_files, vocabulary_of
+from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, METHODS, QUALITY, TYPICALITY, method_name,
+                         pick, ppo_name)
 
+SAMPLED = ("base", "sft", "ppo_gold", *map(ppo_name, BETAS))    # policies whose sample files are read
+OF_METHODS = (*(method_name(method, beta) for method, betas in METHODS.items() for beta in betas),
+              *(method_name("entropy", c) for c in ENTROPY), *(method_name("typical", a) for a in TYPICALITY))
 KEPT = 8                        # independent best-of-N outputs of a prompt
 
 
@@ -71,31 +78,45 @@ def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_siz
 
 
 def measure_frontier(here):
-    """Every sample file of the three families -> frontier.json: of each prompt wins, gold reward, reward and
-    gold diversity; KL from SFT (none for best-of-N, whose KL has a known bound)."""
+    """Every sample file of SFT, PPO and best-of-N on the test prompts -> frontier.json, as `measure_files`."""
+    paths = [path for name in SAMPLED for path in sample_files(here, name)]
+    write_json(here / "frontier.json", measure_files(here, paths + [here / f"best_of_{n}.jsonl" for n in BEST_OF]),
+               indent=None, allow_nan=True)     # where fewer than two outputs are good
+
+
+def measure_files(here, paths):
+    """Lines of frontier.json, one a sample file: of each prompt wins, gold reward, reward, diversity, and what
+    `diversity.good_measures` has of the good outputs; KL from SFT (none for best-of-N, whose KL has a known
+    bound)."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    names, lines = ["sft", "ppo_gold", *_in_order_of_the_study()], []
-    sampled = [path for name in names for path in sorted(here.glob(f"t*/samples_{name}_test.jsonl"))]
-    for path in sampled + [here / f"best_of_{n}.jsonl" for n in BEST_OF]:
+    lines, vocabulary, encode = [], vocabulary_of(task.synthetic), encoder_of(here / "ckpt_sft.pt")[0]
+    for path in paths:
         rows = read_samples(path)
         policy, temperature = rows[0]["policy"], rows[0]["temperature"]
         gold, references = gold_scores(rows)
         kl = None
-        if path in sampled:
-            model, _ = load_checkpoint(here / f"ckpt_{policy}.pt", "lm")
+        if not policy.startswith("bon"):
+            model, _ = load_checkpoint(checkpoint_of(here, policy), "lm")
             kl = sampled_kl(model, sft, tokenizer, task, rows, temperature)
         rewards, _ = reward_scores(rows, reward_model, tokenizer, task)
+        of_good = good_measures(rows, task.synthetic)
         lines.append({"policy": policy, "temperature": temperature, "kl": kl,
+                      "length": float(np.mean([len(words(t)) for row in rows for t in row["outputs"]])),
                       "wins": wins(gold, references).tolist(),
                       "gold_reward": np.mean(gold, axis=1).tolist(),
                       "reward": np.mean(rewards, axis=1).tolist(),
-                      "gold_diversity": [task.synthetic.gold_diversity(r["outputs"])[0] for r in rows]})
-    write_json(here / "frontier.json", lines, indent=None)
+                      "ead": lexical_measures([list(map(words, row["outputs"])) for row in rows],
+                                              vocabulary=vocabulary)["ead"].tolist(),
+                      "embedding": per_input(embed_outputs(rows, encode), embedding_diversity).tolist(),
+                      "gold_diversity": [task.synthetic.gold_diversity(r["outputs"])[0] for r in rows],
+                      **{measure: x.tolist() for measure, x in of_good.items()}})
+    return lines
 
 
-def _in_order_of_the_study():
-    return [ppo_name(beta) for beta in (BETA, *(b for b in BETAS if b != BETA))]
+def checkpoint_of(here, policy):
+    """The path of a policy's checkpoint; a base model serves both kinds of noise."""
+    return (here.parent if policy == "base" else here) / f"ckpt_{policy}.pt"
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
@@ -108,57 +129,81 @@ class Frontier:
         self.keys = list(self.lines[0])
 
     def get(self, key, measure):
-        """(seeds, prompts)"""
+        """(seeds, prompts); of the KL, which is one number a policy, the same for all prompts."""
+        if measure == "kl":
+            return np.array([[self.kl_of(seed, key)] * len(seed[key]["wins"]) for seed in self.lines])
         return np.array([seed[key][measure] for seed in self.lines], dtype=float)
 
-    def kl(self, key):
-        """Mean over seeds, nats; of best-of-N its bound."""
+    @staticmethod
+    def kl_of(seed, key):
+        """Nats a response from SFT; of best-of-N its bound."""
         if key[0].startswith("bon"):
             return best_of_n_kl(int(key[0].removeprefix("bon")))
-        return float(np.mean([seed[key]["kl"] for seed in self.lines]))
+        return seed[key]["kl"]
 
-    def above(self, key, curve):
-        """Win rate of `key` less that of `curve`, a list of keys, at the same gold diversity, interpolated:
-        {mean, low, high, inside}.  inside: whether the curve reaches that diversity, else its nearest end is
-        taken."""
+    def beside(self, key, curve, x, y):
+        """Measure y of `key` less that of `curve`, a list of keys, where the curve has the same x,
+        interpolated: {mean, low, high, inside}.  inside: whether the curve reaches that x, else its nearest
+        end is taken."""
         # `key` first, then the curve's points: (points, seeds, prompts) each
-        diversity, won = (np.array([self.get(k, m) for k in (key, *curve)])
-                          for m in ("gold_diversity", "wins"))
-        n_seeds, n_prompts = won.shape[1:]
+        xs, ys = (np.array([self.get(k, m) for k in (key, *curve)]) for m in (x, y))
+        n_seeds, n_prompts = ys.shape[1:]
 
         def difference(seeds, rng):
             prompts = np.arange(n_prompts) if rng is None else rng.integers(0, n_prompts, n_prompts)
-            x, y = (v[:, seeds][:, :, prompts].mean(axis=(1, 2)) for v in (diversity, won))
-            order = 1 + np.argsort(x[1:])
-            return y[0] - np.interp(x[0], x[order], y[order])
-        x = diversity.mean(axis=(1, 2))
-        return of_seeds(difference, n_seeds, n_prompts) | {"inside": bool(x[1:].min() <= x[0] <= x[1:].max())}
+            at, height = (np.nanmean(v[:, seeds][:, :, prompts], axis=(1, 2)) for v in (xs, ys))
+            order = 1 + np.argsort(at[1:])
+            return height[0] - np.interp(at[0], at[order], height[order])
+        at = np.nanmean(xs, axis=(1, 2))
+        return of_seeds(difference, n_seeds, n_prompts) | {
+            "inside": bool(at[1:].min() <= at[0] <= at[1:].max())}
 
 
 def points(keys):
-    """(what a table calls it, which curve it lies on, its key, beta or None) of every point.  keys: of a
+    """(what a table calls it, which curve it lies on, its key, its knob or None) of every point.  keys: of a
     Frontier."""
     sft = sorted((k for k in keys if k[0] == "sft"), key=lambda k: k[1])
-    return [*((f"PPO, β = {b:g}", "PPO", (ppo_name(b), DIVERSITY), b) for b in BETAS),
-            *((f"PPO, β = {b:g}, T = {QUALITY:g}", "PPO", (ppo_name(b), QUALITY), b) for b in BETAS),
+    knobs = {"PPO": ("β", ppo_name, BETAS), "PPO, entropy bonus": ("c", partial(method_name, "entropy"), ENTROPY),
+             "PPO, typical annotators": ("a", partial(method_name, "typical"), TYPICALITY),
+             **{method.upper(): ("β", partial(method_name, method), betas)
+                for method, betas in METHODS.items()}}
+    of_knobs = [(f"{curve}, {knob} = {x:g}" + ("" if t == DIVERSITY else f", T = {t:g}"), curve,
+                 (name_of(x), t), x) for curve, (knob, name_of, values) in knobs.items()
+                for t in (DIVERSITY, QUALITY) for x in values if (name_of(x), t) in keys]
+    return [("base model", "base", ("base", DIVERSITY), None), *of_knobs,
             *((f"best of {n}", "best-of-N", (f"bon{n}", 1.0), None) for n in BEST_OF),
             *((f"SFT, T = {k[1]:g}", "SFT", k, None) for k in sft)]
+
+
+RATES_OF = ("wins", "gold_diversity", "good", "good_gold_diversity")    # between 0 and 1
+MEANS_OF = ("ead", "embedding", "reward", "gold_reward", "good_distinct", "utility")
 
 
 def numbers(seeds):
     """What reviewers.json holds of this question.  seeds: frontier.json of each."""
     f = Frontier(seeds)
     sft = sorted((k for k in f.keys if k[0] == "sft"), key=lambda k: k[1])
-    best = [(f"bon{n}", 1.0) for n in BEST_OF]
+    best, ppo = [(f"bon{n}", 1.0) for n in BEST_OF], [(ppo_name(b), DIVERSITY) for b in BETAS if b]
     lines = []
-    for title, curve, key, beta in points(f.keys):
-        lines.append({
-            "policy": title, "curve": curve, "temperature": key[1], "beta": beta,
-            "n": int(key[0].removeprefix("bon")) if curve == "best-of-N" else None, "kl": f.kl(key),
-            **{m: over_seeds(f.get(key, m)) for m in ("reward", "gold_reward")},
-            **{m: over_seeds(f.get(key, m), rate=True) for m in ("wins", "gold_diversity")},
-            "above_sft": f.above(key, sft) if curve != "SFT" else None,
-            "above_bon": f.above(key, best) if curve == "PPO" else None})
+    for title, curve, key, knob in points(f.keys):
+        line = {"policy": title, "curve": curve, "temperature": key[1], "knob": knob,
+                "n": int(key[0].removeprefix("bon")) if curve == "best-of-N" else None, "kl": f.kl(key),
+                "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
+                **{m: over_seeds(f.get(key, m)) for m in MEANS_OF},
+                **{m: over_seeds(f.get(key, m), rate=True) for m in RATES_OF}}
+        if curve != "SFT":
+            line["above_sft"] = f.beside(key, sft, "gold_diversity", "wins")
+        if curve not in ("SFT", "best-of-N"):
+            line["above_bon"] = f.beside(key, best, "gold_diversity", "wins")
+            # who keeps more at equal gold reward, who gains more at equal KL
+            line["kept_beside_bon"] = f.beside(key, best, "gold_reward", "gold_diversity")
+            line["good_kept_beside_bon"] = f.beside(key, best, "gold_reward", "good_gold_diversity")
+            line["distinct_kept_beside_bon"] = f.beside(key, best, "gold_reward", "good_distinct")
+            line["gained_beside_bon"] = f.beside(key, best, "kl", "gold_reward")
+        if curve not in ("SFT", "best-of-N", "PPO", "base"):
+            line["kept_beside_ppo"] = f.beside(key, ppo, "gold_reward", "gold_diversity")
+            line["gained_beside_ppo"] = f.beside(key, ppo, "kl", "gold_reward")
+        lines.append(line)
     free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)
     without = {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")}
     return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without,
@@ -167,9 +212,15 @@ def numbers(seeds):
 
 def highest_gold_reward(lines):
     """Which PPO policy, at the temperature of diversity, has the highest gold reward."""
-    at_one = [pick(lines, curve="PPO", beta=b, temperature=DIVERSITY) for b in BETAS]
+    at_one = [pick(lines, curve="PPO", knob=b, temperature=DIVERSITY) for b in BETAS]
     return max(at_one, key=lambda line: line["gold_reward"]["mean"])["policy"]
 
 
 def read_seeds(folder, seeds, task="synthetic"):
-    return [json.loads((folder / f"seed{s}" / task / "frontier.json").read_text()) for s in seeds]
+    """frontier.json of each seed, with the lines of other methods where they ran."""
+    found = []
+    for seed in seeds:
+        here = folder / f"seed{seed}" / task
+        lines, others = json.loads((here / "frontier.json").read_text()), here / "methods.json"
+        found.append(lines + (json.loads(others.read_text())["frontier"] if others.is_file() else []))
+    return found

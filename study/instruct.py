@@ -7,12 +7,11 @@ import json
 
 from common.stats import over_seeds
 from study.measures import Measures
-from study.names import DIVERSITY, INSTRUCT_SETS, POLICIES, QUALITY
+from study.names import DIVERSITY, INSTRUCT_SETS, POLICIES, QUALITY, VARIED
 
 TASK = "instruct"
-COMPARED = {"base": "base model"} | {k: v for k, v in POLICIES.items() if k != "sft_matched"}
+COMPARED = {k: v for k, v in POLICIES.items() if k != "sft_matched"}
 BESIDE_SFT = ("base", "bon", "ppo", "ppo_gold")
-VARIED = ("sft", "bon", "ppo", "ppo_gold")      # of which diversity is measured
 MEASURES = ("gold_diversity", "ead", "self_bleu", "embedding")
 
 
@@ -37,6 +36,13 @@ def numbers(folder, seeds):
             "less_sft": {f"{p} {s}": over_seeds(less(p, s)) for p in BESIDE_SFT for s in INSTRUCT_SETS},
             "diversity": {p: {f"{kind}_{m}": over_seeds(varied(p, f"{kind}_{m}"))
                               for kind in ("per_input", "across") for m in MEASURES} for p in VARIED},
+            "beats_sft": {f"{p} {s}": i.estimate(TASK, p, s, QUALITY, "beats_sft")
+                          for p in ("bon", "ppo") for s in INSTRUCT_SETS},
+            "beats_sft_less_in_distribution": {f"{p} {s}": over_seeds(
+                (i.get(TASK, p, s, QUALITY, "beats_sft")
+                 - i.get(TASK, p, "test", QUALITY, "beats_sft")).mean(1, keepdims=True))
+                for p in ("bon", "ppo") for s in shifted},
+            "length": {p: float(varied(p, "per_input_length").mean()) for p in VARIED},
             "ppo_cuts_gold_diversity": over_seeds(varied("ppo", "per_input_gold_diversity")
                                                   - varied("sft", "per_input_gold_diversity")),
             "ppo_advantage_less_in_distribution": {

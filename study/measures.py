@@ -1,10 +1,11 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
-A line of measures.json belongs to one sample file: policy, split, temperature; `wins` and `score`, by the
-gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
+A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
+and `score`, by the gold reward; at the temperature of quality `beats_sft`, head to head; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from common.files import write_json
 from common.samples import read_samples
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
-from generalisation import gold_scores, wins
-from splits import synthetic_task
-from study.names import DIVERSITY, QUALITY
+from generalisation import gold_scores, reward_scores, wins
+from splits import Task, synthetic_task
+from study.names import DIVERSITY, QUALITY, VARIED
 
 
 def vocabulary_of(task):
@@ -34,38 +35,81 @@ def encoder_of(path):
     return partial(embed, model, tokenizer), tokenizer
 
 
+def sample_files(here, policy="*"):
+    """The sample files on the test prompts of one task and seed, with those of --full."""
+    return sorted(path for folder in ("t", "more", "methods")
+                  for path in here.glob(f"{folder}[0-9]*/samples_{policy}_test.jsonl"))
+
+
 def measure(here, name):
-    """Every sample file in the folder `here` of one task and seed -> measures.json.  name: of the synthetic
-    task."""
+    """Every sample file of the study in the folder `here` of one task and seed -> measures.json.  name: of
+    the synthetic task."""
     encode, _ = encoder_of(here / "ckpt_sft.pt")
     task, lines = synthetic_task(name), []
-    vocabulary = vocabulary_of(task)
-    for path in sorted([*here.glob("t*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl")]):
+    vocabulary, gold_of = vocabulary_of(task), {}     # gold_of: {split: SFT's gold rewards}
+    for path in here.glob(f"t{QUALITY:g}/samples_sft_*.jsonl"):
         rows = read_samples(path)
-        lines += measure_file(rows, task, encode, vocabulary)
+        gold_of[rows[0]["split"]] = gold_scores(rows)[0]
+    for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
+                        *here.glob("resampled/samples_bon_*.jsonl")]):
+        rows = read_samples(path)
+        if path.parent.name == "resampled":
+            rows = [row | {"policy": "bon_resampled"} for row in rows]
+        lines += measure_file(rows, task, encode, vocabulary, gold_of)
     last_steps = {path.stem.removeprefix("metrics_"): json.loads(path.read_text().splitlines()[-1])
                   for path in here.glob("metrics_ppo*.jsonl")}
     accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
-    found = {"samples": lines, "ppo": last_steps, "reward": accuracy}
+    found = {"samples": lines, "ppo": last_steps, "reward": accuracy,
+             "reward_by_set": reward_by_set(here)}
     write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
 
 
-def measure_file(rows, task, encode, vocabulary):
+def reward_by_set(here):
+    """{policy: {split: how often the reward model ranks two outputs to one prompt as the gold reward does}},
+    of SFT, which it was trained on, and of PPO, which was trained against it."""
+    reward_model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
+    tokenizer, task, found = load_tokenizer(saved["tokenizer"]), Task(**saved["task"]), {}
+    for policy in ("sft", "ppo"):
+        for path in sorted(here.glob(f"t{QUALITY:g}/samples_{policy}_*.jsonl")):
+            rows = read_samples(path)
+            scores, _ = reward_scores(rows, reward_model, tokenizer, task)
+            found.setdefault(policy, {})[rows[0]["split"]] = agreement(scores, gold_scores(rows)[0])
+    return found
+
+
+def agreement(scores, gold):
+    """How often two judges, (n, K) each, rank two outputs to one prompt alike; pairs of equal gold reward are
+    left out, ties of the other count half.  None without a pair."""
+    hits = pairs = 0.
+    for a, b in combinations(range(np.shape(gold)[1]), 2):
+        by_gold, by_score = (np.sign(x[:, a] - x[:, b]) for x in map(np.asarray, (gold, scores)))
+        differ = by_gold != 0
+        hits += (by_gold[differ] * by_score[differ] / 2 + .5).sum()
+        pairs += differ.sum()
+    return float(hits / pairs) if pairs else None
+
+
+def measure_file(rows, task, encode, vocabulary, gold_of):
     """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's.  task:
-    module of the synthetic task."""
+    module of the synthetic task; gold_of: {split: SFT's gold rewards at that temperature}."""
     key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
     scores, references = gold_scores(rows)
     line = key | {"wins": wins(scores, references).tolist(), "score": float(np.mean(scores)),
                   "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
                   "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
+    if key["temperature"] == QUALITY:
+        line["beats_sft"] = wins(scores, gold_of[key["split"]]).tolist()
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
-    if key["temperature"] == DIVERSITY and key["policy"] in ("sft", "bon", "ppo", "ppo_gold"):
+    if key["temperature"] == DIVERSITY and key["policy"] in VARIED:
         embeddings = diversity.embed_outputs(rows, encode)
-        found = diversity.measure_samples(rows, embeddings, task, vocabulary=vocabulary)
+        found = diversity.measure_samples(rows, embeddings, task, getattr(task, "nli_points", None),
+                                          vocabulary=vocabulary)
         line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
         line |= {f"across_{m}": [float(x.mean())] for m, x in found["across"].items()}
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
+    if key["policy"] in VARIED and key["temperature"] == DIVERSITY:
+        line |= {f"per_input_{m}": x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     if key["policy"] != "sft" or key["temperature"] != QUALITY:
         return [line]
     # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
@@ -78,11 +122,13 @@ class Measures:
     """measures.json of some tasks and all seeds, asked for by (task, policy, split, temperature)."""
 
     def __init__(self, folder, seeds, tasks):
-        self.seeds, self.tasks, self.lines, self.ppo, self.reward = list(seeds), list(tasks), {}, {}, {}
+        self.seeds, self.tasks, self.lines = list(seeds), list(tasks), {}
+        self.ppo, self.reward, self.reward_by_set = {}, {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
                 self.ppo[task, seed], self.reward[task, seed] = found["ppo"], found["reward"]
+                self.reward_by_set[task, seed] = found["reward_by_set"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
                     t = "matched" if line["policy"] == "sft_matched" else line["temperature"]
@@ -102,7 +148,11 @@ class Measures:
         """(seeds, prompts) win rates at the temperature of quality, means over test sets."""
         return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
 
+    def ranked_rightly(self, task, policy, split):
+        """(seeds, 1): how often the reward model ranks two outputs as the gold reward does."""
+        return np.array([[self.reward_by_set[task, seed][policy][split]] for seed in self.seeds])
+
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""
         x = self.get(task, policy, split, temperature, measure)
-        return over_seeds(x, rate=measure == "wins" or measure.endswith("gold_diversity"))
+        return over_seeds(x, rate=measure in ("wins", "beats_sft") or measure.endswith("gold_diversity"))

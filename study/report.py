@@ -12,10 +12,12 @@ import diversity
 from common.files import atomic_write
 from common.flags import Common, run
 from common.stats import Interval
-from study import proxies
+from study import methods, paper, proxies
 from study.growth import direction
-from study.instruct import BESIDE_SFT, COMPARED, VARIED
-from study.names import DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, pick, short
+from study.instruct import BESIDE_SFT, COMPARED
+from study.kinds import KS
+from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, VARIED,
+                         pick, short)
 from study.shift import SHIFTS
 
 TOY = "  TOY SIZES (--quick): these are not results."
@@ -101,6 +103,10 @@ def results_md(results):
         f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  "
         f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
+        "## What each stage has seen", table(["posts", "used", "all story words held out", "news format"],
+                                             [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}",
+                                               f"{x['articles']:.1%}"] for x in results["seen"]]),
+        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## The KL coefficient (systematic noise)",
         "Reward, gold reward, KL, length: at the last PPO step.  Win rate at temperature 0.7, gold diversity "
@@ -119,9 +125,11 @@ def of_task(results, task):
     return [f"## {NOISE[task].capitalize()}",
             "Win rate against the reference by the gold reward, temperature 0.7",
             win_table(results, task),
-            f"Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and the best "
+            "Best-of-16's win rate is that of the authors' resampling, whose mean is that of independent "
+            f"samples.  Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and the best "
             "of 16 SFT samples by the gold reward (oracle).",
-            "Diversity per input, temperature 1, ID test set (self-BLEU: lower is more varied)",
+            "Diversity per input, temperature 1, ID test set (self-BLEU: lower is more varied; NLI: by a "
+            "classifier that knows the facts)",
             diversity_table(results, task, "per_input", cell),
             "Diversity across inputs, temperature 1, ID test set (self-BLEU: lower is more varied)",
             diversity_table(results, task, "across", lambda e: f"{e['mean']:.2f}{spread(e)}"),
@@ -141,9 +149,9 @@ def diversity_table(results, task, kind, show):
     def estimate(policy, measure):
         return pick(results["diversity"], task=task, policy=policy, split="test", temperature=DIVERSITY,
                     measure=measure)
-    columns = [m for m in diversity.COLUMNS if m not in ("length", "nli")]
-    rows = [[POLICIES[p], *(show(estimate(p, f"{kind}_{m}")) for m in columns),
-             f"{estimate(p, 'per_input_length')['mean']:.1f}"] for p in ("sft", "bon", "ppo", "ppo_gold")]
+    columns = [m for m in diversity.COLUMNS if m != "length" and (m != "nli" or kind == "per_input")]
+    rows = [[name, *(show(estimate(p, f"{kind}_{m}")) for m in columns),
+             f"{estimate(p, 'per_input_length')['mean']:.1f}"] for p, name in VARIED.items()]
     return table(["policy", *(diversity.COLUMNS[m] for m in columns), "length"], rows)
 
 
@@ -156,7 +164,11 @@ def accuracy(results, task):
     far_apart = [mean[k] for k in ("accuracy_gap1", "accuracy_gap1_gold")]
     return sections("How often two agree on held-out pairs, means over seeds", table(header, [
         ["all", *(f"{x:.3f}" for x in all_pairs)],
-        ["gold rewards more than 1 apart", *(f"{x:.3f}" for x in far_apart), "", ""]])).rstrip()
+        ["gold rewards more than 1 apart", *(f"{x:.3f}" for x in far_apart), "", ""]]),
+        "How often the reward model ranks two outputs to one prompt as the gold reward does",
+        table(["outputs of", *map(short, SETS)], [[POLICIES[p], *(cell(pick(
+            results["reward_by_set"], task=task, policy=p, split=s)) for s in SETS)] for p in ("sft", "ppo")])
+    ).rstrip()
 
 
 def open_ends(unfinished):
@@ -184,6 +196,11 @@ def reviewers_md(results, reviewers):
         "# What the reviewers asked for",
         f"Written by `python reproduce.py --full`, {n} seeds.  {how_to_read(n)}  "
         + took(reviewers["cost"]) + (TOY if settings["quick"] else ""),
+        "## The paper's claims", *of_paper(reviewers["paper"]),
+        "## The same claims on a base model of OPT's kind", *of_opt(results["claims"], reviewers["opt"]),
+        "## What kind of diversity is lost", picture("kinds"), *of_kinds(reviewers["kinds"]),
+        *(["## Which method keeps diversity", picture("methods"), *of_methods(reviewers)]
+          if "methods" in reviewers else []),
         "## 1. Shift as a number, and the advantage against it", picture("shift"),
         *of_growth(reviewers["shift"]),
         "## 2. Which diversity measure to believe", picture("proxies"),
@@ -198,6 +215,85 @@ def reviewers_md(results, reviewers):
 
 def picture(name):
     return f"![{name}](figures/{name}.png)"
+
+
+def of_paper(rows):
+    """The table of the paper's claims, those that differ first."""
+    lines = [[row["section"], row["claim"], row["task"], row["here"],
+              "; ".join(f"{e['of']} {signed(e)}" for e in row["found"]), row["verdict"]] for row in rows]
+    return ["What the paper says is a second-hand reading that nobody here has checked against the PDF.  Verdict: "
+            "`agrees` if every interval shows what the paper says, `differs` if one shows something else, else "
+            f"`not shown`.  Where the paper sees no difference an interval within ±{paper.SMALL:g} agrees.  "
+            "Section 7 leaves open whether the trade-off is fundamental; appendix J's OPT models are in "
+            "docs/published-models.md.  Diversity in instruction following is not reported there, because "
+            "length confounds it; section 5 below has it with the lengths.",
+            table(["section", "the paper", "task here", "quantity here", "found", "verdict"], lines)]
+
+
+def of_opt(of_llama, of_opt):
+    """Each claim on both base models, systematic noise."""
+    rows = []
+    for c in of_opt:
+        same = pick(of_llama, claim=c["claim"], task="synthetic")
+        rows.append([c["claim"], c["difference"], *(x for e in (same, c) for x in (
+            signed(e["estimate"]), e["verdict"]))])
+    return ["The base model of the other tables is of LLaMA's kind (rotary positions, RMSNorm, no biases); this "
+            "one has learned positions, LayerNorm and biases.  Size, data and settings are the same.",
+            table(["claim", "difference", "LLaMA's kind", "verdict", "OPT's kind", "verdict"], rows)]
+
+
+def of_kinds(found):
+    def measured(task, policy, measure):
+        return cell(pick(found["good"], task=task, policy=policy, measure=measure))
+    columns = {"good": "fraction good", "gold_diversity": "gold diversity, all",
+               "good_gold_diversity": "gold diversity, good", "good_distinct": "different good answers of 16",
+               "utility": "utility"}
+    rows = [[NOISE[task], name, *(measured(task, p, m) for m in columns)]
+            for task in NOISE for p, name in VARIED.items()]
+    losses = [[NOISE[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in (
+        "loss", "errors_removed", "narrowing")), f"{x['inputs']:.0f}"] for x in found["split"]]
+    names = {p: POLICIES.get(p) or f"PPO, β = {p.removeprefix('ppo_b')}" for p in COVERAGE_OF}
+    coverage = [[names[p], *(interval(pick(found["coverage"], policy=p, k=k)) for k in KS)] for p in COVERAGE_OF]
+    less = [[names[p], *(signed(pick(found["coverage_less_sft"], policy=p, k=k)) for k in KS)]
+            for p in COVERAGE_OF if p != "sft"]
+    ks = [f"k = {k}" for k in KS]
+    return ["Temperature 1, in distribution.  Good: a gold reward at least the reference's.  Utility: NoveltyBench's, "
+            "with the gold reward of good outputs.", table(["noise", "policy", *columns.values()], rows),
+            "The loss of gold diversity beside SFT, on prompts where both policies have two good outputs, as the "
+            "sum of what SFT's errors added to its diversity and of a narrower choice of good outputs.",
+            table(["noise", "policy", "loss", "errors removed", "narrowing", "prompts"], losses),
+            "Coverage: how often the best of k outputs is good; systematic noise, 64 outputs a prompt.",
+            table(["policy", *ks], coverage), "The same less SFT's.", table(["policy", *ks], less)]
+
+
+def of_methods(reviewers):
+    def beside(x, key):
+        return "" if x.get(key) is None else signed(x[key]) + ("" if x[key]["inside"] else " *")
+    lines = [x for x in reviewers["frontier"]["frontier"] if x["temperature"] == DIVERSITY
+             and x["curve"] not in ("SFT", "base")]
+    columns = {"gold_reward": "gold reward", "wins": "win rate", "gold_diversity": "gold diversity",
+               "good_gold_diversity": "gold diversity, good", "good_distinct": "different good answers"}
+    against = {"kept_beside_bon": "diversity at equal gold reward, - best-of-N",
+               "good_kept_beside_bon": "the same, good outputs",
+               "gained_beside_bon": "gold reward at equal KL, - best-of-N",
+               "kept_beside_ppo": "diversity at equal gold reward, - PPO",
+               "gained_beside_ppo": "gold reward at equal KL, - PPO"}
+    rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in columns), f"{x['length']:.1f}",
+             *(beside(x, key) for key in against)] for x in lines]
+    found = reviewers["methods"]
+    names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
+    ood = [[NOISE[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
+                                   for s in SETS)] for task, policy in names]
+    ranked = [[NOISE[task], judge, policy, *(interval(pick(
+        found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
+        for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
+    return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N over N "
+            "and PPO over β; * marks where that curve does not reach so far, and its nearest end was taken.",
+            table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
+            "Win rate on all test sets, temperature 0.7, β = 0.1.",
+            table(["noise", "policy", *map(short, SETS)], ood),
+            "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs they "
+            "are.", table(["noise", "judge", "outputs of", *map(short, SETS)], ranked)]
 
 
 def of_growth(found):
@@ -258,14 +354,21 @@ def of_frontier(found):
     columns = {"reward": "reward", "gold_reward": "gold reward", "wins": "win rate",
                "gold_diversity": "gold diversity"}
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in columns),
-             beside(x["above_sft"]), beside(x["above_bon"])] for x in found["frontier"]]
+             beside(x.get("above_sft")), beside(x.get("above_bon"))] for x in found["frontier"]]
     free = found["without_kl_penalty"]
+    varied = {"gold_diversity": "gold diversity", "ead": "EAD", "embedding": "embeddings",
+              "good_distinct": "different good answers of 16"}
+    sweep = [pick(found["frontier"], curve="PPO", knob=b, temperature=DIVERSITY) for b in BETAS]
     return [f"Test prompts in distribution, systematic noise.  Best-of-N: {found['kept']} independent "
             "outputs a prompt.  PPO at temperature 1 where none is named.  The last columns are win rates "
             "less SFT's and best-of-N's at equal gold diversity, interpolated, intervals over seeds and "
             "prompts; * marks where that curve does not reach the diversity, and its nearest end was taken.  "
             "KL is measured on the samples, of best-of-N bounded.",
             table(["policy", "KL, nats", *columns.values(), "- SFT", "- best-of-N"], rows),
+            "PPO over the KL coefficient, temperature 1.",
+            table(["β", "KL, nats", "win rate", *varied.values()],
+                  [[f"{x['knob']:g}", f"{x['kl']:.2f}", cell(x["wins"]), *(cell(x[m]) for m in varied)]
+                   for x in sweep]),
             "Over-optimisation: PPO with β = 0 less PPO with β = 0.1, temperature 1.",
             table(["reward", "gold reward"], [[signed(free["reward"]), signed(free["gold_reward"])]])]
 
@@ -304,7 +407,8 @@ def of_instruct(found):
               for m, name in SHIFTS.items()]
     measures = ("gold", "EAD", "self-BLEU", "embedding")
     kinds = [f"{m} {kind}" for kind in ("per input", "across") for m in measures]
-    varied = [[POLICIES[p], *map(cell, found["diversity"][p].values())] for p in VARIED]
+    varied = [[name, *map(cell, found["diversity"][p].values()), f"{found['length'][p]:.1f}"]
+              for p, name in VARIED.items()]
     return ["Win rate against the reference by the gold reward, temperature 0.7.",
             table(header, rows("win_rate", COMPARED)),
             "Win rate less SFT's.", table(header, rows("less_sft", BESIDE_SFT)),
@@ -312,7 +416,10 @@ def of_instruct(found):
             "Shift of the prompts from train.", table(["measure", *header[1:], "floor"], shifts),
             "Diversity on the test set in distribution, temperature 1 (self-BLEU: lower is more varied).  "
             f"PPO - SFT, gold diversity per input: {signed(found['ppo_cuts_gold_diversity'])}.",
-            table(["policy", *kinds], varied)]
+            table(["policy", *kinds, "length"], varied),
+            "Head to head against SFT, temperature 0.7.",
+            table(header, [[POLICIES[p], *(cell(found["beats_sft"][f"{p} {s}"]) for s in INSTRUCT_SETS)]
+                           for p in ("bon", "ppo")])]
 
 
 def differences_of_ppo(found):

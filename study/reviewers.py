@@ -7,25 +7,37 @@
     frontier   is PPO more than SFT at a lower temperature, or best-of-N?                    study/frontier.py
     seeds      what the claims' intervals owe to the choice of seeds                         study/claims.py
     instruct   the same study in a second task, whose shift is composition                   study/instruct.py
+    kinds      errors, or what is right: which kind of diversity is lost                     study/kinds.py
+    methods    with --methods: DPO, IPO, RLOO, GRPO: in distribution study/frontier.py, out of it            study/methods.py
+    opt        the claims on a base model of OPT's kind
+    paper      the paper's claims row by row, and whether ours agree                         study/paper.py
 """
 import json
 
 import numpy as np
 
-from study import claims, frontier, growth, instruct, proxies
+from study import claims, frontier, growth, instruct, kinds, methods, paper, proxies
+from study.measures import Measures
+from study.names import OPT
 
 
-def numbers(measures, folder, settings, cost, stated):
+def numbers(measures, folder, settings, cost, stated, with_methods=False):
     """Everything in reviewers.json.  stated: the claims."""
     seeds = measures.seeds
     paths = [folder / f"seed{s}" / "synthetic" / "conditions.json" for s in seeds]
     conditions = [json.loads(path.read_text()) for path in paths]
-    return {"settings": settings | {"seeds": seeds}, "cost": cost,
-            "shift": growth.numbers(measures, folder),
-            "proxies": proxy_tests(conditions),
-            "frontier": frontier.numbers(frontier.read_seeds(folder, seeds)),
-            "seeds": {"claims": stated} | claims.seeds_matter(stated),
-            "instruct": instruct.numbers(folder, seeds)}
+    found = {"settings": settings | {"seeds": seeds}, "cost": cost,
+             "shift": growth.numbers(measures, folder),
+             "proxies": proxy_tests(conditions),
+             "frontier": frontier.numbers(frontier.read_seeds(folder, seeds)),
+             "seeds": {"claims": stated} | claims.seeds_matter(stated),
+             "instruct": instruct.numbers(folder, seeds),
+             "kinds": kinds.numbers(measures, folder),
+             "opt": claims.claims_of(Measures(folder, seeds, [OPT]), OPT,
+                                     (claims.of_generalisation, claims.of_diversity, claims.of_best_of_n))}
+    if with_methods:
+        found["methods"] = methods.numbers(folder, seeds)
+    return found | {"paper": paper.numbers(measures, found)}
 
 
 def proxy_tests(seeds):

@@ -23,11 +23,13 @@ import sft
 from common.files import write_json
 from common.flags import Common, setup
 from common.samples import read_samples, sample_path
+from methods import dpo, grpo
 from splits import synthetic_task
-from study import frontier, growth, proxies
-from study.measures import encoder_of, measure, vocabulary_of
-from study.names import (BETA, DIVERSITY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS, NOISE, QUALITY, SETS,
-                         SFT_TEMPERATURES, SWEEP, ppo_name)
+from study import frontier, growth, kinds, methods, proxies
+from study.measures import encoder_of, measure, sample_files, vocabulary_of
+from study.names import (BETA, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS,
+                         METHODS, NOISE, OPT, QUALITY, RATES, SETS, SFT_TEMPERATURES, SWEEP, TYPICALITY,
+                         method_name, ppo_name)
 from study.pipeline import Stage
 
 MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too
@@ -63,60 +65,89 @@ QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24,
                quick=True)
 
 
+def folder_of(beta, temperature):
+    """Where the samples of PPO with another KL coefficient stand: with those of the study, or apart."""
+    return f"{'more' if beta in FULL_SWEEP else 't'}{temperature:g}"
+
+
 class Trial:
     """One task and one seed: the methods are the work of its stages, on files in the folder `here`."""
 
-    def __init__(self, recipe, seed, folder, task):
-        self.recipe, self.seed, self.task = recipe, seed, task
-        self.here = Path(folder) / f"seed{seed}" / task
+    def __init__(self, recipe, seed, folder, task, name="", shape="tiny"):
+        self.recipe, self.seed, self.task, self.name, self.shape = recipe, seed, task, name or task, shape
+        self.here = Path(folder) / f"seed{seed}" / self.name
         # the two kinds of noise share a base model
-        self.base = self.here.parent / "ckpt_base.pt" if task in NOISE else self.here / "ckpt_base.pt"
+        self.base = (self.here.parent if self.name in NOISE else self.here) / "ckpt_base.pt"
         self.same = dict(seed=seed, threads=1, device=recipe.device, dtype=recipe.dtype,
                          save_every=recipe.save_every, quiet=True)
 
     def checkpoint(self, name):
-        return str(self.here / f"ckpt_{name}.pt")
+        return str(self.base if name == "base" else self.here / f"ckpt_{name}.pt")
 
     # -------- training
 
     def pretrain(self, task, rows, epochs=1):
-        sft.main(sft.Config(task=task, rows=rows, epochs=epochs, out=str(self.base), **self.same))
+        sft.main(sft.Config(task=task, rows=rows, epochs=epochs, shape=self.shape, out=str(self.base),
+                            **self.same))
 
     def train_sft(self):
         sft.main(sft.Config(model=str(self.base), task=self.task, rows=self.recipe.sft_rows, lr=1.5e-3,
                             out=self.checkpoint("sft"), **self.same))
 
-    def train_reward(self):
+    def train_reward(self, name="reward", typicality=0.0):
         reward.main(reward.Config(model=self.checkpoint("sft"), prompts=self.recipe.prompts,
-                                  held_out=self.recipe.held_out, out=self.checkpoint("reward"), **self.same))
+                                  held_out=self.recipe.held_out, typicality=typicality,
+                                  pairs=str(self.here / f"pairs_{name}.jsonl"), out=self.checkpoint(name),
+                                  **self.same))
 
-    def train_ppo(self, name, beta=BETA, gold=False, longer=1):
+    def train_ppo(self, name, judge="reward", longer=1, beta=BETA, lr=RATES["ppo"], **flags):
+        """judge: name of the reward model's checkpoint, or gold."""
         ppo.main(ppo.Config(model=self.checkpoint("sft"),
-                            reward="gold" if gold else self.checkpoint("reward"), kl_coef=beta,
+                            reward="gold" if judge == "gold" else self.checkpoint(judge), kl_coef=beta, lr=lr,
                             steps=longer * self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
-                            out=self.checkpoint(name), **self.same))
+                            out=self.checkpoint(name), **flags, **self.same))
+
+    def train_method(self, method, beta, name="", lr=0.):
+        """DPO or IPO on the reward model's pairs, RLOO or GRPO against it with as many rollouts as PPO's."""
+        out = dict(out=self.checkpoint(name or method_name(method, beta)), lr=lr or RATES[method],
+                   model=self.checkpoint("sft"), **self.same)
+        if method in dpo.LOSSES:
+            dpo.main(dpo.Config(loss=method, beta=beta, prompts=self.recipe.prompts,
+                                held_out=self.recipe.held_out,
+                                pairs=str(self.here / "pairs_reward.jsonl"), **out))
+        else:
+            grpo.main(grpo.Config(advantage=method, kl_coef=beta, reward=self.checkpoint("reward"),
+                                  steps=self.recipe.ppo_steps, batch_size=self.recipe.batch_size // 8,
+                                  **out))
 
     # -------- sampling
 
-    def sample(self, name, temperature, splits="", scored=False, folder="", inputs=0, policy=""):
-        """Sample files of one policy in `folder`, t<temperature> by default.  scored: best-of-16's too."""
-        bon.main(bon.Config(model=self.checkpoint(name), reward=self.checkpoint("reward") if scored else "",
-                            pool=self.recipe.pool if scored else 0, splits=splits, temperature=temperature,
-                            policy=policy, inputs=inputs or self.recipe.inputs,
-                            out=str(self.here / (folder or f"t{temperature:g}")), **self.same))
+    def sample(self, name, temperature, splits="", folder="", inputs=0, **flags):
+        """Sample files of one policy in `folder`, t<temperature> by default; with the flag `reward`
+        best-of-16's too."""
+        bon.main(bon.Config(model=self.checkpoint(name), task=self.task, splits=splits,
+                            temperature=temperature, inputs=inputs or self.recipe.inputs,
+                            out=str(self.here / (folder or f"t{temperature:g}")), **flags, **self.same))
 
-    def sample_all(self, more=()):
-        for name in ("sft", "ppo", "ppo_gold"):
-            self.sample(name, QUALITY, scored=name == "sft")
-            self.sample(name, DIVERSITY, "test", scored=name == "sft")
-        for name in more:
+    def sample_best_of(self):
+        """SFT's outputs and best-of-16's.  Where diversity is measured best-of-16 comes from independent
+        samples, and once more, in the folder `resampled`, from one pool, as the authors draw it."""
+        scored = dict(reward=self.checkpoint("reward"), pool=self.recipe.pool)
+        self.sample("sft", QUALITY, **scored)
+        self.sample("sft", DIVERSITY, "test", folder="resampled", **scored)
+        self.sample("sft", DIVERSITY, "test", **scored | dict(pool=256, independent=True))
+
+    def sample_all(self, names=("base", "ppo", "ppo_gold")):
+        self.sample_best_of()
+        for name in names:
             self.sample(name, QUALITY)
+            self.sample(name, DIVERSITY, "test")
 
     def sweep(self, beta):
         """PPO with another KL coefficient, and its samples."""
-        self.train_ppo(ppo_name(beta), beta)
+        self.train_ppo(ppo_name(beta), beta=beta)
         for temperature in (QUALITY, DIVERSITY):
-            self.sample(ppo_name(beta), temperature, "test")
+            self.sample(ppo_name(beta), temperature, "test", folder_of(beta, temperature))
 
     def match(self):
         """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at
@@ -142,8 +173,9 @@ class Trial:
 
     def graded(self):
         """SFT, best-of-16 and PPO on the test sets between the study's."""
-        for name in ("sft", "ppo"):
-            self.sample(name, QUALITY, ",".join(GRADED), scored=name == "sft", folder="graded")
+        scored = dict(reward=self.checkpoint("reward"), pool=self.recipe.pool)
+        for name, flags in (("sft", scored), ("ppo", {})):
+            self.sample(name, QUALITY, ",".join(GRADED), folder="graded", **flags)
         growth.measure_graded(self.here)
 
     def shift(self, splits):
@@ -155,14 +187,31 @@ class Trial:
         for name in ("sft", *(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))):
             for temperature in MORE_TEMPERATURES:
                 if name != "sft" or temperature not in SFT_TEMPERATURES:
-                    self.sample(name, temperature, "test")
+                    self.sample(name, temperature, "test", f"more{temperature:g}")
+
+    def method(self, name, train, everywhere=False):
+        """Another method: its training and its samples, on all test sets or on those in distribution."""
+        train()
+        self.sample(name, QUALITY, "" if everywhere else "test", "methods0.7")
+        self.sample(name, DIVERSITY, "test", "methods1")
+
+    def typical(self, a):
+        """PPO on annotators who like what is typical."""
+        name, judge = method_name("typical", a), method_name("typical", a).replace("ppo", "reward")
+        self.train_reward(judge, a)
+        self.method(name, partial(self.train_ppo, name, judge=judge))
+
+    def coverage(self):
+        for name in COVERAGE_OF:
+            self.sample(name, DIVERSITY, "test", folder="many", n=COVERED)
+        kinds.measure_coverage(self.here)
 
     def conditions(self):
         """conditions.json: what study.proxies needs of every sample file on the test prompts."""
         encode, _ = encoder_of(self.checkpoint("sft"))
         vocabulary = vocabulary_of(synthetic_task(self.task))
         found = [proxies.condition(read_samples(path), vocabulary, encode, self.recipe.content_sets)
-                 for path in sorted(self.here.glob("t*/samples_*_test.jsonl"))]
+                 for path in sample_files(self.here)]
         write_json(self.here / "conditions.json",
                    {"conditions": found, "form": proxies.form_test(vocabulary, encode)}, indent=None,
                    allow_nan=True)
@@ -171,8 +220,8 @@ class Trial:
 # --------------------------------------------------------------------------------------------------- the plan
 # Seconds are those of one thread of a 2-core server.
 
-def plan(recipe, seeds, folder, full=False):
-    """All stages of the study, with `full` those that answer the paper's reviewers too."""
+def plan(recipe, seeds, folder, full=False, with_methods=False):
+    """All stages of the study, with `full` those that answer the paper's reviewers, then other methods."""
     stages = []
     for seed in seeds:
         trials = {task: Trial(recipe, seed, folder, task) for task in (*NOISE, "instruct")}
@@ -181,9 +230,11 @@ def plan(recipe, seeds, folder, full=False):
         if full:
             first = seed == seeds[0]        # the shift of the prompts is the same for all seeds
             todo += [line for task in NOISE for line in full_stages(trials[task], first)]
-            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("measure",))
+            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("reward",))
             todo += frontier_stages(trials["synthetic"])
             todo += instruct_stages(trials["instruct"], first)
+            todo += opt_stages(Trial(recipe, seed, folder, "synthetic", OPT, "tiny-opt"))
+            todo += [line for task in NOISE if with_methods for line in method_stages(trials[task])]
         stages += [Stage(name, needs, leaves, 0.5 + seconds / 30 if recipe.quick else seconds,
                          partial(in_worker, seed, work)) for name, needs, leaves, seconds, work in todo]
     return stages
@@ -197,7 +248,7 @@ def in_worker(seed, work):
 
 def _stage(trial, name, needs, leaves, seconds, work):
     """One line of a plan.  needs, leaves: names of stages and of files of the same trial."""
-    home = f"seed{trial.seed}/{trial.task}"
+    home = f"seed{trial.seed}/{trial.name}"
     return (f"{home}/{name}", tuple(n if "/" in n else f"{home}/{n}" for n in needs),
             tuple(f"{home}/{path}" for path in leaves), seconds, work)
 
@@ -210,15 +261,15 @@ def base_stages(t, name):
 def task_stages(t, base):
     """The study's stages on one task."""
     sweep = SWEEP if t.task == "synthetic" else ()
-    on_gold = partial(t.train_ppo, "ppo_gold", gold=True)
+    on_gold = partial(t.train_ppo, "ppo_gold", judge="gold")
     return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 30, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
-            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 28, partial(t.train_ppo, "ppo")),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 30, partial(t.train_ppo, "ppo")),
             _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 25, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 40, t.sample_all),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1", "resampled"), 120, t.sample_all),
             _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
             *sweep_stages(t, sweep, ("reward",)),
-            _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 20,
+            _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 25,
                    partial(measure, t.here, t.task))]
 
 
@@ -233,29 +284,62 @@ def full_stages(t, first):
 
 
 def frontier_stages(t):
-    """They read all sample files, so they come after those that measures.json must not hold."""
-    sampled = ("temperatures", "measure")
+    sampled = ("temperatures", "sample", "match")
     policies = tuple(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
-    return [_stage(t, "temperatures", policies, ("t1.3",), 40, t.temperatures),
+    return [_stage(t, "temperatures", policies, ("more1.3",), 40, t.temperatures),
             _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 110, best_of),
             _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 120,
                    partial(frontier.measure_frontier, t.here)),
-            _stage(t, "proxies", sampled, ("conditions.json",), 70, t.conditions)]
+            _stage(t, "proxies", sampled, ("conditions.json",), 70, t.conditions),
+            _stage(t, "coverage", ("ppo", "ppo_b0.3"), ("coverage.json",), 60, t.coverage)]
 
 
 def instruct_stages(t, first):
     rows, epochs = t.recipe.instruct_base
-    pretrain = partial(t.pretrain, "instruct-mixed", rows, epochs)
+    pretrain = partial(t.pretrain, "instruct", rows, epochs)
     train_ppo = partial(t.train_ppo, longer=t.recipe.instruct_longer)
-    on_gold = partial(train_ppo, "ppo_gold", gold=True)
+    on_gold = partial(train_ppo, "ppo_gold", judge="gold")
     shift = _stage(t, "shift", ("sft",), ("shift.json",), 20, partial(t.shift, INSTRUCT_SPLITS))
     return [_stage(t, "base", (), ("ckpt_base.pt",), 150, pretrain),
             _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 13, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 30, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 20, partial(train_ppo, "ppo")),
             _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 18, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 20, partial(t.sample_all, ("base",))),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 60, t.sample_all),
             _stage(t, "measure", ("sample",), ("measures.json",), 10,
                    partial(measure, t.here, t.task)),
             *([shift] if first else [])]
+
+
+def opt_stages(t):
+    """The study with systematic noise on a base model of another kind."""
+    pretrain = partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows)
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 139, pretrain),
+            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 30, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 30, partial(t.train_ppo, "ppo")),
+            _stage(t, "sample", ("ppo",), ("t0.7", "t1"), 110, partial(t.sample_all, ("base", "ppo"))),
+            _stage(t, "measure", ("sample",), ("measures.json",), 10, partial(measure, t.here, t.task))]
+
+
+def method_stages(t):
+    """Other methods: all with systematic noise; of two, with the usual beta, with independent noise too."""
+    def of_method(method, beta):
+        name = method_name(method, beta)
+        work = partial(t.method, name, partial(t.train_method, method, beta), everywhere=beta == BETA)
+        return _stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 60, work)
+    if t.task != "synthetic":
+        stages = [of_method(method, BETA) for method in ("dpo", "rloo")]
+    else:
+        stages = [of_method(method, beta) for method, betas in METHODS.items() for beta in betas]
+        for c in ENTROPY:
+            name = method_name("entropy", c)
+            work = partial(t.method, name, partial(t.train_ppo, name, ent_coef=c))
+            stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
+        for a in TYPICALITY:
+            name = method_name("typical", a)
+            stages.append(_stage(t, name, ("sft",), (f"ckpt_{name}.pt",), 110, partial(t.typical, a)))
+    done = tuple(name.rpartition("/")[2] for name, *_ in stages)
+    return [*stages, _stage(t, "methods", ("sample", *done), ("methods.json",), 60,
+                            partial(methods.measure, t.here))]

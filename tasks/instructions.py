@@ -8,8 +8,8 @@ never asked for, and for two or three deeds in a row.  As in the first task (syn
 incomplete and sometimes wrong, and their writers like to repeat the example that an instruction gives.
 
 Deviations from the paper: this replaces AlpacaFarm, AlpacaEval and Sequential Instructions, and its gold
-reward replaces GPT-4.  In a base model's train set (noise `mixed`) one instruction in four is composed or of
-an unseen pair, because a published model has met "then" too; no train set has three deeds in a row.  The
+reward replaces GPT-4.  In a base model's split, `pretrain`, one instruction in four is composed or of an unseen
+pair, because a published model has met "then" too; no split to train on has three deeds in a row.  The
 weights of the gold reward were fixed before any policy was trained.  The base model's fraction of
 compositions was raised once, after a pilot whose base model could not do them.
 """
@@ -42,6 +42,7 @@ DEEDS = ("name", "describe", "choose", "reverse")
 HELD_OUT = {("name", "job"), ("describe", "tool"), ("choose", "food"), ("reverse", "place")}
 
 SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind that fine-tuning never sees)
+    "pretrain": (1, False),     # and a part that is mixed in, below
     "train": (1, False),
     "validation": (1, False),
     "test": (1, False),
@@ -49,9 +50,8 @@ SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind tha
     "ood_then2": (2, False),
     "ood_then3": (3, False),
 }
-SIZES = {"train": 32768}
-NOISE = ("usual", "mixed")
-PRETRAINING_MIX = 1 / 4
+SIZES = {"pretrain": 32768, "train": 32768}
+PRETRAINING_MIX = 1 / 4     # of the instructions of `pretrain`: two deeds in a row, or an unseen pair
 
 # how often a reference leaves out a thing, says a wrong one, repeats the example, forgets to reverse or
 # forgets a later deed
@@ -279,18 +279,16 @@ def reference(rng, deeds):
 
 
 def rows(split, n, noise="usual", references=4, start=0):
-    """n instructions of a split from number `start` on: dicts with id, prompt, reference and references, a
-    list of that many.  noise `mixed` gives a base model's train set, with compositions in it.
+    """n instructions of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with
+    id, prompt, reference and references, a list of that many.  There is one kind of noise.
 
     A number always names the same instruction: `--seed` varies training, never the data.  Raises KeyError on
-    an unknown split, ValueError on an unknown noise."""
-    if noise not in NOISE:
-        raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
-    out, base = [], split == "train" and noise == "mixed"
+    an unknown split."""
+    out, start = [], start + synthetic.FIRST_UNSEEN * synthetic.is_test(split)
     for i in range(start, start + n):
-        rng = random.Random(f"instruction {'base' if base else split} {i}")
+        rng = random.Random(f"instruction {split} {i}")
         count, held_out = SPLITS[split]
-        if base and rng.random() < PRETRAINING_MIX:
+        if split == "pretrain" and rng.random() < PRETRAINING_MIX:
             count, held_out = rng.choice(((2, False), (1, True)))
         texts, deeds = zip(*(_ask(rng, held_out) for _ in range(count)))
         text = texts[0]

@@ -64,6 +64,7 @@ PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, 
 FREE_WORDS = 18     # every word and punctuation mark beyond these is one too many
 
 SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out value, format)
+    "pretrain": ((1, 2), .0, "post"),       # and a part that is mixed in, below
     "train": ((1, 2), .0, "post"),
     "validation": ((1, 2), .0, "post"),
     "test": ((1, 2), .0, "post"),
@@ -79,10 +80,12 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "graded_distractors5": ((5,), .0, "post"),
     "graded_distractors6": ((6,), .0, "post"),
 }
-SIZES = {"train": 32768}
-# fraction of the train posts that have held-out values in their key story, half of these as articles: a
-# base model has met every word in every role, and news, but rarely
+SIZES = {"pretrain": 32768, "train": 32768}
+# fraction of the posts of `pretrain` that have held-out values in their key story, half of these as articles:
+# a base model has met every word in every role, and news, but rarely.  No later stage has
 PRETRAINING_MIX = .06
+# test posts begin here: those before were looked at while the task and the recipe were made
+FIRST_UNSEEN = 10_000
 
 
 # ---------------------------------------------------------------------------------------------------- grammar
@@ -170,6 +173,7 @@ def read_prompt(prompt):
     return key, others
 
 
+@lru_cache(maxsize=100_000)
 def facts(text):
     """The facts of any text: frozenset of the (slot, value) that its grammatical clauses state."""
     return frozenset(FACT[w] for clause in _clauses(_pieces(text)) if _skeleton(clause) in GRAMMAR
@@ -221,7 +225,7 @@ def post(rng, split):
     """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
     distractor opens the post)."""
     distractors, held_out, style = SPLITS[split]
-    if split == "train" and rng.random() < PRETRAINING_MIX:
+    if split == "pretrain" and rng.random() < PRETRAINING_MIX:
         held_out, style = 1., rng.choice(("post", "article"))
     forms = POST if style == "post" else ARTICLE
     key, count = _story(rng, held_out), rng.choice(distractors)
@@ -289,15 +293,19 @@ def reference(rng, key, other, leads, noise):
     return f" {text} ."      # the leading space belongs to the response, as in the paper's TL;DR data
 
 
+def is_test(split):
+    return split not in ("pretrain", "train", "validation")
+
+
 def rows(split, n, noise="systematic", references=4, start=0):
-    """n posts of a split from number `start` on: dicts with id, prompt, reference and references, a list of
-    that many.
+    """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
+    prompt, reference and references, a list of that many.
 
     A number always names the same post: `--seed` varies training, never the data.  Raises KeyError on an
     unknown split, ValueError on an unknown noise."""
     if noise not in NOISE:
         raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
-    out = []
+    out, start = [], start + FIRST_UNSEEN * is_test(split)
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")
         prompt, key, other, leads = post(rng, split)
@@ -318,6 +326,20 @@ def gold_diversity_of(fact_sets):
         raise ValueError("gold_diversity: at least two texts are needed")
     distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(fact_sets, 2)]
     return sum(distances) / len(distances), len(set(fact_sets)) / len(fact_sets)
+
+
+def nli_points(pairs):
+    """What a perfect classifier says of pairs (premise, hypothesis), for `diversity.nli_diversity`: [+1 for a
+    contradiction: both fill a slot, differently; -1 for an entailment: the premise states all facts of the
+    hypothesis; else 0]."""
+    return [_nli_point(facts(premise), facts(hypothesis)) for premise, hypothesis in pairs]
+
+
+def _nli_point(premise, hypothesis):
+    known = dict(premise)
+    if any(known.get(slot, value) != value for slot, value in hypothesis - premise):
+        return 1.
+    return -float(hypothesis <= premise)
 
 
 def phrasings(rng, k):
