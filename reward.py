@@ -164,17 +164,25 @@ def print_known_prompts(rows, held_out_rows):
               "held-out accuracy is flattering", flush=True)
 
 
+def read_pairs(path, of):
+    """(train groups, held-out groups) of a file that `annotated` wrote.  Raises UserError if its pairs are
+    others than `of`."""
+    first, *lines = read_jsonl(path, {}) or [None]
+    check(first == {"pairs of": of}, f"--pairs {path}: these pairs are of another model or of other flags; name "
+          "a new file")
+    try:
+        return tuple([Group(*line["group"]) for line in lines if line["train"] == train]
+                     for train in (True, False))
+    except (KeyError, TypeError):
+        raise UserError(f"--pairs {path}: these are not pairs that reward.py wrote; remove the file") from None
+
+
 def annotated(cfg, sft, weights_hash, tokenizer, task):
-    """(train groups, held-out groups) of a synthetic task's annotators, from --pairs if that file is there.
-    Raises UserError if its pairs are others than these flags ask for."""
+    """(train groups, held-out groups) of a synthetic task's annotators, from --pairs if that file is there."""
     of = {"model": weights_hash, "task": task.name, "seed": cfg.seed, "prompts": cfg.prompts,
           "held_out": cfg.held_out, "samples": cfg.samples, "typicality": cfg.typicality}
     if cfg.pairs and Path(cfg.pairs).is_file():
-        first, *lines = read_jsonl(cfg.pairs, {})
-        check(first == {"pairs of": of}, f"--pairs {cfg.pairs}: these pairs are of another model or of other "
-              "flags; name a new file")
-        return tuple([Group(*line["group"]) for line in lines if line["train"] == train]
-                     for train in (True, False))
+        return read_pairs(cfg.pairs, of)
     rng = torch.Generator().manual_seed(cfg.seed)       # its own, so that a file that is there changes nothing
     train, held_out = (sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng,
                                      cfg.typicality)

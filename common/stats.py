@@ -114,7 +114,8 @@ def over_seeds(x, rate=False):
     A value that is missing (nan) is left out of the mean, and its prompt out of the intervals."""
     per_seed = np.nanmean(x, axis=1)
     complete = x[:, ~np.isnan(x).any(axis=0)]
-    prompts, mean = complete.mean(axis=0), float(np.nanmean(x, axis=0)[~np.isnan(x).all(axis=0)].mean())
+    known = x[:, ~np.isnan(x).all(axis=0)]
+    prompts, mean = complete.mean(axis=0), float(np.nanmean(known, axis=0).mean())
     half_prompts = half = None
     if len(prompts) > 1:
         half_prompts = mean_interval(prompts).high - prompts.mean()

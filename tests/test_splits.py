@@ -94,7 +94,7 @@ def test_batches_are_a_partition_of_similar_lengths():
 
 def test_tasks_are_told_by_their_names():
     assert splits.synthetic_task("synthetic") is splits.synthetic_task("synthetic-mixed") is synthetic
-    assert splits.synthetic_task("instruct") is splits.synthetic_task("instruct-mixed") is instructions
+    assert splits.synthetic_task("instruct") is instructions
     assert splits.synthetic_task("tldr") is None and splits.synthetic_task(None) is None
     assert splits.Task("instruct").synthetic is instructions and splits.Task("tldr").synthetic is None
     assert splits.Task("instruct").evaluation_splits() == ["test", "ood_pairs", "ood_then2", "ood_then3"]
@@ -103,7 +103,7 @@ def test_tasks_are_told_by_their_names():
 def test_rows_of_a_synthetic_task_are_its_module_s():
     assert splits.Task("synthetic").rows("test", 3) == synthetic.rows("test", 3, "systematic")
     assert splits.Task("synthetic-independent").rows("test", 3) == synthetic.rows("test", 3, "independent")
-    assert splits.Task("instruct-mixed").rows("train", 3, 1) == instructions.rows("train", 3, "mixed", 1)
+    assert splits.Task("instruct").rows("train", 3, 1) == instructions.rows("train", 3, references=1)
     assert len(splits.Task("synthetic").rows("test")) == 1000
     assert splits.Task("synthetic").preferences() is None
 

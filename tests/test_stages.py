@@ -304,6 +304,36 @@ def test_prompts_of_the_synthetic_task_are_cut_for_annotators_too(work, tmp_path
     assert "cut on the left" in capfd.readouterr().out
 
 
+def test_annotators_who_like_what_is_typical(work):
+    """With a dial turned up far the likelier response a token is preferred, whatever the gold reward says."""
+    model, saved = load_checkpoint(work / "ckpt_sft.pt", "lm")
+    task, tokenizer = bon.task_of(reward.Config(), saved), load_tokenizer(saved["tokenizer"])
+
+    def liked(a):
+        groups = reward.sample_groups(model, tokenizer, task, task.rows("train", 6), 3,
+                                      torch.Generator().manual_seed(0), a)
+        typical = [reward.mean_log_probs(model, g.prompt, g.responses) for g in groups]
+        return [t[winner] > t[loser] for g, t in zip(groups, typical) for winner, loser in g.pairs]
+    assert all(liked(1e4)) and .2 < sum(liked(0.)) / len(liked(0.)) < .8
+    packed = M.pack([[5, 6]], [[[7, 8, 9]]])
+    logp = M.log_probs(model, model(packed), packed).mean().item()
+    assert reward.mean_log_probs(model, [5, 6], [[7, 8, 9]]) == pytest.approx([logp])
+
+
+def test_pairs_are_sampled_once_and_change_nothing(work, tmp_path):
+    flags = ("--model", work / "ckpt_sft.pt", "--prompts", "20", "--held-out", "8", "--samples", "2", "--quiet")
+    pairs = ("--pairs", tmp_path / "pairs.jsonl")
+    logs = []
+    for out, more in (("plain", ()), ("writes", pairs), ("reads", pairs)):
+        assert call("reward", *flags, *more, "--out", tmp_path / f"ckpt_{out}.pt", cwd=tmp_path).returncode == 0
+        step = json_lines(tmp_path / f"metrics_{out}.jsonl")[-1]
+        logs.append({k: v for k, v in step.items() if k not in ("seconds", "peak_mb")})
+    assert logs[0] == logs[1] == logs[2]
+    refused(tmp_path, "reward", *flags, *pairs, "--seed", "1", says="pairs are of another model or of other flags")
+    (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().replace("group", "grope"))
+    refused(tmp_path, "methods.dpo", *flags, *pairs, says="pairs.jsonl: these are not pairs that reward.py wrote")
+
+
 def test_a_reward_model_with_a_shorter_context_is_refused(work, tmp_path):
     edited(work, tmp_path / "long.pt", lambda c: c["config"].update(context=1024))
     for name in ("ppo", "bon", "methods.grpo"):

@@ -137,10 +137,10 @@ def test_the_plan_of_the_study():
     assert set(small) < set(full) and len(full) == len(set(full))
     assert "seed1/synthetic/ppo_b0.3" in small and "seed1/synthetic-independent/ppo_b0.3" not in full
     assert "seed0/instruct/shift" in full and "seed1/instruct/shift" not in full
-    # what measures.json must not hold is sampled after it
-    needs = {s.name: s.needs for s in stages.plan(stages.QUICK, (0,), folder, True)}
-    assert "seed0/synthetic/measure" in needs["seed0/synthetic/ppo_b1"]
-    pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True))
+    assert "seed0/synthetic-opt/ppo" in full
+    every = [s.name for s in pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True, True))]
+    assert set(full) < set(every) and "seed1/synthetic/dpo_b0.3" in set(every) - set(full)
+    assert "seed1/synthetic-independent/rloo_b0.1" in every
 
 
 @pytest.mark.slow
@@ -178,6 +178,7 @@ def test_wrong_flags(tmp_path):
     refused(tmp_path, "reproduce", "--inputs", "3", says="--inputs 3: it must be an integer of at least 8")
     refused(tmp_path, "reproduce", "--model", "gpt2", says="needs --task or --data too")
     refused(tmp_path, "reproduce", "--task", "tldr", "--full", says="belong to the synthetic study")
+    refused(tmp_path, "reproduce", "--methods", says="--methods adds to --full")
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
@@ -246,7 +247,7 @@ def test_slopes_are_counted_by_their_interval():
 def fake_frontier(ppo_wins):
     """Two seeds: SFT wins .6 at diversity .2 and .4 at .8; PPO wins `ppo_wins` at diversity .5."""
     def line(policy, temperature, diversity, wins):
-        return {"policy": policy, "temperature": temperature, "kl": 1., "wins": [wins] * 10,
+        return {"policy": policy, "temperature": temperature, "kl": diversity, "wins": [wins] * 10,
                 "gold_diversity": [diversity] * 10}
     seed = [line("sft", .2, .2, .6), line("sft", 1., .8, .4), line("ppo", 1., .5, ppo_wins)]
     return Frontier([seed, seed])
@@ -254,10 +255,12 @@ def fake_frontier(ppo_wins):
 
 @pytest.mark.parametrize("wins, expected", [(.7, .2), (.5, 0.), (.2, -.3)])
 def test_frontier_compares_at_equal_diversity(wins, expected):
-    e = fake_frontier(wins).above(("ppo", 1.), [("sft", .2), ("sft", 1.)])
+    e = fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "gold_diversity", "wins")
+    assert fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "kl", "wins") == e   # alike here
     assert e["mean"] == pytest.approx(expected) and e["inside"]
     assert growth.direction(e) == {.2: "grows", -.3: "shrinks"}.get(expected, growth.direction(e))
-    assert not fake_frontier(wins).above(("sft", 1.), [("sft", .2), ("ppo", 1.)])["inside"]
+    assert not fake_frontier(wins).beside(("sft", 1.), [("sft", .2), ("ppo", 1.)], "gold_diversity",
+                                          "wins")["inside"]
 
 
 def test_a_row_is_found_or_missed_loudly():
@@ -300,14 +303,14 @@ def test_pictures_are_drawn_from_the_numbers_alone(tmp_path):
     assert [p.name for p in figures.draw_all(tmp_path)] == ["figure.png"]
     shutil.copy(ROOT / "results" / "reviewers.json", tmp_path)
     drawn = {p.name: p for p in figures.draw_all(tmp_path)}
-    every = ("figure", "shift", "proxies", "frontier", "seeds", "instruct")
-    assert set(drawn) == {f"{name}.png" for name in every}
+    every = ("figure", "shift", "proxies", "frontier", "seeds", "instruct", "kinds")
+    assert set(drawn) >= {f"{name}.png" for name in every}
     assert all(p.stat().st_size > 20_000 for p in drawn.values())
 
 
 def test_the_frontiers_title_says_what_the_numbers_show():
     def title(above, ppo_wins):
-        lines = [{"curve": "PPO", "temperature": 1., "beta": .1, "above_bon": {"mean": above},
+        lines = [{"curve": "PPO", "temperature": 1., "knob": .1, "above_bon": {"mean": above},
                   "wins": {"mean": ppo_wins}}]
         curves = {"best-of-N": [("N = 64", {"mean": .4}, {"mean": .8})]}
         return figures.frontier_title({"frontier": {"frontier": lines}}, curves)

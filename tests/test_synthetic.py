@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 
+import diversity
 from tasks import synthetic
 
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
@@ -92,7 +93,31 @@ def test_held_out_words_are_held_out():
                    for r in synthetic.rows(split, 200))
     assert all(all(held(r)) for r in synthetic.rows("ood_words100", 200))
     assert .4 < statistics.mean(x for r in synthetic.rows("ood_words50", 200) for x in held(r)) < .6
-    assert .03 < statistics.mean(all(held(r)) for r in synthetic.rows("train", 1000)) < .09
+    assert .03 < statistics.mean(all(held(r)) for r in synthetic.rows("pretrain", 1000)) < .09
+
+
+def test_held_out_words_and_news_are_the_base_models_alone():
+    """SFT, reward model and PPO learn from `train`, which has neither."""
+    rows = synthetic.rows("train", 4000, references=1)
+    assert not any(synthetic.read_prompt(r["prompt"])[0][slot] in synthetic.HELD_OUT[slot] for r in rows
+                   for slot in synthetic.STORY)
+    assert not any(r["prompt"].startswith("ARTICLE") for r in rows)
+    assert any(r["prompt"].startswith("ARTICLE") for r in synthetic.rows("pretrain", 400, references=1))
+
+
+def test_test_posts_have_numbers_that_no_choice_has_seen():
+    first = synthetic.FIRST_UNSEEN
+    for split in synthetic.SPLITS:
+        learned = split in ("pretrain", "train", "validation")
+        assert synthetic.rows(split, 2)[1]["id"] == f"{split}-{1 if learned else first + 1}"
+
+
+def test_a_perfect_nli_classifier_by_hand():
+    whole, part = " my neighbor washed my ring .", " trouble with my neighbor ."
+    other, mood = " my boss washed my ring .", " i feel angry ."
+    pairs = [(whole, part), (part, whole), (whole, other), (whole, mood), (whole, whole), (mood, "nothing")]
+    assert synthetic.nli_points(pairs) == [-1, 0, 1, 0, -1, -1]
+    assert diversity.nli_diversity([whole, part, other], synthetic.nli_points) == pytest.approx((-1 + 4) / 6)
 
 
 def test_a_row_is_the_same_whatever_is_asked_beside_it():
