@@ -9,8 +9,8 @@ Writes ckpt_sft.pt and metrics_sft.jsonl.
 
 Deviations from the paper: the synthetic task starts from scratch, so this is pretraining and fine-tuning in
 one, with a larger learning rate and nothing frozen.  A model from scratch reads the task's split `pretrain`,
-where it has one: it holds what a published model has met and fine-tuning never shows.  All references of a post are learned in one packed row.
-AdamW has no weight decay.
+where it has one: it holds what a published model has met and fine-tuning never shows.  All references of a
+post are learned in one packed row.  AdamW has no weight decay.
 """
 import math
 from dataclasses import dataclass

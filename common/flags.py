@@ -65,9 +65,9 @@ def check_domain(field, value):
 
 @dataclass
 class Common:
-    task: str = ""              # synthetic (default), synthetic-independent, synthetic-mixed, instruct, folder,
-                                # tldr, tldr-length, tldr-subreddit, tldr-sentiment or alpaca; "" takes the
-                                # checkpoint's
+    task: str = ""              # synthetic (default), synthetic-independent, synthetic-mixed, instruct,
+                                # folder, tldr, tldr-length, tldr-subreddit, tldr-sentiment or alpaca; ""
+                                # takes the checkpoint's
     data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of
                                 # local copies of the paper's data sets; "" takes the checkpoint's
     seed: Seed = 0              # varies initialisation, data order and sampling; never the data

@@ -111,7 +111,11 @@ def over_seeds(x, rate=False):
     `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`;
     `prompts_low`, `prompts_high`: over the choice of prompts alone, for these very seeds; `seed_sd`: standard
     deviation of the seeds' means; `per_seed`: these means.  What one seed or one prompt cannot tell is None.
-    A value that is missing (nan) is left out of the mean, and its prompt out of the intervals."""
+    A value that is missing (nan) is left out of the mean, and its prompt out of the intervals; so is a seed
+    without any value.  Without any value at all: None."""
+    x = x[~np.isnan(x).all(axis=1)]
+    if len(x) == 0:
+        return None
     per_seed = np.nanmean(x, axis=1)
     complete = x[:, ~np.isnan(x).any(axis=0)]
     known = x[:, ~np.isnan(x).all(axis=0)]

@@ -129,13 +129,14 @@ def matched_temperatures(r, task):
 
 
 def seen(settings):
-    """What the posts of each stage are like: [{split, posts, held_out: fraction with all story words held out,
-    articles: fraction in news format}]."""
-    found = []
-    for split, n in (("pretrain", settings["base_rows"]), ("train", max(settings["sft_rows"], settings["prompts"]))):
+    """What the posts of each stage are like: [{split, posts, held_out: fraction with all story words held
+    out, articles: fraction in news format}]."""
+    n_train, found = max(settings["sft_rows"], settings["prompts"]), []
+    for split, n in (("pretrain", settings["base_rows"]), ("train", n_train)):
         prompts = [row["prompt"] for row in synthetic.rows(split, n, references=1)]
-        held_out = [all(synthetic.read_prompt(p)[0][slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
-                    for p in prompts]
+        stories = [synthetic.read_prompt(prompt)[0] for prompt in prompts]
+        held_out = [all(story[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
+                    for story in stories]
         found.append({"split": split, "posts": n, "held_out": float(np.mean(held_out)),
                       "articles": float(np.mean([p.startswith("ARTICLE") for p in prompts]))})
     return found

@@ -79,7 +79,8 @@ def curve(ax, x, y, colour, marker, label, hollow=False):
     ax.errorbar(means(x), means(y), xerr=arms(x), yerr=arms(y), fmt=marker, ls="--" if hollow else "-", ms=5,
                 lw=1.2, elinewidth=.7, color=colour, mfc="white" if hollow else colour, label=label, zorder=3)
     for a, b in zip(x, y):
-        ax.plot(a["per_seed"], b["per_seed"], ".", color=colour, ms=2.5, alpha=.45, zorder=1)
+        if len(a["per_seed"]) == len(b["per_seed"]):    # at toy size a seed may have no value
+            ax.plot(a["per_seed"], b["per_seed"], ".", color=colour, ms=2.5, alpha=.45, zorder=1)
 
 
 def tag(ax, xy, text, colour, offset, **how):
@@ -408,24 +409,26 @@ def draw_price(ax, lines):
 
 
 def draw_kinds(plt, reviewers):
-    """kinds.png: how a loss of diversity splits, how many different good answers are left, coverage over k."""
+    """kinds.png: how a loss of diversity splits, how many different good answers are left, coverage."""
     found, n = reviewers["kinds"], len(reviewers["settings"]["seeds"])
     figure = plt.figure(figsize=(17, 5.6), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=(1.1, 1.2, 1.2))
     draw_split(axes[0], found["split"])
     draw_good(axes[1], found["good"])
     draw_coverage(axes[2], found["coverage"])
-    figure.suptitle(f"What kind of diversity is lost, in distribution, T = {DIVERSITY:g}  (bars: {bars(n)}; thin "
-                    "marks: seeds)")
+    figure.suptitle(f"What kind of diversity is lost, in distribution, T = {DIVERSITY:g}  (bars: {bars(n)}; "
+                    "thin marks: seeds)")
     return figure
 
 
 def draw_split(ax, lines):
-    """Each policy's loss of gold diversity beside SFT as a bar of two parts, which add up to the black mark."""
+    """Each policy's loss of gold diversity beside SFT, a bar of two parts that add up to the black mark."""
     for i, x in enumerate(lines):
+        if x["loss"] is None:
+            continue
         errors, narrowing = x["errors_removed"]["mean"], x["narrowing"]["mean"]
         ax.bar(i, narrowing, width=.6, color=RED, label=None if i else "narrowing of what is right")
-        ax.bar(i, errors, bottom=max(narrowing, 0) if errors > 0 else 0, width=.6, color=BLUE,
+        ax.bar(i, errors, bottom=narrowing if errors * narrowing > 0 else 0, width=.6, color=BLUE,
                label=None if i else "errors removed")
         points(ax, [i], [x["loss"]], BLACK, "_", 12, label=None if i else "loss")
     ax.set_xticks(range(len(lines)), [POLICIES[x["policy"]].replace(" on the gold reward", "\non gold") + "\n"
@@ -439,7 +442,8 @@ def draw_good(ax, lines):
     """How many different good answers 16 outputs hold, against the fraction of outputs that are good."""
     for policy in ("base", "sft", "bon", "ppo", "ppo_gold"):
         for task in NOISE:
-            x, y = (pick(lines, task=task, policy=policy, measure=m) for m in ("good", "good_distinct"))
+            x, y = (pick(lines, task=task, policy=policy, measure=m)["estimate"]
+                    for m in ("good", "good_distinct"))
             curve(ax, [x], [y], *STYLE[policy], POLICIES[policy] if FILLED[task] else None,
                   hollow=not FILLED[task])
     ax.set(title="Different good answers among 16 outputs", xlabel="fraction of outputs that are good",
@@ -479,11 +483,14 @@ def draw_methods(plt, reviewers):
         for name, (colour, marker) in METHOD_STYLE.items():
             of_curve = [x for x in lines if x["curve"] == name
                         and (name == "SFT" or x["temperature"] == DIVERSITY)]
-            curve(ax, [x[measure] for x in of_curve], [x["gold_reward"] for x in of_curve], colour, marker, name)
+            of_curve = [x for x in of_curve if x[measure]]
+            curve(ax, [x[measure] for x in of_curve], [x["gold_reward"] for x in of_curve], colour, marker,
+                  name)
         ax.set(xlabel=title, ylabel="gold reward" if ax is axes[0] else "")
     axes[0].legend(fontsize=9, frameon=False, loc="lower left")
-    figure.suptitle("Which method keeps diversity?  Each over its own knob: temperature, N, β, bonus, typicality "
-                    f"(bars: {bars(len(reviewers['settings']['seeds']))})")
+    n = len(reviewers["settings"]["seeds"])
+    figure.suptitle("Which method keeps diversity?  Each over its own knob: temperature, N, β, bonus, "
+                    f"typicality (bars: {bars(n)})")
     return figure
 
 

@@ -78,16 +78,17 @@ def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_siz
 
 
 def measure_frontier(here):
-    """Every sample file of SFT, PPO and best-of-N on the test prompts -> frontier.json, as `measure_files`."""
+    """The sample files of SFT, PPO and best-of-N on the test prompts -> frontier.json: `measure_files`."""
     paths = [path for name in SAMPLED for path in sample_files(here, name)]
-    write_json(here / "frontier.json", measure_files(here, paths + [here / f"best_of_{n}.jsonl" for n in BEST_OF]),
-               indent=None, allow_nan=True)     # where fewer than two outputs are good
+    paths += [here / f"best_of_{n}.jsonl" for n in BEST_OF]
+    # nan where fewer than two outputs are good
+    write_json(here / "frontier.json", measure_files(here, paths), indent=None, allow_nan=True)
 
 
 def measure_files(here, paths):
-    """Lines of frontier.json, one a sample file: of each prompt wins, gold reward, reward, diversity, and what
-    `diversity.good_measures` has of the good outputs; KL from SFT (none for best-of-N, whose KL has a known
-    bound)."""
+    """Lines of frontier.json, one a sample file: of each prompt wins, gold reward, reward, diversity, and
+    what `diversity.good_measures` has of the good outputs; KL from SFT (none for best-of-N, whose KL has a
+    known bound)."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     lines, vocabulary, encode = [], vocabulary_of(task.synthetic), encoder_of(here / "ckpt_sft.pt")[0]
@@ -141,10 +142,14 @@ class Frontier:
             return best_of_n_kl(int(key[0].removeprefix("bon")))
         return seed[key]["kl"]
 
+    def kl(self, key):
+        """Mean over seeds, nats."""
+        return float(np.mean([self.kl_of(seed, key) for seed in self.lines]))
+
     def beside(self, key, curve, x, y):
         """Measure y of `key` less that of `curve`, a list of keys, where the curve has the same x,
         interpolated: {mean, low, high, inside}.  inside: whether the curve reaches that x, else its nearest
-        end is taken."""
+        end is taken.  None where a seed has no value of a point."""
         # `key` first, then the curve's points: (points, seeds, prompts) each
         xs, ys = (np.array([self.get(k, m) for k in (key, *curve)]) for m in (x, y))
         n_seeds, n_prompts = ys.shape[1:]
@@ -154,6 +159,8 @@ class Frontier:
             at, height = (np.nanmean(v[:, seeds][:, :, prompts], axis=(1, 2)) for v in (xs, ys))
             order = 1 + np.argsort(at[1:])
             return height[0] - np.interp(at[0], at[order], height[order])
+        if np.isnan(xs).all(axis=2).any() or np.isnan(ys).all(axis=2).any():
+            return None
         at = np.nanmean(xs, axis=(1, 2))
         return of_seeds(difference, n_seeds, n_prompts) | {
             "inside": bool(at[1:].min() <= at[0] <= at[1:].max())}
@@ -163,7 +170,8 @@ def points(keys):
     """(what a table calls it, which curve it lies on, its key, its knob or None) of every point.  keys: of a
     Frontier."""
     sft = sorted((k for k in keys if k[0] == "sft"), key=lambda k: k[1])
-    knobs = {"PPO": ("β", ppo_name, BETAS), "PPO, entropy bonus": ("c", partial(method_name, "entropy"), ENTROPY),
+    knobs = {"PPO": ("β", ppo_name, BETAS),
+             "PPO, entropy bonus": ("c", partial(method_name, "entropy"), ENTROPY),
              "PPO, typical annotators": ("a", partial(method_name, "typical"), TYPICALITY),
              **{method.upper(): ("β", partial(method_name, method), betas)
                 for method, betas in METHODS.items()}}

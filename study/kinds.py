@@ -1,9 +1,9 @@
 """What kind of diversity is lost: errors, or what is right?
 
-`python reproduce.py --full` runs this in distribution, at temperature 1.  A policy that errs less is less varied
-too, so its loss is split: what its errors added to SFT's diversity, and how much less varied its good outputs
-are.  Good: of a gold reward at least the reference's.  Then how many different good answers there are among
-16, and coverage: whether the best of k outputs is good.
+`python reproduce.py --full` runs this in distribution, at temperature 1.  A policy that errs less is less
+varied too, so its loss is split: what SFT's errors added to its diversity, and how much less varied the good
+outputs are.  Good: of a gold reward at least the reference's.  Then how many different good answers there are
+among 16, and coverage: whether the best of k outputs is good.
 """
 import json
 
@@ -16,7 +16,7 @@ from generalisation import coverage_at_k, gold_scores
 from study.names import COVERAGE_OF, DIVERSITY, NOISE, VARIED
 
 KS = (1, 2, 4, 8, 16, 32, 64)
-MEASURES = ("good", "gold_diversity", "good_gold_diversity", "good_distinct", "utility")
+MEASURES = ("good", "per_input_gold_diversity", "good_gold_diversity", "good_distinct", "utility")
 
 
 def measure_coverage(here):
@@ -33,9 +33,8 @@ def split_of_loss(r, task, policy):
     """A policy's loss of diversity beside SFT as {"loss", "errors_removed", "narrowing", "inputs"}: estimates
     over seeds and prompts whose first two parts add up to the loss exactly, and the mean number of prompts
     where both policies have two good outputs, which alone enter.  As `diversity.split_of_loss`."""
-    def of(name, measure):
-        return r.get(task, name, "test", DIVERSITY, f"per_input_{measure}")
-    loss, narrowing = (of("sft", m) - of(policy, m) for m in ("gold_diversity", "good_gold_diversity"))
+    loss, narrowing = (r.get(task, "sft", "test", DIVERSITY, m) - r.get(task, policy, "test", DIVERSITY, m)
+                       for m in ("per_input_gold_diversity", "good_gold_diversity"))
     loss = np.where(np.isnan(narrowing), np.nan, loss)
     inputs = float((~np.isnan(narrowing)).sum(axis=1).mean())
     return {"loss": over_seeds(loss), "errors_removed": over_seeds(loss - narrowing),
@@ -48,8 +47,8 @@ def numbers(r, folder):
 
     def covered(policy, k):
         return np.array([seed[policy][str(k)] for seed in seeds])
-    return {"good": [{"task": task, "policy": p, "measure": m, **r.estimate(task, p, "test", DIVERSITY,
-                                                                           f"per_input_{m}")}
+    return {"good": [{"task": task, "policy": p, "measure": m,
+                      "estimate": r.estimate(task, p, "test", DIVERSITY, m)}
                      for task in NOISE for p in VARIED for m in MEASURES],
             "split": [{"task": task, "policy": p, **split_of_loss(r, task, p)}
                       for task in NOISE for p in ("bon", "ppo", "ppo_gold")],

@@ -1,7 +1,8 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
 A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
-and `score`, by the gold reward; at the temperature of quality `beats_sft`, head to head; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
+and `score`, by the gold reward; at the temperature of quality `beats_sft`, head to head; `unfinished`, a
+fraction; `length`, words; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
@@ -109,7 +110,7 @@ def measure_file(rows, task, encode, vocabulary, gold_of):
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
     if key["policy"] in VARIED and key["temperature"] == DIVERSITY:
-        line |= {f"per_input_{m}": x.tolist() for m, x in diversity.good_measures(rows, task).items()}
+        line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     if key["policy"] != "sft" or key["temperature"] != QUALITY:
         return [line]
     # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
@@ -155,4 +156,5 @@ class Measures:
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""
         x = self.get(task, policy, split, temperature, measure)
-        return over_seeds(x, rate=measure in ("wins", "beats_sft") or measure.endswith("gold_diversity"))
+        rates = ("wins", "beats_sft", "good")
+        return over_seeds(x, rate=measure in rates or measure.endswith("gold_diversity"))

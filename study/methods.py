@@ -1,8 +1,8 @@
 """Which method keeps diversity, and what becomes of it out of distribution?
 
-`python reproduce.py --full --methods` runs this.  study/frontier.py has every method over its knob in distribution.
-Here are the test sets out of distribution, each at the usual beta; who ranks outputs rightly there, the
-reward model or DPO's implicit reward.
+`python reproduce.py --full --methods` runs this.  study/frontier.py has every method over its knob in
+distribution.  Here are the test sets out of distribution, each at the usual beta; and who ranks outputs
+rightly there, the reward model or DPO's implicit reward.
 """
 import json
 
@@ -15,11 +15,11 @@ from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from methods.dpo import implicit_rewards
-from reward import Group
 from splits import Task, encode_prompts, encode_response
 from study.frontier import OF_METHODS, measure_files
 from study.measures import agreement, sample_files
 from study.names import BETA, NOISE, QUALITY, SETS, method_name
+from tasks.annotators import Group
 
 JUDGED = ("sft", "ppo", method_name("dpo", BETA))       # policies whose outputs the judges rank
 JUDGES = {"reward": "reward model", "dpo": "DPO's implicit reward"}
@@ -31,8 +31,9 @@ def measure(here):
     """The sample files of one task and seed -> methods.json: {"wins": {policy: {split: (prompts,)}},
     "ranked_rightly": {judge: {policy: {split: rate}}}, "frontier": lines as `frontier.measure_files`}."""
     found = {"wins": {}, "length": {}, "ranked_rightly": {}}
-    paths = [*here.glob(f"methods{QUALITY:g}/samples_*.jsonl"), *here.glob(f"t{QUALITY:g}/samples_sft_*.jsonl"),
-             *here.glob(f"t{QUALITY:g}/samples_ppo_[!g]*.jsonl")]
+    paths = [*here.glob(f"methods{QUALITY:g}/samples_*.jsonl"),
+             *(here / f"t{QUALITY:g}" / f"samples_{name}_{split}.jsonl" for name in ("sft", "ppo")
+               for split in SETS)]
     judges = load_judges(here)
     for path in sorted(paths):
         rows = read_samples(path)
@@ -46,7 +47,8 @@ def measure(here):
             of_judge[split] = agreement(rewards_of(rows), gold)
     paths = [path for name in OF_METHODS for path in sample_files(here, name)]
     found["frontier"] = measure_files(here, paths)
-    write_json(here / "methods.json", found, indent=None, allow_nan=True)   # where fewer than two outputs are good
+    # nan where fewer than two outputs are good
+    write_json(here / "methods.json", found, indent=None, allow_nan=True)
 
 
 def load_judges(here):
@@ -96,7 +98,8 @@ def win_rates(task, found):
     rows = []
     for policy, of_split in found[0]["wins"].items():
         for split in SETS if len(of_split) == len(SETS) else ():
-            won, of_sft = (np.array([seed["wins"][name][split] for seed in found]) for name in (policy, "sft"))
+            won, of_sft = (np.array([seed["wins"][name][split] for seed in found])
+                           for name in (policy, "sft"))
             rows.append({"task": task, "policy": policy, "split": split, "wins": over_seeds(won, rate=True),
                          "less_sft": over_seeds(won - of_sft),
                          "length": float(one_a_seed(found, "length", policy, split).mean())})

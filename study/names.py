@@ -27,8 +27,8 @@ SWEEP = (0.0, 0.3)                  # the others
 FULL_SWEEP = (0.03, 1.0)            # more of them, with --full
 BETAS = sorted((*SWEEP, *FULL_SWEEP, BETA))
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
-# other methods with --methods, each over its own knob: beta, or in ppo.py the weight of the entropy bonus; and
-# PPO on annotators who like what is typical
+# other methods with --methods, each over its own knob: beta, or in ppo.py the weight of the entropy bonus;
+# and PPO on annotators who like what is typical
 METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0.03, 0.1, 0.3)}
 ENTROPY, TYPICALITY = (0.1,), (5.0,)
 # learning rates that study/tuning.py chose on validation prompts, with seeds that no result is reported of

@@ -1,8 +1,8 @@
 """The paper's claims row by row, beside the same quantity here, and whether the two agree.
 
-What the paper says is a second-hand reading of arXiv 2310.06452, version 3: nobody here has checked it against
-the PDF.  Claims on growing shift are tested in the instruction task, where the paper makes them; claims on
-summarisation in the synthetic TL;DR, with both kinds of noise.
+What the paper says is a second-hand reading of arXiv 2310.06452, version 3: nobody here has checked it
+against the PDF.  Claims on growing shift are tested in the instruction task, where the paper makes them;
+claims on summarisation in the synthetic TL;DR, with both kinds of noise.
 """
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from common.stats import over_seeds
 from study.claims import decided
-from study.names import BETA, DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, pick, ppo_name
+from study.names import BETA, DIVERSITY, NOISE, SETS, SHIFTED
 
 AGREES, DIFFERS, NOT_SHOWN = "agrees", "differs", "not shown"
 SMALL = 0.05        # a difference that the paper calls none agrees with one whose interval lies within this
@@ -55,13 +55,14 @@ def of_shift(found):
     """What the paper shows with instructions."""
     grows, rises = found["ppo_advantage_less_in_distribution"], found["beats_sft_less_in_distribution"]
     return [
-        Row("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift: much "
-            "better on sequential instructions", INSTRUCTIONS, "PPO - SFT: on compositions less in distribution",
+        Row("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift: "
+            "much better on sequential instructions", INSTRUCTIONS,
+            "PPO - SFT: on compositions less in distribution",
             [(+1, "A, then B", grows["ood_then2"]), (+1, "A, then B, then C", grows["ood_then3"])]),
         Row("6.1, fig. 3; 7", "with a small shift the gaps are equal", INSTRUCTIONS,
             "PPO - SFT: on unseen pairs less in distribution", [(0, "unseen pairs", grows["ood_pairs"])]),
-        Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win about 3.5 points more often with "
-            "a small shift", INSTRUCTIONS, "win rate against SFT: on unseen pairs less in distribution",
+        Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win about 3.5 points more often "
+            "with a small shift", INSTRUCTIONS, "win rate against SFT: on unseen pairs less in distribution",
             [(+1, "PPO", rises["ppo ood_pairs"]), (+1, "best-of-16", rises["bon ood_pairs"])])]
 
 
@@ -96,8 +97,8 @@ def of_summaries(r):
 def of_reward_model(r):
     def falls(policy, split):
         return lambda task: r.ranked_rightly(task, policy, split) - r.ranked_rightly(task, policy, "test")
-    return [Row("6.1", "the reward model is nearly as accurate out of distribution (.758 TL;DR, .716 CNN/DM), so "
-                "it does not cause the drop", SUMMARIES,
+    return [Row("6.1", "the reward model is nearly as accurate out of distribution (.758 TL;DR, .716 CNN/DM), "
+                "so it does not cause the drop", SUMMARIES,
                 "reward model ranks two SFT outputs as the gold reward does, OOD - ID",
                 [(0, f"{split.removeprefix('ood_')}, {noise}", e) for split in SHIFTED
                  for noise, e in over_noise(r, falls("sft", split))])]
@@ -142,7 +143,8 @@ def of_beta(lines):
 
 
 def numbers(measures, reviewers):
-    """[{section, claim, task, here, verdict, found: [{expected, of, ...estimate}]}], those that differ first."""
+    """[{section, claim, task, here, verdict, found: [{expected, of, ...estimate}]}], those that differ first.
+    """
     found = [{"section": row.section, "claim": row.claim, "task": row.task, "here": row.here,
               "verdict": verdict(row.found),
               "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found]}

@@ -57,16 +57,20 @@ def how_to_read(n_seeds):
 
 
 def interval(e, digits=2):
+    if e is None:
+        return "-"      # nothing to measure
     return format(Interval(e["mean"], *ends(e)), f".{digits}f")
 
 
 def signed(e, digits=2):
+    if e is None:
+        return "-"
     return format(Interval(e["mean"], *ends(e)), f"+.{digits}f")
 
 
 def spread(e):
     """The standard deviation over seeds, where there are enough of them."""
-    return f" ± {e['seed_sd']:.2f}" if len(e["per_seed"]) >= ENOUGH_SEEDS else ""
+    return f" ± {e['seed_sd']:.2f}" if e and len(e["per_seed"]) >= ENOUGH_SEEDS else ""
 
 
 def cell(e):
@@ -126,8 +130,8 @@ def of_task(results, task):
             "Win rate against the reference by the gold reward, temperature 0.7",
             win_table(results, task),
             "Best-of-16's win rate is that of the authors' resampling, whose mean is that of independent "
-            f"samples.  Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and the best "
-            "of 16 SFT samples by the gold reward (oracle).",
+            f"samples.  Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and "
+            "the best of 16 SFT samples by the gold reward (oracle).",
             "Diversity per input, temperature 1, ID test set (self-BLEU: lower is more varied; NLI: by a "
             "classifier that knows the facts)",
             diversity_table(results, task, "per_input", cell),
@@ -221,10 +225,10 @@ def of_paper(rows):
     """The table of the paper's claims, those that differ first."""
     lines = [[row["section"], row["claim"], row["task"], row["here"],
               "; ".join(f"{e['of']} {signed(e)}" for e in row["found"]), row["verdict"]] for row in rows]
-    return ["What the paper says is a second-hand reading that nobody here has checked against the PDF.  Verdict: "
-            "`agrees` if every interval shows what the paper says, `differs` if one shows something else, else "
-            f"`not shown`.  Where the paper sees no difference an interval within ±{paper.SMALL:g} agrees.  "
-            "Section 7 leaves open whether the trade-off is fundamental; appendix J's OPT models are in "
+    return ["What the paper says is a second-hand reading that nobody here has checked against the PDF.  "
+            "Verdict: `agrees` if every interval shows what the paper says, `differs` if one shows something "
+            f"else, else `not shown`.  Where the paper sees no difference an interval within "
+            f"±{paper.SMALL:g} agrees.  Section 7 leaves open whether the trade-off is fundamental; appendix J's OPT models are in "
             "docs/published-models.md.  Diversity in instruction following is not reported there, because "
             "length confounds it; section 5 below has it with the lengths.",
             table(["section", "the paper", "task here", "quantity here", "found", "verdict"], lines)]
@@ -237,15 +241,15 @@ def of_opt(of_llama, of_opt):
         same = pick(of_llama, claim=c["claim"], task="synthetic")
         rows.append([c["claim"], c["difference"], *(x for e in (same, c) for x in (
             signed(e["estimate"]), e["verdict"]))])
-    return ["The base model of the other tables is of LLaMA's kind (rotary positions, RMSNorm, no biases); this "
-            "one has learned positions, LayerNorm and biases.  Size, data and settings are the same.",
+    return ["The base model of the other tables is of LLaMA's kind (rotary positions, RMSNorm, no biases); "
+            "this one has learned positions, LayerNorm and biases.  Size, data and settings are the same.",
             table(["claim", "difference", "LLaMA's kind", "verdict", "OPT's kind", "verdict"], rows)]
 
 
 def of_kinds(found):
     def measured(task, policy, measure):
-        return cell(pick(found["good"], task=task, policy=policy, measure=measure))
-    columns = {"good": "fraction good", "gold_diversity": "gold diversity, all",
+        return cell(pick(found["good"], task=task, policy=policy, measure=measure)["estimate"])
+    columns = {"good": "fraction good", "per_input_gold_diversity": "gold diversity, all",
                "good_gold_diversity": "gold diversity, good", "good_distinct": "different good answers of 16",
                "utility": "utility"}
     rows = [[NOISE[task], name, *(measured(task, p, m) for m in columns)]
@@ -253,14 +257,16 @@ def of_kinds(found):
     losses = [[NOISE[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in (
         "loss", "errors_removed", "narrowing")), f"{x['inputs']:.0f}"] for x in found["split"]]
     names = {p: POLICIES.get(p) or f"PPO, β = {p.removeprefix('ppo_b')}" for p in COVERAGE_OF}
-    coverage = [[names[p], *(interval(pick(found["coverage"], policy=p, k=k)) for k in KS)] for p in COVERAGE_OF]
+    coverage = [[names[p], *(interval(pick(found["coverage"], policy=p, k=k)) for k in KS)]
+                for p in COVERAGE_OF]
     less = [[names[p], *(signed(pick(found["coverage_less_sft"], policy=p, k=k)) for k in KS)]
             for p in COVERAGE_OF if p != "sft"]
     ks = [f"k = {k}" for k in KS]
-    return ["Temperature 1, in distribution.  Good: a gold reward at least the reference's.  Utility: NoveltyBench's, "
-            "with the gold reward of good outputs.", table(["noise", "policy", *columns.values()], rows),
-            "The loss of gold diversity beside SFT, on prompts where both policies have two good outputs, as the "
-            "sum of what SFT's errors added to its diversity and of a narrower choice of good outputs.",
+    return ["Temperature 1, in distribution.  Good: a gold reward at least the reference's.  Utility: "
+            "NoveltyBench's, with the gold reward of good outputs.",
+            table(["noise", "policy", *columns.values()], rows),
+            "The loss of gold diversity beside SFT, on prompts where both policies have two good outputs, as "
+            "the sum of what SFT's errors added to its diversity and of a narrower choice of good outputs.",
             table(["noise", "policy", "loss", "errors removed", "narrowing", "prompts"], losses),
             "Coverage: how often the best of k outputs is good; systematic noise, 64 outputs a prompt.",
             table(["policy", *ks], coverage), "The same less SFT's.", table(["policy", *ks], less)]
@@ -287,13 +293,14 @@ def of_methods(reviewers):
     ranked = [[NOISE[task], judge, policy, *(interval(pick(
         found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
         for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
-    return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N over N "
-            "and PPO over β; * marks where that curve does not reach so far, and its nearest end was taken.",
+    return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N "
+            "over N and PPO over β; * marks where that curve does not reach so far, and its nearest end was "
+            "taken.",
             table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
             "Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),
-            "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs they "
-            "are.", table(["noise", "judge", "outputs of", *map(short, SETS)], ranked)]
+            "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
+            "they are.", table(["noise", "judge", "outputs of", *map(short, SETS)], ranked)]
 
 
 def of_growth(found):

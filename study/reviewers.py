@@ -8,7 +8,7 @@
     seeds      what the claims' intervals owe to the choice of seeds                         study/claims.py
     instruct   the same study in a second task, whose shift is composition                   study/instruct.py
     kinds      errors, or what is right: which kind of diversity is lost                     study/kinds.py
-    methods    with --methods: DPO, IPO, RLOO, GRPO: in distribution study/frontier.py, out of it            study/methods.py
+    methods    with --methods DPO, IPO, RLOO, GRPO out of distribution                       study/methods.py
     opt        the claims on a base model of OPT's kind
     paper      the paper's claims row by row, and whether ours agree                         study/paper.py
 """

@@ -6,7 +6,6 @@ Each method trains at beta 0.1 with three learning rates.  The one with the high
 prompts, at temperature 1, mean over seeds, is chosen.  The seeds are those of no reported result, and no test
 prompt is looked at.  Beta itself is not chosen: the study shows every method over its betas.
 """
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from common.flags import Common, Count, Seed, run
 from common.samples import read_samples, sample_path
 from common.tables import text_table
 from generalisation import gold_scores
-from study.names import BETA, DIVERSITY, METHODS
+from study.names import BETA, DIVERSITY
 from study.pipeline import Stage, fingerprint, run_stages
 from study.stages import QUICK, Recipe, Trial, in_worker
 
@@ -59,8 +58,7 @@ def plan(recipe, seeds, folder, inputs):
 
 
 def found(folder, seeds):
-    """[{method, lr, gold_reward: of each seed, kl: nats of the last step (0 of DPO, which has no rollouts)}],
-    and which rates are best."""
+    """{beta, seeds, tried: [{method, lr, gold_reward: of each seed}], chosen: {method: lr}}."""
     lines = []
     for method, rates in TRIED.items():
         for lr in rates:
@@ -83,8 +81,9 @@ def main(cfg):
     results = found(folder, seeds)
     print(text_table(["method", "lr", "gold reward, seed by seed", "mean", ""],
                      [[x["method"], f"{x['lr']:g}", ", ".join(f"{r:.2f}" for r in x["gold_reward"]),
-                       f"{np.mean(x['gold_reward']):.2f}", "chosen" * (results["chosen"][x["method"]] == x["lr"])]
-                      for x in results["tried"]], labels=1))
+                       f"{np.mean(x['gold_reward']):.2f}",
+                       "chosen" * (results["chosen"][x["method"]] == x["lr"])] for x in results["tried"]],
+                     labels=1))
     write_json(folder / "tuning.json", results)
     print(f"wrote {folder / 'tuning.json'}")
 

@@ -8,8 +8,8 @@ never asked for, and for two or three deeds in a row.  As in the first task (syn
 incomplete and sometimes wrong, and their writers like to repeat the example that an instruction gives.
 
 Deviations from the paper: this replaces AlpacaFarm, AlpacaEval and Sequential Instructions, and its gold
-reward replaces GPT-4.  In a base model's split, `pretrain`, one instruction in four is composed or of an unseen
-pair, because a published model has met "then" too; no split to train on has three deeds in a row.  The
+reward replaces GPT-4.  In a base model's split, `pretrain`, one instruction in four is composed or of an
+unseen pair, because a published model has met "then" too; no split to train on has three deeds in a row.  The
 weights of the gold reward were fixed before any policy was trained.  The base model's fraction of
 compositions was raised once, after a pilot whose base model could not do them.
 """

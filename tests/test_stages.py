@@ -25,6 +25,7 @@ from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
 from conftest import ROOT, call, json_lines, refused
 from methods import dpo, grpo
+from tasks import annotators
 
 
 def test_sft_learns(work):
@@ -299,7 +300,7 @@ def test_prompts_of_the_synthetic_task_are_cut_for_annotators_too(work, tmp_path
     model, saved = load_checkpoint(work / "ckpt_sft.pt", "lm")
     model.config.context = 48
     task, tokenizer = bon.task_of(reward.Config(), saved), load_tokenizer(saved["tokenizer"])
-    groups = reward.sample_groups(model, tokenizer, task, task.rows("train", 4), 2, torch.Generator().manual_seed(0))
+    groups = annotators.sample_groups(model, tokenizer, task, task.rows("train", 4), 2, torch.Generator().manual_seed(0))
     assert groups and all(len(group.prompt) <= 48 - task.max_new_tokens for group in groups)
     assert "cut on the left" in capfd.readouterr().out
 
@@ -310,14 +311,14 @@ def test_annotators_who_like_what_is_typical(work):
     task, tokenizer = bon.task_of(reward.Config(), saved), load_tokenizer(saved["tokenizer"])
 
     def liked(a):
-        groups = reward.sample_groups(model, tokenizer, task, task.rows("train", 6), 3,
+        groups = annotators.sample_groups(model, tokenizer, task, task.rows("train", 6), 3,
                                       torch.Generator().manual_seed(0), a)
-        typical = [reward.mean_log_probs(model, g.prompt, g.responses) for g in groups]
+        typical = [annotators.mean_log_probs(model, g.prompt, g.responses) for g in groups]
         return [t[winner] > t[loser] for g, t in zip(groups, typical) for winner, loser in g.pairs]
     assert all(liked(1e4)) and .2 < sum(liked(0.)) / len(liked(0.)) < .8
     packed = M.pack([[5, 6]], [[[7, 8, 9]]])
     logp = M.log_probs(model, model(packed), packed).mean().item()
-    assert reward.mean_log_probs(model, [5, 6], [[7, 8, 9]]) == pytest.approx([logp])
+    assert annotators.mean_log_probs(model, [5, 6], [[7, 8, 9]]) == pytest.approx([logp])
 
 
 def test_pairs_are_sampled_once_and_change_nothing(work, tmp_path):

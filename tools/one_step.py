@@ -21,6 +21,7 @@ from common.errors import check
 from common.flags import Common, Count, run, setup
 from common.loop import Run
 from splits import decode
+from tasks import annotators
 
 
 @dataclass
@@ -344,7 +345,7 @@ def a_pair(sft, tokenizer, task, rng):
     first validation posts it is the shortest whose gold rewards differ by more than 1, if any do."""
     rows = task.rows("validation", 8)
     texts = {tuple(tokenizer.encode_ordinary(row["prompt"])): row["prompt"] for row in rows}
-    groups = reward.sample_groups(sft, tokenizer, task, rows, 5, rng)
+    groups = annotators.sample_groups(sft, tokenizer, task, rows, 5, rng)
     pairs = [(gap <= 1, sum(len(g.responses[k]) for k in pair), n, pair, gap)
              for n, g in enumerate(groups) for pair, gap in zip(g.pairs, g.gaps)]
     check(pairs, "--model: all of its responses to one prompt are equal; there is no pair to show")

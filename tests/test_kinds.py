@@ -1,0 +1,76 @@
+"""What the study says of the paper and of the kind of diversity that is lost, on numbers made by hand."""
+import numpy as np
+import pytest
+
+import diversity
+from common.stats import over_seeds
+from study import claims, kinds, measures, paper
+from study.names import DIVERSITY
+from tasks import synthetic
+
+
+def e(low, high, n_seeds=5):
+    return {"low": low, "high": high, "mean": (low + high) / 2, "per_seed": [0.] * n_seeds}
+
+
+@pytest.mark.parametrize("expected, low, high, said", [
+    (+1, .1, .2, paper.AGREES), (+1, -.2, -.1, paper.DIFFERS), (+1, -.1, .2, paper.NOT_SHOWN),
+    (-1, -.2, -.1, paper.AGREES), (-1, .1, .2, paper.DIFFERS),
+    # where the paper sees no difference
+    (0, -.04, .04, paper.AGREES), (0, .01, .04, paper.AGREES), (0, -.2, .1, paper.NOT_SHOWN),
+    (0, .1, .2, paper.DIFFERS), (0, -.2, -.01, paper.DIFFERS)])
+def test_verdicts_on_the_paper_follow_the_numbers(expected, low, high, said):
+    assert paper.verdict([(expected, "x", e(low, high))]) == said
+
+
+def test_one_contradiction_decides_and_agreement_needs_all():
+    yes, no, open_ = (1, "a", e(.1, .2)), (1, "b", e(-.2, -.1)), (1, "c", e(-.1, .1))
+    assert paper.verdict([yes, yes]) == paper.AGREES
+    assert paper.verdict([yes, open_]) == paper.NOT_SHOWN
+    assert paper.verdict([yes, open_, no]) == paper.DIFFERS
+
+
+def test_one_seed_shows_nothing():
+    alone = over_seeds(np.array([[.3, .5]]))
+    assert paper.verdict([(1, "x", alone)]) == paper.verdict([(0, "x", alone)]) == paper.NOT_SHOWN
+
+
+def test_agreement_of_two_judges_equals_a_naive_recount():
+    rng = np.random.default_rng(0)
+    gold, scores = rng.integers(0, 3, (5, 4)).astype(float), rng.integers(0, 3, (5, 4)).astype(float)
+    hits = [1. if (a - b) * (c - d) > 0 else .5 if c == d else 0. for g, s in zip(gold, scores)
+            for i, (a, c) in enumerate(zip(g, s)) for b, d in zip(g[i + 1:], s[i + 1:]) if a != b]
+    assert measures.agreement(scores, gold) == pytest.approx(np.mean(hits))
+    assert measures.agreement(gold, gold) == 1 and measures.agreement(-gold, gold) == 0
+    assert measures.agreement(gold, np.ones((5, 4))) is None
+
+
+class Fake:
+    """Measures of two seeds and three prompts; the last prompt has no good outputs."""
+    seeds = (0, 1)
+    values = {("sft", "gold_diversity"): [[.6, .5, .9]] * 2, ("ppo", "gold_diversity"): [[.3, .1, .2]] * 2,
+              ("sft", "good_gold_diversity"): [[.5, .4, np.nan]] * 2,
+              ("ppo", "good_gold_diversity"): [[.25, .2, np.nan]] * 2}
+
+    def get(self, task, policy, split, temperature, measure):
+        assert (split, temperature) == ("test", DIVERSITY)
+        return np.array(self.values[policy, measure.removeprefix("per_input_")])
+
+
+def test_a_loss_splits_into_two_parts_that_add_up():
+    found = kinds.split_of_loss(Fake(), "synthetic", "ppo")
+    loss, errors, narrowing = (found[k]["mean"] for k in ("loss", "errors_removed", "narrowing"))
+    assert (loss, narrowing) == pytest.approx((.35, .225)) and loss == pytest.approx(errors + narrowing)
+    assert found["inputs"] == 2
+    one = diversity.split_of_loss(*(Fake.values[key][0] for key in (
+        ("sft", "gold_diversity"), ("ppo", "gold_diversity"), ("sft", "good_gold_diversity"),
+        ("ppo", "good_gold_diversity"))))
+    assert one["narrowing"].mean == pytest.approx(narrowing) and one["errors_removed"].mean == pytest.approx(errors)
+
+
+def test_what_each_stage_has_seen_is_counted():
+    base, later = claims.seen({"base_rows": 600, "sft_rows": 200, "prompts": 300})
+    posts = synthetic.rows("pretrain", 600, references=1)
+    assert base["posts"] == 600 and later["posts"] == 300
+    assert base["articles"] == sum(r["prompt"].startswith("ARTICLE") for r in posts) / 600 > 0
+    assert later["held_out"] == later["articles"] == 0 < base["held_out"] < .12
