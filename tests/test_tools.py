@@ -1,4 +1,5 @@
 """The programs that are run by hand: budget, bench, convert, one_step."""
+import json
 import re
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_bench_runs_a_row_and_an_iteration(tmp_path, capsys, monkeypatch):
     (tmp_path / "texts.jsonl").write_text('{"outputs": ["a b c d e f", "a c a c b d"]}\n' * 2)
     bench.main(bench.Config(rows="diversity", text=str(tmp_path / "texts.jsonl"), repeats=1, threads=1,
                             out=str(tmp_path)))
-    row, = (line for line in capsys.readouterr().out.splitlines() if "distinct-n and EAD" in line)
+    row, = (x for x in capsys.readouterr().out.splitlines() if x.startswith("| distinct-n and EAD"))
     assert "2 x 2 outputs" in row and (tmp_path / "bench.json").is_file()
     torch.set_num_threads(1)
     tiny = {**bench.SMALL, "n_layer": 2, "d_model": 16, "n_head": 2, "context": 96}
@@ -75,6 +76,31 @@ def test_bench_runs_a_row_and_an_iteration(tmp_path, capsys, monkeypatch):
     iteration()
     with pytest.raises(UserError, match="--rows nothing"):
         bench.main(bench.Config(rows="nothing"))
+
+
+def test_bench_runs_are_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda device, dtype: bench.Peaks(1., 1., 1.))
+    ours = [bench.Seconds(2., 3.), bench.Seconds(1., 4.), bench.Seconds(9., 5.)]
+    rows = [bench.line("work", ours, [bench.Seconds(4., 2.)], "peer", 3), bench.line("alone", ours, None, "-", 0)]
+    monkeypatch.setattr(bench, "ROWS", {"some": lambda cfg, device: iter(rows)})
+    assert rows[0]["ratio"] == 2 and rows[0]["by_processor"] == .5 and rows[1]["ratio"] is None     # medians
+    same = dict(threads=1, out=str(tmp_path))
+    bench.main(bench.Config(**same))
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["ratios"] == {"work; peer": {"ratio": 2., "by_processor": .5}, "alone; -": {}}
+    assert last["versions"]["torch"] == torch.__version__ and last["processor"] and last["dtype"] == "fp32"
+    (tmp_path / "bench.json").rename(tmp_path / "old.json")
+    rows[0] |= {"ratio": 3.}
+    del rows[1]
+    bench.main(bench.Config(compare=str(tmp_path / "old.json"), **same))
+    said = capsys.readouterr().out
+    assert "work; peer: ratio 2.00 then, 3.00 now (+50%)" in said and "not measured now: 1 of 2 rows" in said
+    for text in ("{}", "[]", "no"):
+        (tmp_path / "old.json").write_text(text)
+        with pytest.raises(UserError, match="this is no bench.json"):
+            bench.main(bench.Config(compare=str(tmp_path / "old.json"), **same))
+    with pytest.raises(UserError, match="nowhere.json: No such file"):
+        bench.main(bench.Config(compare=str(tmp_path / "nowhere.json"), **same))
 
 
 # ---------------------------------------------------------------------------------------------------- convert

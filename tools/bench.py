@@ -3,14 +3,17 @@ alternating runs.
 
     python -m tools.bench                                # every row; peers that are not installed are skipped
     python -m tools.bench --rows sft,reward,diversity    # some of them
+    python -m tools.bench --compare old/bench.json       # and what has changed since an earlier run
     python -m tools.bench --text FILE                    # the lexical measures on lines of {"outputs": [...]}
     python -m tools.bench --dtype bf16                   # both sides' layers in bf16
     pip install --no-deps trl==1.12.0 accelerate nltk && pip install transformers       # the peers
 
-Writes bench.json and prints a table.  Models have random weights, and responses fixed lengths.  So both sides
-do the same work, and no side gains by stopping early.  `of peak` is the arithmetic done (2 x parameters x
-tokens forward, twice that backward) over what a large matrix product reaches on this machine.  `of bandwidth`
-is the weights read (once for each token a batch samples) over what copying a large tensor reaches.
+Writes bench.json, prints a table and, as the last line, the ratios as JSON.  `ratio` is of wall time, `by
+processor` of the processor time of all threads, which other work on the machine disturbs less.  Models have
+random weights, and responses fixed lengths.  So both sides do the same work, and no side gains by stopping
+early.  `of peak` is the arithmetic done (2 x parameters x tokens forward, twice that backward) over what a
+large matrix product reaches on this machine.  `of bandwidth` is the weights read (once for each token a batch
+samples) over what copying a large tensor reaches.
 
 What makes the difference: the frozen trunk runs once and lies in memory once; a prompt is computed once for
 its samples, and its responses share its row; logits and log-probabilities are computed where they are needed;
@@ -21,13 +24,16 @@ so much of a ratio is due to that.
 import contextlib
 import copy
 import importlib.util
+import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,15 +46,16 @@ import model as M
 import ppo
 import reward
 import sft
-from common.errors import check
+from common.errors import UserError, check
 from common.fast_linear import Linear
-from common.files import output_path, read_jsonl, write_json
+from common.files import loads, output_path, read_jsonl, write_json
 from common.flags import DTYPES, Common, Count, run, setup
 from common.loop import Run, peak_memory
 from common.ngrams import count_ngrams
 from splits import length_bucketed_batches
 
 ROOT = Path(__file__).resolve().parent.parent
+TRL = "1.12"        # the last release with PPO
 SMALL = dict(vocab_size=1024, n_layer=4, n_head=4, d_model=128, context=256, position="learned",
              # 1.06 million parameters, in GPT-2's shape
              norm="layernorm", activation="gelu_tanh", bias=True)
@@ -59,25 +66,47 @@ PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epoc
 
 @dataclass
 class Config(Common):
-    rows: str = ""              # comma-separated: ppo, ppo_gpt2, memory, sampling, best_of, sft, reward,
-                                # diversity, self_bleu, growth; "" all
+    rows: str = ""              # comma-separated: ppo_full, ppo, ppo_gpt2_full, ppo_gpt2, memory, sampling,
+                                # sampling_gpt2, best_of, sft, reward, diversity, self_bleu, growth; "" all
     repeats: Count = 5          # runs of each side, alternating; the median counts
+    compare: str = ""           # bench.json of an earlier run
     text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian
                                 # text
     side: Literal["", "trl", "frozen", "full"] = ""     # internal: one side of the memory row, in a process
                                                         # of its own
 
 
+class Seconds(NamedTuple):
+    """Of one piece of work: what passed, and what the process's threads were busy for."""
+    wall: float
+    processor: float
+
+    def __truediv__(self, n):
+        return Seconds(self.wall / n, self.processor / n)
+
+    def __sub__(self, other):
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
+
+
+def now():
+    return Seconds(time.perf_counter(), time.process_time())
+
+
 def timed(work, device):
-    start = time.perf_counter()
+    start = now()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return now() - start
+
+
+def medians(runs):
+    """Seconds: the median of each kind of time."""
+    return Seconds(*(float(np.median(column)) for column in zip(*runs)))
 
 
 def race(sides, repeats, device):
-    """{name: [seconds]} of functions run in turn, after one run each that does not count."""
+    """{name: [Seconds]} of functions run in turn, after one run each that does not count."""
     for work in sides.values():
         work()
     found = {name: [] for name in sides}
@@ -88,14 +117,15 @@ def race(sides, repeats, device):
 
 
 def line(work, ours, peer, name, asked, tokens=0, flops=0, bytes_read=0, note=""):
-    """One row of the table.  ours, peer: seconds of each run (peer None: not installed)."""
-    a = float(np.median(ours))
-    b = float(np.median(peer)) if peer else None
-    return {"work": work, "ours": a, "peer": name, "peers": b, "ratio": b / a if b else None, "asked": asked,
-            "tokens_per_second": tokens / a if tokens else None,
-            "flops_per_second": flops / a if flops else None,
-            "bytes_per_second": bytes_read / a if bytes_read else None,
-            "runs": len(ours), "spread": [min(ours), max(ours)], "note": note}
+    """One row of the table.  ours, peer: Seconds of each run (peer None: not installed)."""
+    a, b = medians(ours), medians(peer) if peer else None
+    walls = [seconds.wall for seconds in ours]
+    return {"work": work, "ours": a.wall, "peer": name, "peers": b and b.wall,
+            "ratio": b and b.wall / a.wall, "by_processor": b and b.processor / a.processor, "asked": asked,
+            "tokens_per_second": tokens / a.wall if tokens else None,
+            "flops_per_second": flops / a.wall if flops else None,
+            "bytes_per_second": bytes_read / a.wall if bytes_read else None,
+            "runs": len(ours), "spread": [min(walls), max(walls)], "note": note}
 
 
 class Peaks(NamedTuple):
@@ -113,7 +143,7 @@ def peaks(device, dtype):
     with torch.no_grad():
         sides = {"torch": lambda: a @ a, "ours": lambda: layer(a), "copy": lambda: big.clone()}
         found = race(sides, 5, device)
-    seconds = {k: float(np.median(v)) for k, v in found.items()}
+    seconds = {k: medians(v).wall for k, v in found.items()}
     return Peaks(2 * n ** 3 / seconds["torch"], 2 * n ** 3 / seconds["ours"], 2 * len(big) / seconds["copy"])
 
 
@@ -183,7 +213,8 @@ def trl_models(shape, freeze):
 
 
 def trl_iteration(shape, freeze, device, dtype):
-    """A function that does n iterations of TRL's PPOTrainer and returns the seconds of each but the first."""
+    """A function of (n, between) that does n iterations of TRL's PPOTrainer, calls `between` after each, and
+    returns the Seconds of each but the first, without those of `between`."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
     import tokenizers
@@ -196,13 +227,15 @@ def trl_iteration(shape, freeze, device, dtype):
         eos_token="w0", padding_side="left")
     rows = datasets.Dataset.from_dict({"input_ids": random_prompts(ROLLOUTS, PROMPT, shape["vocab_size"])})
 
-    def iterations(n):
+    def iterations(n, between=lambda: None):
         torch.manual_seed(0)
         policy, ref_policy, value_model, reward_model = trl_models(shape, freeze)
-        starts = []
+        ends, starts = [], []       # of its iterations: the loader fetches one batch ahead
 
         def collate(batch):
-            starts.append(time.perf_counter())
+            ends.append(now())
+            between()
+            starts.append(now())
             return {"input_ids": torch.tensor([b["input_ids"] for b in batch])}
         args = PPOConfig(output_dir=tempfile.gettempdir() + "/trl", per_device_train_batch_size=ROLLOUTS,
                          gradient_accumulation_steps=1, num_mini_batches=4, num_ppo_epochs=4,
@@ -212,37 +245,50 @@ def trl_iteration(shape, freeze, device, dtype):
                          report_to=[], save_strategy="no", logging_steps=10 ** 9, disable_tqdm=True)
         PPOTrainer(args, tokenizer, policy, ref_policy, reward_model, rows, value_model,
                    data_collator=collate).train()
-        # the loader fetches one batch ahead: the time between two fetches is one iteration
-        return np.diff(starts)[-n:].tolist()
+        # the time from one fetch to the next is one iteration
+        return [end - start for start, end in zip(starts, ends[1:])][-n:]
     return iterations
 
 
 def ppo_rows(name, asked, cfg, device):
-    """asked: {fraction frozen here: {fraction frozen at the peer: ratio asked for}}."""
-    shape, dtype, known = MODELS[name], DTYPES[cfg.dtype], {}
+    """asked: {fraction frozen here: {fraction frozen at the peer: ratio asked for}}.  Our iterations run
+    between the peer's."""
+    shape, dtype = MODELS[name], DTYPES[cfg.dtype]
     peers = installed("trl", "transformers", "accelerate")
     forward = 2 * M.GPT(M.GPTConfig(**shape)).n_params() * ROLLOUTS * (PROMPT + RESPONSE)
-    for freeze, peers_freeze in asked.items():
-        iteration = our_iteration(shape, freeze, device, dtype)
+    for freeze, theirs, least in ((a, b, x) for a, of_a in asked.items() for b, x in of_a.items()):
+        iteration, ours, peer = our_iteration(shape, freeze, device, dtype), [], None
         iteration()
-        ours = [timed(iteration, device) for _ in range(cfg.repeats)]
+
+        def between(iteration=iteration, ours=ours):
+            ours.append(timed(iteration, device))
+        if peers:
+            peer = quiet(trl_iteration(shape, theirs, device, dtype), cfg.repeats, between)
+        else:
+            for _ in range(cfg.repeats):
+                between()
         # sampling, four networks forward, then 4 epochs of two forward and backward
         flops = forward * (5 + 4 * 2 * 3) if not freeze else 0
         what = "all layers trained" if not freeze else f"{freeze:.0%} frozen, shared"
-        for theirs, least in peers_freeze.items():
-            if peers and theirs not in known:
-                known[theirs] = quiet(trl_iteration(shape, theirs, device, dtype), cfg.repeats)
-            peer = "TRL 1.12" + (f", {theirs:.0%} frozen" if theirs else ", all trained")
-            yield line(f"PPO iteration, {name}, {what}", ours, known.get(theirs), peer, least,
-                       tokens=ROLLOUTS * RESPONSE, flops=flops)
+        name_of_peer = f"TRL {TRL}, " + (f"{theirs:.0%} frozen" if theirs else "all trained")
+        yield line(f"PPO iteration, {name}, {what}", ours[-cfg.repeats:], peer, name_of_peer, least,
+                   tokens=ROLLOUTS * RESPONSE, flops=flops)
+
+
+def row_ppo_full(cfg, device):
+    yield from ppo_rows("1M", {0.: {0.: 2}}, cfg, device)
 
 
 def row_ppo(cfg, device):
-    yield from ppo_rows("1M", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg, device)
+    yield from ppo_rows("1M", {0.8: {0.8: 5, 0.: 10}}, cfg, device)
+
+
+def row_ppo_gpt2_full(cfg, device):
+    yield from ppo_rows("GPT-2 small", {0.: {0.: 2}}, cfg, device)
 
 
 def row_ppo_gpt2(cfg, device):
-    yield from ppo_rows("GPT-2 small", {0.: {0.: 2}, 0.8: {0.8: 5, 0.: 10}}, cfg, device)
+    yield from ppo_rows("GPT-2 small", {0.8: {0.8: 5, 0.: 10}}, cfg, device)
 
 
 def row_memory(cfg, device):
@@ -257,7 +303,7 @@ def row_memory(cfg, device):
     for side, least, what in (("frozen", 3, "80% frozen, shared"), ("full", 0, "all layers trained")):
         ours = peak(side)
         yield {"work": f"peak memory of a PPO iteration, GPT-2 small, {what}", "ours": ours,
-               "peer": "TRL 1.12", "peers": theirs, "ratio": theirs and theirs / ours, "asked": least,
+               "peer": f"TRL {TRL}", "peers": theirs, "ratio": theirs and theirs / ours, "asked": least,
                "unit": "MB", "runs": 1, "note": ""}
 
 
@@ -303,6 +349,9 @@ def sampling(name, n_prompts, n, asked, cfg, device, new=48):
 
 def row_sampling(cfg, device):
     yield sampling("1M", 64, 1, 3, cfg, device)
+
+
+def row_sampling_gpt2(cfg, device):
     yield sampling("GPT-2 small", 64, 1, 2, cfg, device)
 
 
@@ -474,11 +523,13 @@ def nltk_self_bleu(outputs):
 
 
 def self_bleu_row(what, groups, asked, repeats, peer_repeats, peer, device):
-    ours = [timed(lambda: diversity.self_bleus(groups, short_as_nltk=True), device) for _ in range(repeats)]
-    theirs, values = None, []
+    """Both sides in turn; where the peer runs once only, ours runs more often after it."""
+    ours, theirs, values = [], [] if peer else None, []
+    for i in range(repeats):
+        if peer and i < peer_repeats:
+            theirs.append(timed(lambda: values.append([nltk_self_bleu(g) for g in groups]), device))
+        ours.append(timed(lambda: diversity.self_bleus(groups, short_as_nltk=True), device))
     if peer:
-        theirs = [timed(lambda: values.append([nltk_self_bleu(g) for g in groups]), device)
-                  for _ in range(peer_repeats)]
         check(np.allclose(values[0], [diversity.self_bleu(g, short_as_nltk=True) for g in groups], atol=1e-6),
               "self-BLEU differs from NLTK's")
     return line(f"self-BLEU-4 {what}, {sum(map(len, groups)):,} outputs", ours, theirs, "NLTK", asked,
@@ -495,7 +546,8 @@ def row_self_bleu(cfg, device):
 
 
 def row_growth(cfg, device):
-    """Seconds an output at 64,000 outputs over those at 1,000: 1 is linear."""
+    """Seconds an output at 64,000 outputs over those at 1,000: 1 is linear, and the ratio is to be at most
+    what is asked for."""
     rng = np.random.default_rng(0)
     words = [f"w{k}" for k in range(5000)]
     texts = [[words[k] for k in row] for row in np.minimum(rng.zipf(1.3, (64000, 30)), 5000) - 1]
@@ -506,18 +558,21 @@ def row_growth(cfg, device):
         def in_sets_of(n, measure=measure, x=x):
             return [measure(x[i:i + n]) for i in range(0, 64000, n)]
         found = race({n: partial(in_sets_of, n) for n in (1000, 64000)}, cfg.repeats, device)
-        small, large = (float(np.median(found[n])) / 64000 for n in (1000, 64000))
-        yield {"work": f"growth of {what}, 1,000 to 64,000 outputs", "ours": large, "peer": "at 1,000",
-               "peers": small, "ratio": small / large, "asked": 1 / 1.3, "runs": cfg.repeats,
-               "unit": "s an output", "note": ""}
+        small, large = (medians(found[n]) / 64000 for n in (1000, 64000))
+        yield {"work": f"growth of {what}, 1,000 to 64,000 outputs", "ours": large.wall, "peer": "at 1,000",
+               "peers": small.wall, "ratio": large.wall / small.wall,
+               "by_processor": large.processor / small.processor, "asked": 1.2, "runs": cfg.repeats,
+               "unit": "s an output", "note": "at most"}
 
 
 # -------------------------------------------------------------------------------------------------- the table
 
-ROWS = {"ppo": row_ppo, "ppo_gpt2": row_ppo_gpt2, "memory": row_memory, "sampling": row_sampling,
-        "best_of": row_best_of, "sft": row_sft, "reward": row_reward, "diversity": row_diversity,
+ROWS = {"ppo_full": row_ppo_full, "ppo": row_ppo, "ppo_gpt2_full": row_ppo_gpt2_full,
+        "ppo_gpt2": row_ppo_gpt2, "memory": row_memory, "sampling": row_sampling,
+        "sampling_gpt2": row_sampling_gpt2, "best_of": row_best_of, "sft": row_sft, "reward": row_reward, "diversity": row_diversity,
         "self_bleu": row_self_bleu, "growth": row_growth}
-HEADER = ("work", "ours", "peer", "peer's", "ratio", "asked", "tokens/s", "of peak", "of bandwidth", "")
+HEADER = ("work", "ours", "peer", "peer's", "ratio", "by processor", "asked", "tokens/s", "of peak",
+          "of bandwidth", "")
 
 
 def amount(value, unit):
@@ -535,9 +590,61 @@ def cells(row, peak):
         return format(value, form) if value else ""
     unit, flops, read = row.get("unit", "s"), row.get("flops_per_second"), row.get("bytes_per_second")
     return [row["work"], amount(row["ours"], unit), row["peer"], amount(row["peers"], unit),
-            optional(row["ratio"], ".2f"), optional(row["asked"], ".2g"),
+            optional(row["ratio"], ".2f"), optional(row.get("by_processor"), ".2f"),
+            optional(row["asked"], ".2g"),
             optional(row.get("tokens_per_second"), ",.0f"), optional(flops and flops / peak.flops, ".0%"),
             optional(read and read / peak.bandwidth, ".0%"), row["note"]]
+
+
+def short_of(results):
+    """What the last line says of a run: {"versions", "processor", "dtype", "ratios": {work and peer: {ratio,
+    by_processor, of_peak, of_bandwidth}}}, without what a row does not have."""
+    def of(row):
+        found = {"ratio": row["ratio"], "by_processor": row.get("by_processor"),
+                 "of_peak": row.get("flops_per_second") and row["flops_per_second"] / results["peak_flops"],
+                 "of_bandwidth": row.get("bytes_per_second")
+                 and row["bytes_per_second"] / results["bandwidth"]}
+        return {k: round(v, 3) for k, v in found.items() if v}
+    return {k: results[k] for k in ("versions", "processor", "threads", "device", "dtype")} | {
+        "ratios": {f"{row['work']}; {row['peer']}": of(row) for row in results["rows"]}}
+
+
+def changes(old, new):
+    """Lines on what differs between two runs: versions and machine, then each ratio that both have."""
+    a, b = short_of(old), short_of(new)
+    lines = [f"{k}: {a[k]} then, {b[k]} now" for k in a if k != "ratios" and a[k] != b[k]]
+    for work, found in b["ratios"].items():
+        before = a["ratios"].get(work, {})
+        lines += [f"{work}: {kind} {before[kind]:.2f} then, {value:.2f} now ({value / before[kind] - 1:+.0%})"
+                  for kind, value in found.items() if kind in before]
+    missing = [work for work in a["ratios"] if work not in b["ratios"]]
+    return lines + ([f"not measured now: {len(missing)} of {len(a['ratios'])} rows"] if missing else [])
+
+
+def read_results(path):
+    """The bench.json of an earlier run.  Raises UserError on another file."""
+    try:
+        results = loads(Path(path).read_bytes())
+        short_of(results)
+    except OSError as error:
+        raise UserError(f"--compare {path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"--compare {path}: this is no bench.json of this version") from None
+    return results
+
+
+def versions():
+    """Of torch and of the peers that are installed."""
+    return {"torch": torch.__version__} | {name: metadata.version(name) for name in (
+        "trl", "transformers", "nltk") if importlib.util.find_spec(name)}
+
+
+def processor():
+    """Its name, on Linux."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = (x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def main(cfg):
@@ -545,6 +652,7 @@ def main(cfg):
     dtype = DTYPES[cfg.dtype]
     if cfg.side:
         return one_side(cfg.side, dtype, device)
+    old = cfg.compare and read_results(cfg.compare)
     names = cfg.rows.split(",") if cfg.rows else list(ROWS)
     check(all(n in ROWS for n in names), f"--rows {cfg.rows}: choose from {', '.join(ROWS)}")
     torch.use_deterministic_algorithms(False)      # as the peers run
@@ -559,10 +667,12 @@ def main(cfg):
             rows.append({"row": name, **row})
             print("| " + " | ".join(cells(row, peak)) + " |", flush=True)
     path = output_path(cfg.out, "bench.json")
-    write_json(path, {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device),
-                      "dtype": cfg.dtype, "default_flops": peak.default_flops, "peak_flops": peak.flops,
-                      "bandwidth": peak.bandwidth, "rows": rows})
-    print(f"\nwrote {path}")
+    results = {"versions": versions(), "processor": processor(), "threads": torch.get_num_threads(),
+               "device": str(device), "dtype": cfg.dtype, "default_flops": peak.default_flops,
+               "peak_flops": peak.flops, "bandwidth": peak.bandwidth, "rows": rows}
+    write_json(path, results)
+    print("\n".join(["", *(changes(old, results) if old else ()), f"wrote {path}"]))
+    print(json.dumps(short_of(results)))
 
 
 if __name__ == "__main__":
