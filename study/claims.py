@@ -157,7 +157,7 @@ def results(r, settings, cost):
             "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
             "seen": seen(settings),
             "reward_by_set": [{"task": task, "policy": policy, "split": split,
-                               **over_seeds(r.ranked_rightly(task, policy, split))}
+                               **over_seeds(r.ranked_rightly(task, policy, split), rate=True)}
                               for task in NOISE for policy in ("sft", "ppo") for split in SETS],
             "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
             "unfinished": {task: unfinished(r, task) for task in NOISE}}

@@ -101,7 +101,9 @@ def measure_files(here, paths):
             model, _ = load_checkpoint(checkpoint_of(here, policy), "lm")
             kl = sampled_kl(model, sft, tokenizer, task, rows, temperature)
         rewards, _ = reward_scores(rows, reward_model, tokenizer, task)
-        of_good = good_measures(rows, task.synthetic)
+        # of as many outputs as best-of-N has, because different answers among more are more
+        of_good = good_measures([{k: v[:KEPT] if k in ("outputs", "finished") else v for k, v in row.items()}
+                                 for row in rows], task.synthetic)
         lines.append({"policy": policy, "temperature": temperature, "kl": kl,
                       "length": float(np.mean([len(words(t)) for row in rows for t in row["outputs"]])),
                       "wins": wins(gold, references).tolist(),
@@ -213,8 +215,10 @@ def numbers(seeds):
             line["gained_beside_ppo"] = f.beside(key, ppo, "kl", "gold_reward")
         lines.append(line)
     free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)
+    larger = {m: over_seeds(f.get((ppo_name(BETAS[-1]), DIVERSITY), m) - f.get(usual, m))
+              for m in ("wins", "ead", "embedding", "gold_diversity")}
     without = {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")}
-    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without,
+    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without, "larger_beta": larger,
             "highest_gold_reward_of_ppo": highest_gold_reward(lines)}
 
 

@@ -28,9 +28,7 @@ def numbers(folder, seeds):
     def varied(policy, measure):
         return i.get(TASK, policy, "test", DIVERSITY, measure)
 
-    shifted = list(INSTRUCT_SETS)[1:]
-    # prompts differ between test sets, so what is compared is one number a seed
-    home = less("ppo", "test").mean(1, keepdims=True)
+    shifted, home = list(INSTRUCT_SETS)[1:], less("ppo", "test")
     return {"win_rate": {f"{p} {s}": over_seeds(won(p, s), rate=True)
                          for p in COMPARED for s in INSTRUCT_SETS},
             "less_sft": {f"{p} {s}": over_seeds(less(p, s)) for p in BESIDE_SFT for s in INSTRUCT_SETS},
@@ -39,14 +37,13 @@ def numbers(folder, seeds):
             "beats_sft": {f"{p} {s}": i.estimate(TASK, p, s, QUALITY, "beats_sft")
                           for p in ("bon", "ppo") for s in INSTRUCT_SETS},
             "beats_sft_less_in_distribution": {f"{p} {s}": over_seeds(
-                (i.get(TASK, p, s, QUALITY, "beats_sft")
-                 - i.get(TASK, p, "test", QUALITY, "beats_sft")).mean(1, keepdims=True))
+                i.get(TASK, p, s, QUALITY, "beats_sft") - i.get(TASK, p, "test", QUALITY, "beats_sft"))
                 for p in ("bon", "ppo") for s in shifted},
             "length": {p: float(varied(p, "per_input_length").mean()) for p in VARIED},
             "ppo_cuts_gold_diversity": over_seeds(varied("ppo", "per_input_gold_diversity")
                                                   - varied("sft", "per_input_gold_diversity")),
             "ppo_advantage_less_in_distribution": {
-                s: over_seeds(less("ppo", s).mean(1, keepdims=True) - home) for s in shifted},
+                s: over_seeds(less("ppo", s) - home) for s in shifted},
             "ppo_less_base": {s: over_seeds(less("ppo", s, "base")) for s in INSTRUCT_SETS},
             "shift": json.loads((folder / f"seed{i.seeds[0]}" / TASK / "shift.json").read_text()),
             "reward_model": {str(s): i.reward[TASK, s] for s in i.seeds}}

@@ -31,7 +31,7 @@ def measure_coverage(here):
 
 def split_of_loss(r, task, policy):
     """A policy's loss of diversity beside SFT as {"loss", "errors_removed", "narrowing", "inputs"}: estimates
-    over seeds and prompts whose first two parts add up to the loss exactly, and the mean number of prompts
+    over seeds and prompts, of which the last two add up to the loss exactly, and the mean number of prompts
     where both policies have two good outputs, which alone enter.  As `diversity.split_of_loss`."""
     loss, narrowing = (r.get(task, "sft", "test", DIVERSITY, m) - r.get(task, policy, "test", DIVERSITY, m)
                        for m in ("per_input_gold_diversity", "good_gold_diversity"))

@@ -6,7 +6,6 @@ fraction; `length`, words; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
-from itertools import combinations
 
 import numpy as np
 
@@ -14,12 +13,12 @@ import diversity
 from common.checkpoint import load_checkpoint
 from common.embed import embed
 from common.files import write_json
-from common.samples import read_samples
+from common.samples import read_samples, sample_path
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from splits import Task, synthetic_task
-from study.names import DIVERSITY, QUALITY, VARIED
+from study.names import BETA, DIVERSITY, QUALITY, SWEEP, VARIED, ppo_name
 
 
 def vocabulary_of(task):
@@ -36,9 +35,9 @@ def encoder_of(path):
     return partial(embed, model, tokenizer), tokenizer
 
 
-def sample_files(here, policy="*"):
+def sample_files(here, policy="*", folders=("t", "more")):
     """The sample files on the test prompts of one task and seed, with those of --full."""
-    return sorted(path for folder in ("t", "more", "methods")
+    return sorted(path for folder in folders
                   for path in here.glob(f"{folder}[0-9]*/samples_{policy}_test.jsonl"))
 
 
@@ -57,8 +56,9 @@ def measure(here, name):
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
+    logs = [here / f"metrics_{ppo_name(beta)}.jsonl" for beta in (BETA, *SWEEP)]
     last_steps = {path.stem.removeprefix("metrics_"): json.loads(path.read_text().splitlines()[-1])
-                  for path in here.glob("metrics_ppo*.jsonl")}
+                  for path in logs if path.is_file()}
     accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
     found = {"samples": lines, "ppo": last_steps, "reward": accuracy,
              "reward_by_set": reward_by_set(here)}
@@ -66,28 +66,25 @@ def measure(here, name):
 
 
 def reward_by_set(here):
-    """{policy: {split: how often the reward model ranks two outputs to one prompt as the gold reward does}},
-    of SFT, which it was trained on, and of PPO, which was trained against it."""
+    """{policy: {split: `agreement` of the reward model with the gold reward}}, of SFT, which it was trained
+    on, and of PPO, which was trained against it."""
     reward_model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
     tokenizer, task, found = load_tokenizer(saved["tokenizer"]), Task(**saved["task"]), {}
     for policy in ("sft", "ppo"):
-        for path in sorted(here.glob(f"t{QUALITY:g}/samples_{policy}_*.jsonl")):
-            rows = read_samples(path)
+        for split in task.evaluation_splits():
+            rows = read_samples(sample_path(here / f"t{QUALITY:g}", policy, split))
             scores, _ = reward_scores(rows, reward_model, tokenizer, task)
-            found.setdefault(policy, {})[rows[0]["split"]] = agreement(scores, gold_scores(rows)[0])
+            found.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
     return found
 
 
 def agreement(scores, gold):
-    """How often two judges, (n, K) each, rank two outputs to one prompt alike; pairs of equal gold reward are
-    left out, ties of the other count half.  None without a pair."""
-    hits = pairs = 0.
-    for a, b in combinations(range(np.shape(gold)[1]), 2):
-        by_gold, by_score = (np.sign(x[:, a] - x[:, b]) for x in map(np.asarray, (gold, scores)))
-        differ = by_gold != 0
-        hits += (by_gold[differ] * by_score[differ] / 2 + .5).sum()
-        pairs += differ.sum()
-    return float(hits / pairs) if pairs else None
+    """How often two judges, (n, K) each, rank two outputs to one prompt alike: (n,).  Pairs of equal gold
+    reward are left out, ties of the other count half; nan for a prompt without a pair."""
+    first, second = np.triu_indices(np.shape(gold)[1], 1)
+    by_gold, by_score = (np.sign(x[:, first] - x[:, second]) for x in map(np.asarray, (gold, scores)))
+    hits, pairs = (by_gold * by_score / 2 + .5) * (by_gold != 0), (by_gold != 0).sum(axis=1)
+    return np.where(pairs, hits.sum(axis=1) / np.maximum(pairs, 1), np.nan)
 
 
 def measure_file(rows, task, encode, vocabulary, gold_of):
@@ -150,8 +147,8 @@ class Measures:
         return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
 
     def ranked_rightly(self, task, policy, split):
-        """(seeds, 1): how often the reward model ranks two outputs as the gold reward does."""
-        return np.array([[self.reward_by_set[task, seed][policy][split]] for seed in self.seeds])
+        """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
+        return np.array([self.reward_by_set[task, seed][policy][split] for seed in self.seeds], dtype=float)
 
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""

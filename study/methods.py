@@ -29,7 +29,7 @@ JUDGES = {"reward": "reward model", "dpo": "DPO's implicit reward"}
 
 def measure(here):
     """The sample files of one task and seed -> methods.json: {"wins": {policy: {split: (prompts,)}},
-    "ranked_rightly": {judge: {policy: {split: rate}}}, "frontier": lines as `frontier.measure_files`}."""
+    "ranked_rightly": {judge: {policy: {split: (prompts,)}}}, "frontier": as `frontier.measure_files`}."""
     found = {"wins": {}, "length": {}, "ranked_rightly": {}}
     paths = [*here.glob(f"methods{QUALITY:g}/samples_*.jsonl"),
              *(here / f"t{QUALITY:g}" / f"samples_{name}_{split}.jsonl" for name in ("sft", "ppo")
@@ -44,8 +44,8 @@ def measure(here):
             np.mean([len(text.split()) for row in rows for text in row["outputs"]]))
         for judge, rewards_of in judges.items() if policy in JUDGED else ():
             of_judge = found["ranked_rightly"].setdefault(judge, {}).setdefault(policy, {})
-            of_judge[split] = agreement(rewards_of(rows), gold)
-    paths = [path for name in OF_METHODS for path in sample_files(here, name)]
+            of_judge[split] = agreement(rewards_of(rows), gold).tolist()
+    paths = [path for name in OF_METHODS for path in sample_files(here, name, ("methods",))]
     found["frontier"] = measure_files(here, paths)
     # nan where fewer than two outputs are good
     write_json(here / "methods.json", found, indent=None, allow_nan=True)
@@ -77,19 +77,10 @@ def numbers(folder, seeds):
                for task in NOISE}
     return {"wins": [row for task, found in of_task.items() for row in win_rates(task, found)],
             "ranked_rightly": [{"task": task, "judge": judge, "policy": policy, "split": split,
-                                **over_seeds(one_a_seed(found, "ranked_rightly", judge, policy, split))}
+                                **over_seeds(np.array([seed["ranked_rightly"][judge][policy][split]
+                                                       for seed in found], dtype=float), rate=True)}
                                for task, found in of_task.items() for judge in JUDGES for policy in JUDGED
                                for split in SETS]}
-
-
-def one_a_seed(found, *path):
-    """(seeds, 1): what stands at a path in each seed's methods.json."""
-    values = []
-    for seed in found:
-        for name in path:
-            seed = seed[name]
-        values.append([seed])
-    return np.array(values, dtype=float)
 
 
 def win_rates(task, found):
@@ -102,5 +93,5 @@ def win_rates(task, found):
                            for name in (policy, "sft"))
             rows.append({"task": task, "policy": policy, "split": split, "wins": over_seeds(won, rate=True),
                          "less_sft": over_seeds(won - of_sft),
-                         "length": float(one_a_seed(found, "length", policy, split).mean())})
+                         "length": float(np.mean([seed["length"][policy][split] for seed in found]))})
     return rows

@@ -6,20 +6,19 @@ claims on summarisation in the synthetic TL;DR, with both kinds of noise.
 """
 from typing import NamedTuple
 
-import numpy as np
-
 from common.stats import over_seeds
 from study.claims import decided
-from study.names import BETA, DIVERSITY, NOISE, SETS, SHIFTED
+from study.names import BETA, BETAS, DIVERSITY, NOISE, SETS, SHIFTED
 
-AGREES, DIFFERS, NOT_SHOWN = "agrees", "differs", "not shown"
-SMALL = 0.05        # a difference that the paper calls none agrees with one whose interval lies within this
+AGREES, DIFFERS, NOT_SHOWN, OPEN = "agrees", "differs", "not shown", "open"
+MORE, LESS, SAME, NOT_LESS = "more", "less", "same", "not less"     # what a claim says of a difference
+SMALL = 0.05        # differences below this count as none where the paper sees none
 INSTRUCTIONS, SUMMARIES = "instructions", "summaries"
 
 
 class Row(NamedTuple):
-    """One claim.  found: [(sign that the paper's claim gives the difference: +1, -1 or 0 for none; what it is
-    of; estimate)]."""
+    """One claim.  found: [(MORE, LESS, SAME or NOT_LESS, as the claim says; what it is of; estimate)].  How
+    much more or less is not tested."""
     section: str
     claim: str
     task: str
@@ -28,42 +27,49 @@ class Row(NamedTuple):
 
 
 def verdict(found):
-    """Differs if one interval contradicts the claim, agrees if all show it, else not shown."""
+    """Differs if one interval contradicts the claim, agrees if all show it, else not shown; open without
+    any."""
     said = [_says(expected, e) for expected, _, e in found]
+    if not said:
+        return OPEN
     return DIFFERS if DIFFERS in said else AGREES if set(said) == {AGREES} else NOT_SHOWN
 
 
 def _says(expected, e):
-    sign = decided(e["low"], e["high"])
-    if expected == 0 and sign == 0 and e["low"] is not None and -SMALL < e["low"] and e["high"] < SMALL:
-        return AGREES
-    if sign == 0:
+    """What one interval says.  `SAME` is shown by an interval within SMALL of zero and contradicted by one
+    beyond it; `NOT_LESS` in the same way on one side."""
+    low, high = e["low"], e["high"]
+    if low is None:
         return NOT_SHOWN
-    # a difference where the paper has none contradicts it unless it is small throughout
-    if expected == 0:
-        return AGREES if max(abs(e["low"]), abs(e["high"])) < SMALL else DIFFERS
-    return AGREES if sign == expected else DIFFERS
+    if expected in (MORE, LESS):
+        return {0: NOT_SHOWN, 1: AGREES, -1: DIFFERS}[decided(low, high) * (1 if expected == MORE else -1)]
+    if -SMALL < low and (high < SMALL or expected == NOT_LESS):
+        return AGREES
+    return DIFFERS if high <= -SMALL or (low >= SMALL and expected == SAME) else NOT_SHOWN
 
 
 def rows(measures, reviewers):
     """All Rows.  reviewers: the parts "frontier" and "instruct" of reviewers.json."""
     return [*of_shift(reviewers["instruct"]), *of_summaries(measures), *of_reward_model(measures),
-            *of_diversity(measures), *of_beta(reviewers["frontier"]["frontier"])]
+            *of_diversity(measures), *of_beta(reviewers["frontier"]), *not_tested_here()]
 
 
 def of_shift(found):
-    """What the paper shows with instructions."""
+    """What the paper shows with instructions, on one step of shift."""
     grows, rises = found["ppo_advantage_less_in_distribution"], found["beats_sft_less_in_distribution"]
+    more = {s: (MORE, f"PPO - SFT, {name}", found["less_sft"][f"ppo {s}"])
+            for s, name in (("ood_then2", "A, then B"), ("ood_then3", "A, then B, then C"))}
     return [
         Row("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift: "
-            "much better on sequential instructions", INSTRUCTIONS,
-            "PPO - SFT: on compositions less in distribution",
-            [(+1, "A, then B", grows["ood_then2"]), (+1, "A, then B, then C", grows["ood_then3"])]),
-        Row("6.1, fig. 3; 7", "with a small shift the gaps are equal", INSTRUCTIONS,
-            "PPO - SFT: on unseen pairs less in distribution", [(0, "unseen pairs", grows["ood_pairs"])]),
+            "much better on sequential instructions (one step of shift)", INSTRUCTIONS,
+            "PPO - SFT on compositions, and the same less in distribution",
+            [*more.values(), (MORE, "A, then B, - ID", grows["ood_then2"]),
+             (MORE, "A, then B, then C, - ID", grows["ood_then3"])]),
+        Row("6.1, fig. 3", "with a small shift the gaps are equal", INSTRUCTIONS,
+            "PPO - SFT: on unseen pairs less in distribution", [(SAME, "unseen pairs", grows["ood_pairs"])]),
         Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win about 3.5 points more often "
             "with a small shift", INSTRUCTIONS, "win rate against SFT: on unseen pairs less in distribution",
-            [(+1, "PPO", rises["ppo ood_pairs"]), (+1, "best-of-16", rises["bon ood_pairs"])])]
+            [(MORE, "PPO", rises["ppo ood_pairs"]), (MORE, "best-of-16", rises["bon ood_pairs"])])]
 
 
 def over_noise(measures, difference):
@@ -75,8 +81,8 @@ def of_summaries(r):
     def less(a, b, *splits):
         return lambda task: r.wins(task, a, *splits) - r.wins(task, b, *splits)
 
-    def both(sign, a, b):
-        return [(sign, f"{where}, {noise}", e) for where, splits in (("ID", SETS[:1]), ("OOD", SHIFTED))
+    def both(expected, a, b):
+        return [(expected, f"{where}, {noise}", e) for where, splits in (("ID", SETS[:1]), ("OOD", SHIFTED))
                 for noise, e in over_noise(r, less(a, b, *splits))]
 
     def gap(policy):
@@ -84,23 +90,23 @@ def of_summaries(r):
                              - r.wins(task, policy, "test") + r.wins(task, "sft", "test"))
     return [
         Row("6.1, fig. 2", "best-of-16 beats RLHF, in and out of distribution", SUMMARIES, "PPO - best-of-16",
-            both(-1, "ppo", "bon")),
+            both(LESS, "ppo", "bon")),
         Row("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", SUMMARIES, "PPO - SFT",
-            both(+1, "ppo", "sft")),
+            both(MORE, "ppo", "sft")),
         Row("6.1, fig. 2", "best-of-16 beats SFT, in and out of distribution", SUMMARIES, "best-of-16 - SFT",
-            both(+1, "bon", "sft")),
+            both(MORE, "bon", "sft")),
         Row("6.1, fig. 2", "the gaps of all three are about equal", SUMMARIES, "advantage over SFT, OOD - ID",
-            [(0, f"{name}, {noise}", e) for policy, name in (("ppo", "PPO"), ("bon", "best-of-16"))
+            [(SAME, f"{name}, {noise}", e) for policy, name in (("ppo", "PPO"), ("bon", "best-of-16"))
              for noise, e in over_noise(r, gap(policy))])]
 
 
 def of_reward_model(r):
     def falls(policy, split):
         return lambda task: r.ranked_rightly(task, policy, split) - r.ranked_rightly(task, policy, "test")
-    return [Row("6.1", "the reward model is nearly as accurate out of distribution (.758 TL;DR, .716 CNN/DM), "
-                "so it does not cause the drop", SUMMARIES,
+    return [Row("6.1", "the reward model is nearly as accurate out of distribution (.758 TL;DR, .716 "
+                "CNN/DM), so it does not cause the drop", SUMMARIES,
                 "reward model ranks two SFT outputs as the gold reward does, OOD - ID",
-                [(0, f"{split.removeprefix('ood_')}, {noise}", e) for split in SHIFTED
+                [(NOT_LESS, f"{split.removeprefix('ood_')}, {noise}", e) for split in SHIFTED
                  for noise, e in over_noise(r, falls("sft", split))])]
 
 
@@ -109,37 +115,38 @@ def of_diversity(r):
         return lambda task: (r.get(task, a, "test", DIVERSITY, measure)
                              - r.get(task, b, "test", DIVERSITY, measure))
 
-    def found(sign, a, b, measure, name):
-        return [(sign, f"{name}, {noise}", e) for noise, e in over_noise(r, less(a, b, measure))]
+    def found(expected, a, b, measure, name):
+        return [(expected, f"{name}, {noise}", e) for noise, e in over_noise(r, less(a, b, measure))]
     return [
         Row("6.2, fig. 5", "per input RLHF is far less varied than SFT by EAD and Sentence-BERT", SUMMARIES,
-            "PPO - SFT per input", [*found(-1, "ppo", "sft", "per_input_ead", "EAD"),
-                                    *found(-1, "ppo", "sft", "per_input_embedding", "embeddings")]),
+            "PPO - SFT per input", [*found(LESS, "ppo", "sft", "per_input_ead", "EAD"),
+                                    *found(LESS, "ppo", "sft", "per_input_embedding", "embeddings")]),
         Row("6.2, fig. 5", "NLI diversity shows no meaningful difference", SUMMARIES,
-            "PPO - SFT per input, by a perfect classifier", found(0, "ppo", "sft", "per_input_nli", "NLI")),
+            "PPO - SFT per input, by a perfect classifier",
+            found(SAME, "ppo", "sft", "per_input_nli", "NLI")),
         Row("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", SUMMARIES,
-            "PPO - SFT across inputs", found(-1, "ppo", "sft", "across_ead", "EAD")),
+            "PPO - SFT across inputs", found(LESS, "ppo", "sft", "across_ead", "EAD")),
         Row("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more", SUMMARIES,
-            "best-of-16 - SFT across inputs", found(0, "bon", "sft", "across_ead", "EAD"))]
+            "best-of-16 - SFT across inputs", found(NOT_LESS, "bon", "sft", "across_ead", "EAD"))]
 
 
-def of_beta(lines):
+def of_beta(found):
     """From the usual beta to the largest one, systematic noise, temperature 1."""
-    def points(measure):
-        return [(x["knob"], x[measure]) for x in lines if x["curve"] == "PPO" and x["knob"] >= BETA
-                and x["temperature"] == DIVERSITY]
-
-    def change(measure):
-        ordered = [np.array(e["per_seed"]) for _, e in sorted(points(measure), key=lambda p: p[0])]
-        return over_seeds((ordered[-1] - ordered[0])[:, None])
-    ends = [knob for knob, _ in sorted(points("wins"), key=lambda p: p[0])]
+    change, beta = found["larger_beta"], f"β = {max(BETAS):g} less β = {BETA:g}"
     return [
-        Row("6.3, app. I", "a larger KL coefficient lowers performance", SUMMARIES,
-            f"win rate, β = {ends[-1]:g} less β = {ends[0]:g}", [(-1, "T = 1", change("wins"))]),
+        Row("6.3, app. I", "a larger KL coefficient lowers performance", SUMMARIES, f"win rate, {beta}",
+            [(LESS, "T = 1", change["wins"])]),
         Row("6.3, app. I", "a larger KL coefficient lowers diversity per input too", SUMMARIES,
-            f"diversity per input, β = {ends[-1]:g} less β = {ends[0]:g}",
-            [(-1, "EAD", change("ead")), (-1, "embeddings", change("embedding")),
-             (-1, "gold diversity", change("gold_diversity"))])]
+            f"diversity per input, {beta}",
+            [(LESS, "EAD", change["ead"]), (LESS, "embeddings", change["embedding"]),
+             (LESS, "gold diversity", change["gold_diversity"])])]
+
+
+def not_tested_here():
+    return [Row("app. J.4", "EAD per input of SFT and RLHF: OPT-125M .81 and .15, OPT-6.7B .79 and .07",
+                SUMMARIES, "needs a GPU: python reproduce.py --task tldr --model facebook/opt-125m --size gpu", []),
+            Row("7", "whether the trade-off is fundamental or a flaw of current methods is left open",
+                SUMMARIES, "see which kind of diversity is lost, and the frontier, below", [])]
 
 
 def numbers(measures, reviewers):
@@ -149,5 +156,5 @@ def numbers(measures, reviewers):
               "verdict": verdict(row.found),
               "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found]}
              for row in rows(measures, reviewers)]
-    order = (DIFFERS, NOT_SHOWN, AGREES)
+    order = (DIFFERS, NOT_SHOWN, AGREES, OPEN)
     return sorted(found, key=lambda row: order.index(row["verdict"]))

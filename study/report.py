@@ -12,7 +12,7 @@ import diversity
 from common.files import atomic_write
 from common.flags import Common, run
 from common.stats import Interval
-from study import methods, paper, proxies
+from study import frontier, methods, paper, proxies
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
@@ -228,9 +228,9 @@ def of_paper(rows):
     return ["What the paper says is a second-hand reading that nobody here has checked against the PDF.  "
             "Verdict: `agrees` if every interval shows what the paper says, `differs` if one shows something "
             f"else, else `not shown`.  Where the paper sees no difference an interval within "
-            f"±{paper.SMALL:g} agrees.  Section 7 leaves open whether the trade-off is fundamental; appendix J's OPT models are in "
-            "docs/published-models.md.  Diversity in instruction following is not reported there, because "
-            "length confounds it; section 5 below has it with the lengths.",
+            f"±{paper.SMALL:g} agrees.  Only the direction is tested, not how much.  Intervals are over the "
+            "choice of seeds and prompts, across inputs over that of seeds.  The paper does not report diversity in "
+            "instruction following, because length confounds it; section 5 below has it with the lengths.",
             table(["section", "the paper", "task here", "quantity here", "found", "verdict"], lines)]
 
 
@@ -278,7 +278,8 @@ def of_methods(reviewers):
     lines = [x for x in reviewers["frontier"]["frontier"] if x["temperature"] == DIVERSITY
              and x["curve"] not in ("SFT", "base")]
     columns = {"gold_reward": "gold reward", "wins": "win rate", "gold_diversity": "gold diversity",
-               "good_gold_diversity": "gold diversity, good", "good_distinct": "different good answers"}
+               "good_gold_diversity": "gold diversity, good",
+               "good_distinct": f"different good answers of {frontier.KEPT}"}
     against = {"kept_beside_bon": "diversity at equal gold reward, - best-of-N",
                "good_kept_beside_bon": "the same, good outputs",
                "gained_beside_bon": "gold reward at equal KL, - best-of-N",
@@ -364,7 +365,7 @@ def of_frontier(found):
              beside(x.get("above_sft")), beside(x.get("above_bon"))] for x in found["frontier"]]
     free = found["without_kl_penalty"]
     varied = {"gold_diversity": "gold diversity", "ead": "EAD", "embedding": "embeddings",
-              "good_distinct": "different good answers of 16"}
+              "good_distinct": f"different good answers of {frontier.KEPT}"}
     sweep = [pick(found["frontier"], curve="PPO", knob=b, temperature=DIVERSITY) for b in BETAS]
     return [f"Test prompts in distribution, systematic noise.  Best-of-N: {found['kept']} independent "
             "outputs a prompt.  PPO at temperature 1 where none is named.  The last columns are win rates "

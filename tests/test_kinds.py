@@ -14,35 +14,41 @@ def e(low, high, n_seeds=5):
 
 
 @pytest.mark.parametrize("expected, low, high, said", [
-    (+1, .1, .2, paper.AGREES), (+1, -.2, -.1, paper.DIFFERS), (+1, -.1, .2, paper.NOT_SHOWN),
-    (-1, -.2, -.1, paper.AGREES), (-1, .1, .2, paper.DIFFERS),
-    # where the paper sees no difference
-    (0, -.04, .04, paper.AGREES), (0, .01, .04, paper.AGREES), (0, -.2, .1, paper.NOT_SHOWN),
-    (0, .1, .2, paper.DIFFERS), (0, -.2, -.01, paper.DIFFERS)])
+    ("more", .1, .2, "agrees"), ("more", -.2, -.1, "differs"), ("more", -.1, .2, "not shown"),
+    ("less", -.2, -.1, "agrees"), ("less", .1, .2, "differs"), ("less", -.1, .2, "not shown"),
+    # where the paper sees no difference: within .05, or beyond it
+    ("same", -.04, .04, "agrees"), ("same", .01, .04, "agrees"), ("same", -.2, .1, "not shown"),
+    ("same", .01, .06, "not shown"), ("same", .06, .2, "differs"), ("same", -.2, -.06, "differs"),
+    ("not less", -.04, .3, "agrees"), ("not less", .1, .3, "agrees"), ("not less", -.3, .3, "not shown"),
+    ("not less", -.3, -.06, "differs")])
 def test_verdicts_on_the_paper_follow_the_numbers(expected, low, high, said):
     assert paper.verdict([(expected, "x", e(low, high))]) == said
 
 
 def test_one_contradiction_decides_and_agreement_needs_all():
-    yes, no, open_ = (1, "a", e(.1, .2)), (1, "b", e(-.2, -.1)), (1, "c", e(-.1, .1))
+    yes, no, open_ = ("more", "a", e(.1, .2)), ("more", "b", e(-.2, -.1)), ("more", "c", e(-.1, .1))
     assert paper.verdict([yes, yes]) == paper.AGREES
     assert paper.verdict([yes, open_]) == paper.NOT_SHOWN
     assert paper.verdict([yes, open_, no]) == paper.DIFFERS
+    assert paper.verdict([]) == paper.OPEN
 
 
 def test_one_seed_shows_nothing():
     alone = over_seeds(np.array([[.3, .5]]))
-    assert paper.verdict([(1, "x", alone)]) == paper.verdict([(0, "x", alone)]) == paper.NOT_SHOWN
+    assert {paper.verdict([(expected, "x", alone)]) for expected in ("more", "less", "same", "not less")} == {
+        paper.NOT_SHOWN}
 
 
 def test_agreement_of_two_judges_equals_a_naive_recount():
     rng = np.random.default_rng(0)
     gold, scores = rng.integers(0, 3, (5, 4)).astype(float), rng.integers(0, 3, (5, 4)).astype(float)
-    hits = [1. if (a - b) * (c - d) > 0 else .5 if c == d else 0. for g, s in zip(gold, scores)
-            for i, (a, c) in enumerate(zip(g, s)) for b, d in zip(g[i + 1:], s[i + 1:]) if a != b]
-    assert measures.agreement(scores, gold) == pytest.approx(np.mean(hits))
-    assert measures.agreement(gold, gold) == 1 and measures.agreement(-gold, gold) == 0
-    assert measures.agreement(gold, np.ones((5, 4))) is None
+    found = measures.agreement(scores, gold)
+    for g, s, rate in zip(gold, scores, found):
+        hits = [1. if (a - b) * (c - d) > 0 else .5 if c == d else 0.
+                for i, (a, c) in enumerate(zip(g, s)) for b, d in zip(g[i + 1:], s[i + 1:]) if a != b]
+        assert rate == pytest.approx(np.mean(hits)) if hits else np.isnan(rate)
+    assert measures.agreement(gold, gold)[0] == 1 and measures.agreement(-gold, gold)[0] == 0
+    assert np.isnan(measures.agreement(gold, np.ones((5, 4)))).all()
 
 
 class Fake:
