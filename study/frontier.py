@@ -111,9 +111,10 @@ def measure_files(here, paths):
                       "reward": np.mean(rewards, axis=1).tolist(),
                       "ead": lexical_measures([list(map(words, row["outputs"])) for row in rows],
                                               vocabulary=vocabulary)["ead"].tolist(),
-                      "embedding": per_input(embed_outputs(rows, encode), embedding_diversity).tolist(),
                       "gold_diversity": [task.synthetic.gold_diversity(r["outputs"])[0] for r in rows],
                       **{measure: x.tolist() for measure, x in of_good.items()}})
+        if temperature == DIVERSITY and policy.startswith("ppo"):       # what the paper says of beta
+            lines[-1]["embedding"] = per_input(embed_outputs(rows, encode), embedding_diversity).tolist()
     return lines
 
 
@@ -186,7 +187,7 @@ def points(keys):
 
 
 RATES_OF = ("wins", "gold_diversity", "good", "good_gold_diversity")    # between 0 and 1
-MEANS_OF = ("ead", "embedding", "reward", "gold_reward", "good_distinct", "utility")
+MEANS_OF = ("ead", "reward", "gold_reward", "good_distinct", "utility")
 
 
 def numbers(seeds):
@@ -201,6 +202,8 @@ def numbers(seeds):
                 "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
                 **{m: over_seeds(f.get(key, m)) for m in MEANS_OF},
                 **{m: over_seeds(f.get(key, m), rate=True) for m in RATES_OF}}
+        if curve == "PPO" and key[1] == DIVERSITY:
+            line["embedding"] = over_seeds(f.get(key, "embedding"))
         if curve != "SFT":
             line["above_sft"] = f.beside(key, sft, "gold_diversity", "wins")
         if curve not in ("SFT", "best-of-N"):

@@ -144,7 +144,7 @@ def of_beta(found):
 
 def not_tested_here():
     return [Row("app. J.4", "EAD per input of SFT and RLHF: OPT-125M .81 and .15, OPT-6.7B .79 and .07",
-                SUMMARIES, "needs a GPU: python reproduce.py --task tldr --model facebook/opt-125m --size gpu", []),
+                SUMMARIES, "needs a GPU: reproduce.py --task tldr --model facebook/opt-125m --size gpu", []),
             Row("7", "whether the trade-off is fundamental or a flaw of current methods is left open",
                 SUMMARIES, "see which kind of diversity is lost, and the frontier, below", [])]
 
