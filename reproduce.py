@@ -44,7 +44,8 @@ class Config(Common):
     model: str = "HuggingFaceTB/SmolLM2-135M"   # with --task or --data: a hub name or a Hugging Face
                                 # directory
     judge_data: str = ""        # folder whose preferences train the judge; "": the next seed's reward model
-    size: Literal["cpu", "gpu", "paper"] = "gpu"    # flags of every stage, SIZES in study/published.py
+    size: Literal["cpu", "gpu", "paper"] = "gpu"    # flags of every stage, SIZES in study/published.py; gpu
+                                                    # of a facebook/opt model: the paper's
     sft: str = ""               # more flags for sft.py, as one string: "--max-new-tokens 64"
     reward: str = ""            # the same for reward.py
     ppo: str = ""               # for ppo.py: "--steps 10"
@@ -68,8 +69,8 @@ def run_synthetic(cfg):
 def run_published(cfg):
     check(not (cfg.full or cfg.quick),
           "--full and --quick belong to the synthetic study, which runs without --task and --data")
-    flags = {name: [*published.SIZES[cfg.size][name], *getattr(cfg, name).split()]
-             for name in ("sft", "reward", "ppo", "bon")}
+    flags = {name: [*given, *getattr(cfg, name).split()]
+             for name, given in published.flags_of(cfg.size, cfg.model).items()}
     study = published.Study(
         out=Path(cfg.out or "runs/replication"), model=cfg.model, task=cfg.task, data=cfg.data,
         judge_data=cfg.judge_data, size=cfg.size, flags=flags, encoder=cfg.encoder,

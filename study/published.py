@@ -39,6 +39,10 @@ SIZES = {  # flags of each stage
     "gpu": dict(sft=["--preset", "small-llama"], reward=["--preset", "small-llama", "--prompts", "20000"],
                 ppo=["--preset", "small-llama"],
                 bon=["--preset", "paper", "--inputs", "200", "--dtype", "bf16"]),
+    # the paper's settings on one of its own models; --size gpu takes them for those
+    "opt": dict(sft=["--preset", "paper", "--dtype", "bf16"],
+                reward=["--preset", "paper", "--dtype", "bf16"], ppo=["--preset", "paper", "--dtype", "bf16"],
+                bon=["--preset", "paper", "--dtype", "bf16"]),
     "cpu": dict(sft=["--preset", "small-llama", "--rows", "800", "--max-prompt-tokens", "320"],
                 reward=["--preset", "small-llama", "--batch-size", "8"],
                 ppo=["--preset", "small-llama", "--steps", "20", "--batch-size", "32", "--minibatches", "2",
@@ -51,6 +55,17 @@ SECONDS = dict(sft=900, reward=900, ppo=1800, sampled_sft=1800, sampled_ppo=600,
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
 VOCABULARY = 50257      # V of EAD, the authors'
+# what the paper reports of TL;DR in distribution, second-hand (appendix J.4, tables 11 and 12):
+# {model: {measure: {policy: value}}}
+PAPER = {"facebook/opt-125m": {"per input ead": {"sft": .81, "ppo": .15}},
+         "facebook/opt-6.7b": {"per input ead": {"sft": .79, "ppo": .07},
+                               "per input embedding": {"sft": .45, "ppo": .06},
+                               "across ead": {"sft": .87, "ppo": .87, "bon": .86}}}
+
+
+def flags_of(size, model):
+    """{script: list of flags} of a --size."""
+    return SIZES["opt" if size == "gpu" and model.startswith("facebook/opt") else size]
 
 
 class Study(NamedTuple):
@@ -179,6 +194,9 @@ def markdown(results):
         less_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
         return [measure, split, *(interval(v, 3) for v in values),
                 *(f"{signed(d, 3)} {verdict(d)}" for d in less_sft)]
+    known = PAPER.get(results["model"], {}) if "test" in splits else {}
+    beside = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
+               *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)] for m, of in known.items()]
     models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
                f"{m['longer_wins']:.3f}", str(m["pairs"])]
               for name, m in results["models"].items() if "accuracy" in m]
@@ -186,6 +204,10 @@ def markdown(results):
         f"Model {results['model']}, {results['seeds']} seeds.  {how_to_read(results['seeds'])}",
         table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
               [row(m, s) for m in measures for s in splits]),
+        *(["The paper's values for this model (TL;DR, appendix J.4, second-hand) beside these.  The paper's "
+           "embeddings are Sentence-BERT's.",
+           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()], beside)]
+          if beside else []),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], models)]) + "\n"
 
 

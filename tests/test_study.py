@@ -428,3 +428,17 @@ def test_a_table_of_a_published_model():
     assert first.startswith("| win rate | test | 0.500 [0.400, 0.600] |")
     assert "+0.500 [+0.400, +0.600] higher" in first
     assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text and "ckpt_ppo" not in text
+
+
+def test_the_papers_values_stand_beside_those_of_its_models(tmp_path):
+    """--size gpu of an OPT model takes the paper's settings, and the table its values."""
+    assert published.flags_of("gpu", "facebook/opt-125m")["ppo"] == ["--preset", "paper", "--dtype", "bf16"]
+    assert published.flags_of("gpu", "gpt2") == published.SIZES["gpu"]
+    assert published.flags_of("cpu", "facebook/opt-125m") == published.SIZES["cpu"]
+    e = over_seeds(np.full((2, 3), .5))
+    names = ("sft", "bon", "ppo")
+    results = {"model": "facebook/opt-125m", "seeds": 2, "models": {},
+               "values": {f"{p} | test | per input ead": e for p in names},
+               "differences": {f"{p} - sft | test | per input ead": e for p in ("ppo", "bon")}}
+    assert "| per input ead | 0.81 |  | 0.15 | 0.50 [0.50, 0.50] |" in published.markdown(results)
+    assert "appendix" not in published.markdown(results | {"model": "gpt2"})

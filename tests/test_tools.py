@@ -46,6 +46,11 @@ def test_budget_prints_every_shape(capsys):
     assert all(f"| {name} |" in text for name in M.SHAPES) and "over 8 ranks" in text
     with pytest.raises(UserError, match="--tflops"):
         budget.Config(tflops=0.)
+    budget.main(budget.Config(study="opt-125m", tflops=100., price=3.))
+    *parts, total = re.findall(r"([\d.]+) h", capsys.readouterr().out)
+    assert sum(map(float, parts)) == pytest.approx(float(total), abs=.03) and len(parts) == 4
+    with pytest.raises(UserError, match="--study nope: choose from tiny"):
+        budget.main(budget.Config(study="nope"))
 
 
 # ------------------------------------------------------------------------------------------------------ bench

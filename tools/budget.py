@@ -3,6 +3,7 @@
     python -m tools.budget                             # an H200: 989 TFLOP/s in bf16, of which 40 %; 4.8 TB/s
     python -m tools.budget --tflops 100 --tbytes 1.5   # a device that keeps up 100 TFLOP/s, reads 1.5 TB/s
     python -m tools.budget --ranks 8                   # the first column's trained layers over 8 devices
+    python -m tools.budget --study opt-125m --price 2  # hours and dollars of the paper's TL;DR study
 
 Nothing here is measured; tools/bench.py measures.  Left out are activations (they grow with --batch-size or
 --micro-batch-size), the arithmetic of attention itself (a hundredth of the matrix products' at these
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from common.flags import Common, Count, Positive, run
+from common.errors import check
+from common.flags import Common, Count, NonNegative, Positive, run
 from model import GPT, SHAPES, GPTConfig
 
 
@@ -26,6 +28,8 @@ class Config(Common):
     response: Count = 48        # tokens
     batch_size: Count = 64      # rollouts sampled together
     epochs: Count = 4           # of PPO over a rollout
+    study: str = ""             # a shape of the table: what one seed of the paper's study takes
+    price: NonNegative = 0.0    # dollars an hour of the device
 
 
 class Sizes(NamedTuple):
@@ -109,7 +113,36 @@ def table_row(name, shape, cfg):
     return "| " + " | ".join(cells) + " |"
 
 
+STUDY = {  # the paper's TL;DR study with the presets `paper`: work of one seed
+    "SFT examples": 116_722, "preference pairs": 92_858, "PPO rollouts": 750 * 256,
+    # 500 prompts of TL;DR and of CNN/DailyMail: 16 of PPO's, 64 scored ones of SFT's
+    "samples": 2 * 500 * (16 + 64)}
+
+
+def print_study(name, cfg):
+    """Hours, memory and price of one seed, 80 % frozen."""
+    config = GPTConfig(**SHAPES[name])
+    config = replace(config, frozen=round(0.8 * config.n_layer))
+    sft, pair, rollout = (x / 3.6e6 for x in seconds(config, cfg))      # hours of one
+    n = sizes(config, torch.float32)
+    sample = 2 * (cfg.prompt + cfg.response) * n.blocks / (cfg.tflops * 1e12) / 3600     # and read, below
+    reading = cfg.response * 2 * (n.blocks + n.head) / cfg.batch_size / (cfg.tbytes * 1e12) / 3600
+    hours = {work: count * each for (work, count), each in zip(STUDY.items(), (
+        sft, pair, rollout, sample + reading))}
+    largest = max(memory(config, torch.bfloat16)) / 1e9
+    print(f"{name}, 80 % frozen, one seed of the paper's TL;DR study at {cfg.tflops:g} TFLOP/s and "
+          f"{cfg.tbytes:g} TB/s.  Computed, not measured.\n")
+    for work, x in hours.items():
+        print(f"{STUDY[work]:>9,} {work:18} {x:7.2f} h")
+    total = sum(hours.values())
+    print(f"{'':9} {'together':18} {total:7.2f} h" + (f", {total * cfg.price:.2f} dollars" if cfg.price else "")
+          + f"; {largest:.1f} GB beside activations")
+
+
 def main(cfg):
+    if cfg.study:
+        check(cfg.study in SHAPES, f"--study {cfg.study}: choose from {', '.join(SHAPES)}")
+        return print_study(cfg.study, cfg)
     over = f", over {cfg.ranks} ranks" if cfg.ranks > 1 else ""
     print("bf16 with fp32 masters.  GB, without activations: SFT or reward model / PPO.  Seconds for 1,000: "
           "SFT examples / preference pairs / PPO rollouts, "
