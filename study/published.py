@@ -196,7 +196,8 @@ def markdown(results):
                 *(f"{signed(d, 3)} {verdict(d)}" for d in less_sft)]
     known = PAPER.get(results["model"], {}) if "test" in splits else {}
     beside = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
-               *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)] for m, of in known.items()]
+               *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)]
+              for m, of in known.items()]
     models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
                f"{m['longer_wins']:.3f}", str(m["pairs"])]
               for name, m in results["models"].items() if "accuracy" in m]

@@ -135,8 +135,8 @@ def print_study(name, cfg):
     for work, x in hours.items():
         print(f"{STUDY[work]:>9,} {work:18} {x:7.2f} h")
     total = sum(hours.values())
-    print(f"{'':9} {'together':18} {total:7.2f} h" + (f", {total * cfg.price:.2f} dollars" if cfg.price else "")
-          + f"; {largest:.1f} GB beside activations")
+    price = f", {total * cfg.price:.2f} dollars" if cfg.price else ""
+    print(f"{'':9} {'together':18} {total:7.2f} h{price}; {largest:.1f} GB beside activations")
 
 
 def main(cfg):
