@@ -255,18 +255,18 @@ def _stage(trial, name, needs, leaves, seconds, work):
 
 def base_stages(t, name):
     pretrain = partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows)
-    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 139, pretrain)]
+    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 140, pretrain)]
 
 
 def task_stages(t, base):
     """The study's stages on one task."""
     sweep = SWEEP if t.task == "synthetic" else ()
     on_gold = partial(t.train_ppo, "ppo_gold", judge="gold")
-    return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 30, t.train_sft),
-            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
-            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 30, partial(t.train_ppo, "ppo")),
-            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 25, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1", "resampled"), 120, t.sample_all),
+    return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 50, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 35, partial(t.train_ppo, "ppo")),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30, on_gold),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1", "resampled"), 100, t.sample_all),
             _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
             *sweep_stages(t, sweep, ("reward",)),
             _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 25,
@@ -274,25 +274,25 @@ def task_stages(t, base):
 
 
 def sweep_stages(t, betas, needs):
-    return [_stage(t, ppo_name(beta), needs, (f"ckpt_{ppo_name(beta)}.pt",), 30, partial(t.sweep, beta))
+    return [_stage(t, ppo_name(beta), needs, (f"ckpt_{ppo_name(beta)}.pt",), 40, partial(t.sweep, beta))
             for beta in betas]
 
 
 def full_stages(t, first):
-    shift = _stage(t, "shift", ("sft",), ("shift.json",), 70, partial(t.shift, [*SETS, *GRADED]))
-    return [_stage(t, "graded", ("ppo",), ("graded.json",), 20, t.graded), *([shift] if first else [])]
+    shift = _stage(t, "shift", ("sft",), ("shift.json",), 40, partial(t.shift, [*SETS, *GRADED]))
+    return [_stage(t, "graded", ("ppo",), ("graded.json",), 50, t.graded), *([shift] if first else [])]
 
 
 def frontier_stages(t):
     sampled = ("temperatures", "sample", "match")
     policies = tuple(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
-    return [_stage(t, "temperatures", policies, ("more1.3",), 40, t.temperatures),
-            _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 110, best_of),
-            _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 120,
+    return [_stage(t, "temperatures", policies, ("more1.3",), 15, t.temperatures),
+            _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 55, best_of),
+            _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 105,
                    partial(frontier.measure_frontier, t.here)),
-            _stage(t, "proxies", sampled, ("conditions.json",), 70, t.conditions),
-            _stage(t, "coverage", ("ppo", "ppo_b0.3"), ("coverage.json",), 60, t.coverage)]
+            _stage(t, "proxies", sampled, ("conditions.json",), 35, t.conditions),
+            _stage(t, "coverage", ("ppo", "ppo_b0.3"), ("coverage.json",), 20, t.coverage)]
 
 
 def instruct_stages(t, first):
@@ -300,13 +300,13 @@ def instruct_stages(t, first):
     pretrain = partial(t.pretrain, "instruct", rows, epochs)
     train_ppo = partial(t.train_ppo, longer=t.recipe.instruct_longer)
     on_gold = partial(train_ppo, "ppo_gold", judge="gold")
-    shift = _stage(t, "shift", ("sft",), ("shift.json",), 20, partial(t.shift, INSTRUCT_SPLITS))
-    return [_stage(t, "base", (), ("ckpt_base.pt",), 150, pretrain),
-            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 13, t.train_sft),
-            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 30, t.train_reward),
-            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 20, partial(train_ppo, "ppo")),
-            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 18, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 60, t.sample_all),
+    shift = _stage(t, "shift", ("sft",), ("shift.json",), 10, partial(t.shift, INSTRUCT_SPLITS))
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 250, pretrain),
+            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 24, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 43, t.train_reward),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 31, partial(train_ppo, "ppo")),
+            _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 29, on_gold),
+            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 35, t.sample_all),
             _stage(t, "measure", ("sample",), ("measures.json",), 10,
                    partial(measure, t.here, t.task)),
             *([shift] if first else [])]
@@ -315,11 +315,11 @@ def instruct_stages(t, first):
 def opt_stages(t):
     """The study with systematic noise on a base model of another kind."""
     pretrain = partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows)
-    return [_stage(t, "base", (), ("ckpt_base.pt",), 139, pretrain),
-            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 30, t.train_sft),
-            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 65, t.train_reward),
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 125, pretrain),
+            _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 42, t.train_sft),
+            _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 94, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 30, partial(t.train_ppo, "ppo")),
-            _stage(t, "sample", ("ppo",), ("t0.7", "t1"), 110, partial(t.sample_all, ("base", "ppo"))),
+            _stage(t, "sample", ("ppo",), ("t0.7", "t1"), 90, partial(t.sample_all, ("base", "ppo"))),
             _stage(t, "measure", ("sample",), ("measures.json",), 10, partial(measure, t.here, t.task))]
 
 
