@@ -32,8 +32,8 @@ from model import full_copy
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
 # metrics that stand in the file but not on the screen, where a line has to fit
-FILE_ONLY = {"kl_k3", "entropy", "pg_loss", "v_loss", "v_clipfrac", "ratio", "update_kl", "pg_norm",
-             "v_norm", "lr", "peak_mb", "tokens_per_second"}
+FILE_ONLY = {"kl_k3", "entropy", "explained_variance", "pg_loss", "v_loss", "v_clipfrac", "ratio",
+             "update_kl", "pg_norm", "v_norm", "lr", "peak_mb", "tokens_per_second"}
 
 
 class Run:

@@ -233,7 +233,7 @@ NAMES = MEASURES | {GOLD: "gold diversity"}
 
 def cells(line):
     """One line of `all_tests` as strings, in the order of TESTS."""
-    return ["{:.2f} [{:.2f}, {:.2f}]".format(*line[test]) if line.get(test) else "" for test in TESTS]
+    return [str(Interval(*line[test])) if line.get(test) else "" for test in TESTS]
 
 
 def print_tests(line):

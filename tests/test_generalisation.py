@@ -149,9 +149,9 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
     assert "left out: prompts that one of the two lacks" in got.stdout
     samples(tmp_path / "sft", "sft", "test", bad)
-    other.write_text(lines[0].replace('"test-0"', '"test-1"') + "\n")
+    other.write_text(lines[0].replace('"test-10000"', '"test-10001"') + "\n")
     wrong = call("generalisation", path, other, cwd=tmp_path)
-    assert wrong.returncode == 2 and "the id 'test-1' names one prompt in" in wrong.stderr
+    assert wrong.returncode == 2 and "the id 'test-10001' names one prompt in" in wrong.stderr
 
 
 def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):

@@ -88,6 +88,10 @@ def test_a_condition_measures_its_sets(tmp_path):
     assert set(plain["content"]) == {"m", *proxies.MEASURES} - {"embedding", "vendi"}
 
 
+def test_a_cell_without_an_interval_is_the_value_alone():
+    assert proxies.cells({"between": (.5, None, None), "within": (.4, .3, .5)})[:3] == ["0.50", "", "0.40 [0.30, 0.50]"]
+
+
 def test_proxies_script(tmp_path):
     rng = random.Random(0)
     rows = synthetic.rows("test", 10)

@@ -108,7 +108,7 @@ def test_script_prints_a_row_for_each_split_but_train(tmp_path):
     header, *lines = got.stdout.splitlines()[2:]
     assert header.split() == ["split", "JS", "bits", "AUC"]
     js_bits = {line.split()[0]: float(line.split()[1]) for line in lines}
-    assert list(js_bits) == ["validation", "test", "ood_pairs", "ood_then2", "ood_then3"]
+    assert list(js_bits) == ["pretrain", "validation", "test", "ood_pairs", "ood_then2", "ood_then3"]
     assert js_bits["ood_pairs"] > js_bits["test"] > 0
 
 
