@@ -58,7 +58,7 @@ def plan(recipe, seeds, folder, inputs):
 
 
 def found(folder, seeds):
-    """{beta, seeds, tried: [{method, lr, gold_reward: of each seed}], chosen: {method: lr}}."""
+    """{beta, seeds, tried: [{method, lr, gold_reward: of each seed, mean}], chosen: {method: lr}}."""
     lines = []
     for method, rates in TRIED.items():
         for lr in rates:
@@ -67,9 +67,9 @@ def found(folder, seeds):
                 here = Path(folder) / f"seed{seed}" / "synthetic"
                 rows = read_samples(sample_path(here / f"t{DIVERSITY:g}", f"{method}_lr{lr:g}", "validation"))
                 rewards.append(float(np.mean(gold_scores(rows)[0])))
-            lines.append({"method": method, "lr": lr, "gold_reward": rewards})
-    best = {method: max((x for x in lines if x["method"] == method),
-                        key=lambda x: np.mean(x["gold_reward"]))["lr"] for method in TRIED}
+            lines.append({"method": method, "lr": lr, "gold_reward": rewards, "mean": float(np.mean(rewards))})
+    best = {method: max((x for x in lines if x["method"] == method), key=lambda x: x["mean"])["lr"]
+            for method in TRIED}
     return {"beta": BETA, "seeds": list(seeds), "tried": lines, "chosen": best}
 
 
@@ -81,7 +81,7 @@ def main(cfg):
     results = found(folder, seeds)
     print(text_table(["method", "lr", "gold reward, seed by seed", "mean", ""],
                      [[x["method"], f"{x['lr']:g}", ", ".join(f"{r:.2f}" for r in x["gold_reward"]),
-                       f"{np.mean(x['gold_reward']):.2f}",
+                       f"{x['mean']:.2f}",
                        "chosen" * (results["chosen"][x["method"]] == x["lr"])] for x in results["tried"]],
                      labels=1))
     write_json(folder / "tuning.json", results)
