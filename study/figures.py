@@ -211,8 +211,8 @@ def draw_diversity(ax, results):
         start = group * (len(SHOWN) + gap)
         ax.text(start + (len(SHOWN) - 1) / 2, 1.05, title, ha="center")
         for i, policy in enumerate(SHOWN):
-            ticks[start + i] = POLICIES[policy].replace(" on the gold reward", "\non the\ngold\nreward").replace(
-                "base model", "base\nmodel")
+            name = POLICIES[policy].replace(" on the gold reward", "\non the\ngold\nreward")
+            ticks[start + i] = name.replace("base model", "base\nmodel")
             for task, beside in zip(NOISE, (-.13, .13)):
                 e = pick(results["diversity"], task=task, policy=policy, split="test", temperature=DIVERSITY,
                          measure=f"{kind}_gold_diversity")

@@ -31,8 +31,8 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 # and PPO on annotators who like what is typical
 METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0.03, 0.1, 0.3)}
 ENTROPY, TYPICALITY = (0.1,), (5.0,)
-# learning rates that study/tuning.py chose on validation prompts, with seeds that no result is reported of; PPO
-# keeps the rate of the frozen recipe, which came out .02 in gold reward below the best of three
+# learning rates that study/tuning.py chose on validation prompts, with seeds that no result is reported of;
+# PPO keeps the rate of the frozen recipe, which came out .02 in gold reward below the best of three
 RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
 COVERED = 64        # outputs a prompt of coverage at k, for these policies
 COVERAGE_OF = ("base", "sft", "ppo", "ppo_b0.3")

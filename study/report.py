@@ -230,8 +230,8 @@ def of_paper(rows):
             f"else, else `not shown`.  Where the paper sees no difference an interval within "
             f"±{paper.SMALL:g} agrees.  Only the direction is tested, not how much.  Intervals are over the "
             "choice of seeds and prompts, across inputs over that of seeds.  The paper does not report "
-            "diversity in instruction following, because length confounds it; section 5 below has it with the "
-            "lengths.",
+            "diversity in instruction following, because length confounds it; section 5 below has it with "
+            "the lengths.",
             table(["section", "the paper", "task here", "quantity here", "found", "verdict"], lines)]
 
 

@@ -67,7 +67,8 @@ def found(folder, seeds):
                 here = Path(folder) / f"seed{seed}" / "synthetic"
                 rows = read_samples(sample_path(here / f"t{DIVERSITY:g}", f"{method}_lr{lr:g}", "validation"))
                 rewards.append(float(np.mean(gold_scores(rows)[0])))
-            lines.append({"method": method, "lr": lr, "gold_reward": rewards, "mean": float(np.mean(rewards))})
+            lines.append({"method": method, "lr": lr, "gold_reward": rewards,
+                          "mean": float(np.mean(rewards))})
     best = {method: max((x for x in lines if x["method"] == method), key=lambda x: x["mean"])["lr"]
             for method in TRIED}
     return {"beta": BETA, "seeds": list(seeds), "tried": lines, "chosen": best}
