@@ -32,8 +32,7 @@ class Config(Common):
                                 # published model folder of everything written; "" is runs/replication
     seed: Seed = 10             # of the first run; nothing in the recipe was chosen on seeds 10 to 14
     seeds: Count = 2            # runs, with seeds --seed, --seed + 1, ...; at least 5 with --full
-    full: bool = False          # also what the paper's reviewers asked for
-    methods: bool = False       # with --full: DPO, IPO, RLOO and GRPO too
+    full: bool = False          # also what the paper's reviewers asked for, and other methods than PPO
     jobs: Count = 2             # stages side by side, one thread each
     quick: bool = False         # toy sizes: a check of the code, not a result
     inputs: Rows = 100          # prompts of each test set
@@ -55,7 +54,6 @@ class Config(Common):
 
 def run_synthetic(cfg):
     n_seeds = max(cfg.seeds, 2 if cfg.quick else 5) if cfg.full else cfg.seeds
-    check(cfg.full or not cfg.methods, "--methods adds to --full: python reproduce.py --full --methods")
     sizes = Recipe(cfg.inputs, cfg.base_rows, cfg.sft_rows, cfg.prompts, ppo_steps=cfg.ppo_steps)
     recipe = replace(QUICK if cfg.quick else sizes, device=cfg.device, dtype=cfg.dtype,
                      save_every=cfg.save_every)
@@ -63,7 +61,7 @@ def run_synthetic(cfg):
     check(not cfg.quick or out.resolve() != COMMITTED.parent,
           f"--quick --out {cfg.out}: toy numbers would replace the committed results; name another folder")
     synthetic_study.run_study(recipe, range(cfg.seed, cfg.seed + n_seeds), "runs", out, cfg.full,
-                              cfg.methods, cfg.jobs)
+                              cfg.jobs)
 
 
 def run_published(cfg):

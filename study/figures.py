@@ -541,9 +541,8 @@ def draw_all(out):
                      "figures/frontier": draw_frontiers(plt, reviewers),
                      "figures/seeds": draw_seeds(plt, results),
                      "figures/instruct": draw_instruct(plt, reviewers),
-                     "figures/kinds": draw_kinds(plt, reviewers)}
-        if "methods" in reviewers:
-            pictures["figures/methods"] = draw_methods(plt, reviewers)
+                     "figures/kinds": draw_kinds(plt, reviewers),
+                     "figures/methods": draw_methods(plt, reviewers)}
     written = [Path(out) / f"{name}.png" for name in pictures]
     for path, figure in zip(written, pictures.values()):
         path.parent.mkdir(exist_ok=True)

@@ -232,10 +232,10 @@ def highest_gold_reward(lines):
 
 
 def read_seeds(folder, seeds, task="synthetic"):
-    """frontier.json of each seed, with the lines of other methods where they ran."""
+    """frontier.json of each seed, with the lines of the other methods."""
     found = []
     for seed in seeds:
         here = folder / f"seed{seed}" / task
-        lines, others = json.loads((here / "frontier.json").read_text()), here / "methods.json"
-        found.append(lines + (json.loads(others.read_text())["frontier"] if others.is_file() else []))
+        lines, others = (json.loads((here / f"{name}.json").read_text()) for name in ("frontier", "methods"))
+        found.append(lines + others["frontier"])
     return found

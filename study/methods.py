@@ -1,6 +1,6 @@
 """Which method keeps diversity, and what becomes of it out of distribution?
 
-`python reproduce.py --full --methods` runs this.  study/frontier.py has every method over its knob in
+`python reproduce.py --full` runs this.  study/frontier.py has every method over its knob in
 distribution.  Here are the test sets out of distribution, each at the usual beta; and who ranks outputs
 rightly there, the reward model or DPO's implicit reward.
 """

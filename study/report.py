@@ -203,8 +203,7 @@ def reviewers_md(results, reviewers):
         "## The paper's claims", *of_paper(reviewers["paper"]),
         "## The same claims on a base model of OPT's kind", *of_opt(results["claims"], reviewers["opt"]),
         "## What kind of diversity is lost", picture("kinds"), *of_kinds(reviewers["kinds"]),
-        *(["## Which method keeps diversity", picture("methods"), *of_methods(reviewers)]
-          if "methods" in reviewers else []),
+        "## Which method keeps diversity", picture("methods"), *of_methods(reviewers),
         "## 1. Shift as a number, and the advantage against it", picture("shift"),
         *of_growth(reviewers["shift"]),
         "## 2. Which diversity measure to believe", picture("proxies"),

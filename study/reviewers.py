@@ -8,7 +8,7 @@
     seeds      what the claims' intervals owe to the choice of seeds                         study/claims.py
     instruct   the same study in a second task, whose shift is composition                   study/instruct.py
     kinds      errors, or what is right: which kind of diversity is lost                     study/kinds.py
-    methods    with --methods DPO, IPO, RLOO, GRPO out of distribution                       study/methods.py
+    methods    which method keeps diversity, and what becomes of it out of distribution      study/methods.py
     opt        the claims on a base model of OPT's kind
     paper      the paper's claims row by row, and whether ours agree                         study/paper.py
 """
@@ -21,7 +21,7 @@ from study.measures import Measures
 from study.names import OPT
 
 
-def numbers(measures, folder, settings, cost, stated, with_methods=False):
+def numbers(measures, folder, settings, cost, stated):
     """Everything in reviewers.json.  stated: the claims."""
     seeds = measures.seeds
     paths = [folder / f"seed{s}" / "synthetic" / "conditions.json" for s in seeds]
@@ -33,10 +33,9 @@ def numbers(measures, folder, settings, cost, stated, with_methods=False):
              "seeds": {"claims": stated} | claims.seeds_matter(stated),
              "instruct": instruct.numbers(folder, seeds),
              "kinds": kinds.numbers(measures, folder),
+             "methods": methods.numbers(folder, seeds),
              "opt": claims.claims_of(Measures(folder, seeds, [OPT]), OPT,
                                      (claims.of_generalisation, claims.of_diversity, claims.of_best_of_n))}
-    if with_methods:
-        found["methods"] = methods.numbers(folder, seeds)
     return found | {"paper": paper.numbers(measures, found)}
 
 

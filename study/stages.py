@@ -220,8 +220,8 @@ class Trial:
 # --------------------------------------------------------------------------------------------------- the plan
 # Seconds are those of one thread of a 2-core server.
 
-def plan(recipe, seeds, folder, full=False, with_methods=False):
-    """All stages of the study, with `full` those that answer the paper's reviewers, then other methods."""
+def plan(recipe, seeds, folder, full=False):
+    """All stages of the study, with `full` those that answer the paper's reviewers and other methods."""
     stages = []
     for seed in seeds:
         trials = {task: Trial(recipe, seed, folder, task) for task in (*NOISE, "instruct")}
@@ -234,7 +234,7 @@ def plan(recipe, seeds, folder, full=False, with_methods=False):
             todo += frontier_stages(trials["synthetic"])
             todo += instruct_stages(trials["instruct"], first)
             todo += opt_stages(Trial(recipe, seed, folder, "synthetic", OPT, "tiny-opt"))
-            todo += [line for task in NOISE if with_methods for line in method_stages(trials[task])]
+            todo += [line for task in NOISE for line in method_stages(trials[task])]
         stages += [Stage(name, needs, leaves, 0.5 + seconds / 30 if recipe.quick else seconds,
                          partial(in_worker, seed, work)) for name, needs, leaves, seconds, work in todo]
     return stages

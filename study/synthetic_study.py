@@ -15,20 +15,20 @@ from study.stages import plan
 TOY = "toy sizes: the verdicts below say nothing about the paper"
 
 
-def run_study(recipe, seeds, runs, out, full, with_methods, jobs):
+def run_study(recipe, seeds, runs, out, full, jobs):
     """Stages leave their files in runs/study-<hash of settings and code>, results go to the folder `out`."""
     kind, settings = ("quick" if recipe.quick else "study"), recipe.settings()
     folder, out = Path(runs) / f"{kind}-{fingerprint(settings)}", Path(out)
     for path in (folder, out):
         path.mkdir(parents=True, exist_ok=True)
-    run_stages(plan(recipe, seeds, folder, full, with_methods), folder, jobs)
+    run_stages(plan(recipe, seeds, folder, full), folder, jobs)
     measures = Measures(folder, seeds, NOISE)
     results = claims.results(measures, settings, cost(plan(recipe, seeds, folder), folder))
     said = on_screen(results)       # before the new results may replace the committed ones
     write_json(out / "results.json", results)
     if full:
-        of_all = cost(plan(recipe, seeds, folder, full, with_methods), folder)
-        numbers = reviewers.numbers(measures, folder, settings, of_all, results["claims"], with_methods)
+        of_all = cost(plan(recipe, seeds, folder, full), folder)
+        numbers = reviewers.numbers(measures, folder, settings, of_all, results["claims"])
         write_json(out / "reviewers.json", numbers)
     drawn = [str(path.relative_to(out)) for path in write_tables(out) + figures.draw_all(out)]
     written = ["results.json", *(["reviewers.json"] if full else []), *drawn]

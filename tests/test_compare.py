@@ -157,7 +157,7 @@ def folders(monkeypatch, **flags):
     """The folder of stages and that of results that reproduce.py hands to the study."""
     seen = []
 
-    def run_study(recipe, seeds, runs, out, full, with_methods, jobs):
+    def run_study(recipe, seeds, runs, out, full, jobs):
         seen.append((Path(runs), Path(out)))
     monkeypatch.setattr(synthetic_study, "run_study", run_study)
     reproduce.main(reproduce.Config(**flags))

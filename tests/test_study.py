@@ -178,7 +178,6 @@ def test_wrong_flags(tmp_path):
     refused(tmp_path, "reproduce", "--inputs", "3", says="--inputs 3: it must be an integer of at least 8")
     refused(tmp_path, "reproduce", "--model", "gpt2", says="needs --task or --data too")
     refused(tmp_path, "reproduce", "--task", "tldr", "--full", says="belong to the synthetic study")
-    refused(tmp_path, "reproduce", "--methods", says="--methods adds to --full")
 
 
 # ------------------------------------------------------------------------------------------------ the numbers
