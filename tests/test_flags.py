@@ -11,8 +11,8 @@ from common.errors import UserError
 from conftest import refused
 
 SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.shift",
-           "study.proxies", "study.tuning", "methods.dpo", "methods.grpo", "tools.bench", "tools.budget", "tools.chat_judge",
-           "tools.convert", "tools.show")
+           "study.proxies", "study.tuning", "methods.dpo", "methods.grpo", "tools.bench", "tools.budget",
+           "tools.growth", "tools.chat_judge", "tools.convert", "tools.show")
 BAD = {int: (-10 ** 30, -2), float: (math.nan, math.inf, -math.inf, -2.)}
 
 

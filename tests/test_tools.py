@@ -1,6 +1,7 @@
 """The programs that are run by hand: budget, bench, convert, one_step."""
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from common import fast_linear
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.tokenizer import load_tokenizer
-from tools import bench, budget, convert, one_step
+from tools import bench, budget, convert, growth, one_step
 
 
 # ----------------------------------------------------------------------------------------------------- budget
@@ -81,6 +82,37 @@ def test_bench_runs_a_row_and_an_iteration(tmp_path, capsys, monkeypatch):
     iteration()
     with pytest.raises(UserError, match="--rows nothing"):
         bench.main(bench.Config(rows="nothing"))
+
+
+def test_ragged_rows_compute_the_same_on_both_sides(monkeypatch):
+    tiny = {**bench.SMALL, "n_layer": 2, "d_model": 16, "n_head": 2, "context": 1024}
+    monkeypatch.setattr(bench, "GPT2", tiny)
+    posts = bench.random_posts(vocabulary=1024)
+    monkeypatch.setattr(bench, "random_posts", lambda: posts)
+    cfg, device = bench.Config(repeats=1), torch.device("cpu")
+    for row in (bench.row_reward_ragged, bench.row_ppo_ragged):
+        found, = row(cfg, device)       # the second raises UserError where the sides disagree
+        assert found["peers"] > 0 and found["runs"] == 1
+
+
+def test_growth_is_measured_and_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(growth, "CURVES", {"prompt": (8, 16), "response": (4, 8), "rollouts": (4, 8),
+                                           "frozen": (0, 6)})
+    monkeypatch.setattr(growth, "USUAL", {"prompt": 8, "response": 4, "rollouts": 4, "frozen": 6})
+    monkeypatch.setattr(growth, "in_a_process", lambda sizes, cfg: growth.measure_point(
+        sizes, 1, torch.float32, torch.device("cpu")))
+    monkeypatch.setattr(growth, "peaks", lambda device, dtype: bench.Peaks(1e9, 1e9, 1.))
+    growth.main(growth.Config(out=str(tmp_path), repeats=1))
+    assert "tokens of a prompt 16: " in capsys.readouterr().out
+    assert (tmp_path / "figures/growth.png").stat().st_size > 10_000
+    found = json.loads((tmp_path / "growth.json").read_text())
+    assert [x["curve"] for x in found["points"]] == [c for c, v in growth.CURVES.items() for _ in v]
+    # four times the rollouts are four times the work; attention makes a prompt more than proportional
+    of = partial(growth.operations, response=32, frozen=6)
+    assert of(prompt=256, rollouts=16) == 4 * of(prompt=256, rollouts=4)
+    assert of(prompt=1024, rollouts=4) > 3.5 * of(prompt=256, rollouts=4)
+    with pytest.raises(UserError, match="no such file"):
+        growth.main(growth.Config(out=str(tmp_path / "none"), draw=True))
 
 
 def test_bench_runs_are_compared(tmp_path, capsys, monkeypatch):

@@ -67,7 +67,8 @@ PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epoc
 @dataclass
 class Config(Common):
     rows: str = ""              # comma-separated: ppo_full, ppo, ppo_gpt2_full, ppo_gpt2, memory, sampling,
-                                # sampling_gpt2, best_of, sft, reward, diversity, self_bleu, growth; "" all
+                                # sampling_gpt2, best_of, sft, reward, reward_ragged, ppo_ragged, diversity,
+                                # self_bleu, growth; "" all
     repeats: Count = 5          # runs of each side, alternating; the median counts
     compare: str = ""           # bench.json of an earlier run
     text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian
@@ -166,8 +167,9 @@ def random_prompts(n, length, vocabulary, seed=0):
 
 # --------------------------------------------------------------------------------------------- PPO, and TRL's
 
-def our_iteration(shape, freeze, device, dtype):
-    """A function that does one PPO iteration with a separate value model: rollout, rewards, 16 updates."""
+def our_iteration(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE, rollouts=ROLLOUTS):
+    """A function that does one PPO iteration with a separate value model: rollout, rewards, 16 updates.
+    prompt, response: tokens."""
     torch.manual_seed(0)
     policy = M.GPT(M.GPTConfig(**shape)).to(device).compute_in(dtype).freeze(round(freeze * shape["n_layer"]))
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
@@ -176,14 +178,14 @@ def our_iteration(shape, freeze, device, dtype):
     M.share_trunk(policy, ref_policy, reward_model, value_model)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
     cfg = ppo.Config(epochs=4, minibatches=4, quiet=True)
-    prompts, rng = random_prompts(ROLLOUTS, PROMPT, shape["vocab_size"]), torch.Generator().manual_seed(0)
+    prompts, rng = random_prompts(rollouts, prompt, shape["vocab_size"]), torch.Generator().manual_seed(0)
     folder = tempfile.TemporaryDirectory()      # of a log that stays empty; goes with the function returned
     loop = Run("bench", cfg, optimizer, rng, inputs=[], path=Path(folder.name) / "ckpt_bench.pt",
                policy=policy, value=value_model)
 
     def iteration(folder=folder):
-        batch = loop.next_rows(ROLLOUTS, ROLLOUTS)
-        ro = ppo.rollout(policy, ref_policy, value_model, reward_model, [prompts[i] for i in batch], RESPONSE,
+        batch = loop.next_rows(rollouts, rollouts)
+        ro = ppo.rollout(policy, ref_policy, value_model, reward_model, [prompts[i] for i in batch], response,
                          eos=None, temperature=1.0, rng=rng)
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, 0.05)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
@@ -293,15 +295,15 @@ def row_ppo_gpt2(cfg, device):
 
 def row_memory(cfg, device):
     """Peak memory of a process that does two iterations of GPT-2 small (Linux, or a GPU)."""
-    def peak(side):
+    def peak_of(side):
         done = subprocess.run([sys.executable, "-m", "tools.bench", "--side", side, "--device", str(device),
                                "--dtype", cfg.dtype, "--threads", str(cfg.threads)], cwd=ROOT,
                               capture_output=True, text=True)
         check(done.returncode == 0, f"tools.bench --side {side}: {done.stderr[-300:]}")
         return float(done.stdout.split()[-1])
-    theirs = peak("trl") if installed("trl", "transformers", "accelerate") else None
+    theirs = peak_of("trl") if installed("trl", "transformers", "accelerate") else None
     for side, least, what in (("frozen", 3, "80% frozen, shared"), ("full", 0, "all layers trained")):
-        ours = peak(side)
+        ours = peak_of(side)
         yield {"work": f"peak memory of a PPO iteration, GPT-2 small, {what}", "ours": ours,
                "peer": f"TRL {TRL}", "peers": theirs, "ratio": theirs and theirs / ours, "asked": least,
                "unit": "MB", "runs": 1, "note": ""}
@@ -315,11 +317,16 @@ def one_side(side, dtype, device):
         iteration = our_iteration(GPT2, 0.8 if side == "frozen" else 0., device, dtype)
         iteration()
         iteration()
+    print(peak(device))
+
+
+def peak(device):
+    """Peak memory of this process so far, MB (Linux, or a GPU)."""
     if device.type == "cuda":
-        return print(peak_memory(device))
+        return peak_memory(device)
     # not getrusage, because a process inherits its maximum from the one that started it
     high = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    print(int(high.split()[1]) / 2 ** 10)
+    return int(high.split()[1]) / 2 ** 10
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -463,6 +470,91 @@ def row_reward(cfg, device):
                "one forward for each side of the pairs", 2)
 
 
+def row_reward_ragged(cfg, device, size=4):
+    """One pair on each of TL;DR's posts: its two responses behind one prompt, posts of like lengths together,
+    against a row for each response, padded to the longest of a shuffled batch."""
+    posts, rng = random_posts(), np.random.default_rng(1)
+    pairs = [[r, rng.permutation(r).tolist()] for r, in posts.responses]
+    torch.manual_seed(0)
+    model = M.GPT(M.GPTConfig(**GPT2), scalar=True).to(device).compute_in(DTYPES[cfg.dtype])
+    bucketed = iter(length_bucketed_batches(posts.lengths, size, 1, torch.Generator().manual_seed(0)))
+    shuffled = iter(torch.randperm(256, generator=torch.Generator().manual_seed(0)).split(size))
+    counts = {"ours": [], "theirs": []}
+
+    def step(side, idx, r):
+        counts[side].append(sum(len(posts.responses[i][0]) for i in idx))
+        model.zero_grad()
+        reward.bradley_terry_loss(r[0::2], r[1::2]).backward()
+
+    def ours():
+        idx = next(bucketed)
+        packed = M.pack([posts.prompts[i] for i in idx], [pairs[i] for i in idx], device)
+        step("ours", idx, M.rewards(model, model(packed), packed))
+
+    def padded():
+        idx = next(shuffled).tolist()
+        rows = [posts.prompts[i] + response for i in idx for response in pairs[i]]
+        x, ends = M.plain(rows, device), torch.tensor([len(row) - 1 for row in rows], device=device)
+        step("theirs", idx, model.head(model(x))[torch.arange(len(rows), device=device), ends, 0])
+    found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
+    seconds = {k: [t / n for t, n in zip(found[k], counts[k][1:])] for k in found}
+    yield line("reward model step, GPT-2 small, pairs on posts of TL;DR's lengths: a response token",
+               seconds["ours"], seconds["theirs"], "a row for each response, padded to the batch", 0, tokens=1)
+
+
+def row_ppo_ragged(cfg, device, size=4):
+    """PPO's loss and gradient on a minibatch of TL;DR's posts, all layers trained, against logits and values
+    everywhere on rows padded to the same minibatch, which is shuffled on both sides."""
+    posts, ppo_cfg = random_posts(), ppo.Config()
+    torch.manual_seed(0)
+    policy = M.GPT(M.GPTConfig(**GPT2)).to(device).compute_in(DTYPES[cfg.dtype])
+    value_model = policy.with_scalar_head()
+    minibatches = torch.randperm(256, generator=torch.Generator().manual_seed(0)).split(size)
+    todo = {side: iter(minibatches) for side in ("ours", "theirs")}
+    losses, counts = {"ours": [], "theirs": []}, []
+
+    def next_rollouts(side):
+        idx = next(todo[side]).tolist()
+        prompts, responses = [posts.prompts[i] for i in idx], [posts.responses[i][0] for i in idx]
+        mask = torch.arange(max(map(len, responses)))[None] < torch.tensor(list(map(len, responses)))[:, None]
+        mask = mask.to(device)
+        counts.append(int(mask.sum()))
+        fixed = torch.full(mask.shape, -10., device=device)     # log-probabilities near those of 50,257 words
+        return prompts, responses, mask, fixed, torch.zeros_like(fixed)
+
+    def learn(side, loss):
+        losses[side].append(loss.item())
+        for model in (policy, value_model):
+            model.zero_grad()
+        loss.backward()
+
+    def ours():
+        prompts, responses, mask, logp, zeros = next_rollouts("ours")
+        packed = M.pack(prompts, [[r] for r in responses], device)
+        ro = ppo.Rollout(prompts, responses, policy.trunk(packed), value_model.trunk(packed), mask, logp, logp,
+                         zeros, zeros[:, 0], mask[:, 0])
+        learn("ours", ppo.minibatch_loss(policy, value_model, ro, zeros + 1, zeros, list(range(size)),
+                                         int(mask.sum()), ppo_cfg)[0])
+
+    def padded():
+        prompts, responses, mask, old_logp, zeros = next_rollouts("theirs")
+        rows, T = [p + r for p, r in zip(prompts, responses)], mask.shape[1]
+        x = M.plain(rows, device)
+        all_logp, v = policy.head(policy(x)).log_softmax(-1), value_model.head(value_model(x))[..., 0]
+        # the position that predicts token t of each response
+        at = torch.tensor([[min(len(p) - 1 + t, len(row) - 2) for t in range(T)]
+                           for p, row in zip(prompts, rows)], device=device)
+        tokens = x.tokens.gather(1, at + 1)
+        logp = all_logp.gather(1, at[..., None].expand(-1, -1, all_logp.shape[-1])).gather(2, tokens[..., None])
+        pg_loss, _ = ppo.policy_loss(logp[..., 0], old_logp, zeros + 1, mask)
+        v_loss, _ = ppo.value_loss(v.gather(1, at), zeros, zeros, mask)
+        learn("theirs", pg_loss + ppo_cfg.vf_coef * v_loss)
+    found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
+    check(np.allclose(losses["ours"], losses["theirs"], rtol=1e-3), "the two sides disagree")
+    yield line("PPO update, GPT-2 small, posts of TL;DR's lengths, all trained", found["ours"], found["theirs"],
+               "all logits, padded to the same minibatch", 0, tokens=float(np.mean(counts)))
+
+
 # -------------------------------------------------------------------------------------------------- diversity
 
 def texts_of(path):
@@ -569,7 +661,8 @@ def row_growth(cfg, device):
 
 ROWS = {"ppo_full": row_ppo_full, "ppo": row_ppo, "ppo_gpt2_full": row_ppo_gpt2_full,
         "ppo_gpt2": row_ppo_gpt2, "memory": row_memory, "sampling": row_sampling,
-        "sampling_gpt2": row_sampling_gpt2, "best_of": row_best_of, "sft": row_sft, "reward": row_reward, "diversity": row_diversity,
+        "sampling_gpt2": row_sampling_gpt2, "best_of": row_best_of, "sft": row_sft, "reward": row_reward,
+        "reward_ragged": row_reward_ragged, "ppo_ragged": row_ppo_ragged, "diversity": row_diversity,
         "self_bleu": row_self_bleu, "growth": row_growth}
 HEADER = ("work", "ours", "peer", "peer's", "ratio", "by processor", "asked", "tokens/s", "of peak",
           "of bandwidth", "")
