@@ -27,7 +27,7 @@ from common.errors import UserError, check
 from common.files import output_path, write_json
 from common.flags import Common, run, setup
 from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name, short_name
-from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval
+from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tables import WIDTH, text_table
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -62,6 +62,33 @@ def generalisation_gap(in_distribution, out_of_distribution):
     """ID rate less OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
     sets of prompts."""
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
+
+
+def length_controlled(won, longer, prior_sd=3.0):
+    """The win rate if outputs were as long as what they meet, as an Interval over prompts.  won: (n, K) in
+    [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer.
+
+    log odds of a win = theta + phi tanh(longer / sd of longer), fitted by maximum likelihood; the rate is that
+    of theta (Dubois et al. 2024, AlpacaEval 2, without its difficulty of each instruction, which is known for
+    its own instructions only).  Both have a normal prior around 0, so that judges who always or never follow
+    length give finite numbers.  The interval is robust to what the outputs of one prompt have in common.
+    Without ends if n is 1."""
+    won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
+    n, sd = len(won), longer.std()
+    x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
+    weights = np.zeros(2)       # theta, phi
+    for _ in range(50):         # Newton's method; concave, so it converges
+        p = 1 / (1 + np.exp(-(x @ weights)))                                        # (n, K)
+        gradient = np.einsum("nk,nkd->nd", won - p, x)                              # of each prompt
+        hessian = np.einsum("nk,nkd,nke->de", p * (1 - p), x, x) + np.eye(2) / prior_sd ** 2
+        step = np.linalg.solve(hessian, gradient.sum(axis=0) - weights / prior_sd ** 2)
+        weights += step / max(1, abs(step).max() / 2)
+        if abs(step).max() < 1e-9:
+            break
+    inverse = np.linalg.inv(hessian)
+    half = t_quantile(max(n - 1, 1)) * math.sqrt((inverse @ (gradient.T @ gradient) @ inverse)[0, 0])
+    mean, low, high = (float(1 / (1 + np.exp(-t))) for t in weights[0] + np.array([0, -half, half]))
+    return Interval(mean, low, high) if n > 1 else Interval(mean, None, None)
 
 
 def coverage_at_k(good, k):
@@ -166,12 +193,20 @@ def win_rates(runs, scores, judge_hash):
         rate = Interval(None, None, None) if here is None else rate_interval(here)
         trained_against = judge_hash and any(row.get("trained_against") == judge_hash for row in rows)
         finished = np.mean([f for row in rows for f in row["finished"]])
+        fair = None if here is None else at_equal_length(rows, *scores[key])
         lines.append(dict(zip(KEY, key)) | {
-            "rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": len(rows),
-            "gap": generalisation_gap(home, here) if known else None,
+            "rate": rate.mean, "low": rate.low, "high": rate.high, "length_controlled": fair,
+            "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])), "unfinished": 1 - float(finished),
             "judge_is_trained_against": bool(trained_against)})
     return lines
+
+
+def at_equal_length(rows, scores, references):
+    """`length_controlled` of the outputs against the first reference, by characters."""
+    outputs, first = np.asarray(scores, dtype=float), np.asarray(references, dtype=float)[:, :1]
+    longer = [[len(text) - len(row["reference"]) for text in row["outputs"]] for row in rows]
+    return length_controlled((outputs > first) + 0.5 * (outputs == first), longer)
 
 
 def head_to_head(runs, scores):
@@ -223,9 +258,10 @@ def print_rouge(lines):
 
 def print_win_rates(lines):
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
-    rows = [[*names_of(x), cell((x["rate"], x["low"], x["high"])), f"{x['score']:.2f}", cell(x["gap"]),
-             f"{x['unfinished']:.1%}"] for x in marked]
-    print(text_table([*NAMES, "win rate", "score", "gap ID - OOD", "unfinished"], rows, labels=4))
+    rows = [[*names_of(x), cell((x["rate"], x["low"], x["high"])), cell(x["length_controlled"]),
+             f"{x['score']:.2f}", cell(x["gap"]), f"{x['unfinished']:.1%}"] for x in marked]
+    print(text_table([*NAMES, "win rate", "at equal length", "score", "gap ID - OOD", "unfinished"], rows,
+                     labels=4))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 

@@ -27,7 +27,7 @@ from common.files import atomic_write, write_json
 from common.samples import read_samples
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
-from generalisation import reward_scores, rouge, wins
+from generalisation import at_equal_length, reward_scores, rouge, wins
 from splits import Task
 from study.claims import UNDECIDED, decided
 from study.pipeline import ROOT, Stage, run_stages
@@ -55,6 +55,7 @@ SECONDS = dict(sft=900, reward=900, ppo=1800, sampled_sft=1800, sampled_ppo=600,
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
 VOCABULARY = 50257      # V of EAD, the authors'
+CUT = 20                # words of an output on which diversity is measured once more: length confounds it
 # what the paper reports of TL;DR in distribution, second-hand (appendix J.4, tables 11 and 12):
 # {model: {measure: {policy: value}}}
 PAPER = {"facebook/opt-125m": {"per input ead": {"sft": .81, "ppo": .15}},
@@ -128,14 +129,17 @@ def judge_of(study, seed, device):
 
 
 def measure_file(rows, score, encode):
-    """{measure: (n,) values of n prompts, or (K,) across inputs} of one sample file."""
-    found = {"win rate": wins(*score(rows)),
+    """{measure: (n,) values of n prompts, or (K,) across inputs, or one} of one sample file."""
+    scores, references = score(rows)
+    found = {"win rate": wins(scores, references),
+             "win rate at equal length": [at_equal_length(rows, scores, references).mean],
              "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
              "words": [np.mean([len(t.split()) for t in r["outputs"]]) for r in rows],
              "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
-    varied = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), vocabulary=VOCABULARY)
-    for kind, names in (("per_input", ("ead", "self_bleu", "embedding")), ("across", ("ead", "embedding"))):
-        found |= {f"{kind.replace('_', ' ')} {name}": varied[kind][name] for name in names}
+    for part, cut in (("", rows), (f", first {CUT} words", diversity.first_words(rows, CUT))):
+        varied = diversity.measure_samples(cut, diversity.embed_outputs(cut, encode), vocabulary=VOCABULARY)
+        for kind, names in (("per_input", ("ead", "self_bleu", "embedding")), ("across", ("ead", "embedding"))):
+            found |= {f"{kind.replace('_', ' ')} {name}{part}": varied[kind][name] for name in names}
     return {name: np.asarray(values, dtype=float) for name, values in found.items()}
 
 

@@ -166,9 +166,57 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
 
 
 def test_a_policy_is_marked_where_it_was_trained_against_its_judge():
-    runs = {("ppo", 1.0, 0, "test"): [{"trained_against": "abc", "finished": [True], "reference": "r"}],
-            ("sft", 1.0, 0, "test"): [{"trained_against": None, "finished": [False], "reference": "r"}]}
+    row = {"reference": "r", "outputs": ["o"]}
+    runs = {("ppo", 1.0, 0, "test"): [row | {"trained_against": "abc", "finished": [True]}],
+            ("sft", 1.0, 0, "test"): [row | {"trained_against": None, "finished": [False]}]}
     scores = dict.fromkeys(runs, ([[1.]], [[0.]]))
     lines = G.win_rates(runs, scores, "abc")
     assert [(x["judge_is_trained_against"], x["unfinished"]) for x in lines] == [(True, 0), (False, 1)]
     assert not any(x["judge_is_trained_against"] for x in G.win_rates(runs, scores, None))
+
+
+# ------------------------------------------------------------------------------------------- at equal length
+
+def judged(theta, phi, longer, rng):
+    """(n, K) wins with a probability of the model's form."""
+    return rng.random(longer.shape) < 1 / (1 + np.exp(-theta - phi * np.tanh(longer / longer.std())))
+
+
+def test_length_control_is_a_maximum_of_the_likelihood():
+    """Against a grid over both weights, with the prior."""
+    rng = np.random.default_rng(0)
+    longer = rng.normal(30, 40, (60, 4))
+    won = judged(-.5, 1.5, longer, rng)
+    found = G.length_controlled(won, longer)
+    theta, phi = np.meshgrid(np.linspace(-2, 1, 601), np.linspace(0, 3, 601), indexing="ij")
+    f = np.tanh(longer / longer.std()).ravel()[:, None, None]
+    z = theta[None] + phi[None] * f
+    height = (won.ravel()[:, None, None] * z - np.logaddexp(0, z)).sum(0) - (theta ** 2 + phi ** 2) / 18
+    best = theta.ravel()[height.argmax()]
+    assert found.mean == pytest.approx(1 / (1 + np.exp(-best)), abs=.002)
+
+
+def test_length_control_takes_away_what_length_gives():
+    rng = np.random.default_rng(1)
+    longer = rng.normal(60, 60, (400, 2))
+    fond = judged(0., 3., longer, rng)              # a judge who sees length and nothing else
+    assert fond.mean() > .7 and G.length_controlled(fond, longer).mean == pytest.approx(.5, abs=.06)
+    blind = judged(.8, 0., longer, rng)             # one who does not see it
+    assert G.length_controlled(blind, longer).mean == pytest.approx(blind.mean(), abs=.03)
+    # outputs of equal length: a plain rate, up to the prior
+    assert G.length_controlled(blind, 0 * longer).mean == pytest.approx(blind.mean(), abs=.005)
+    # judges who follow length every time, and one who prefers every output, give numbers
+    always = G.length_controlled(longer > 0, longer)
+    assert .3 < always.mean < .7 and G.length_controlled(longer > -1e9, longer).low > .9
+    assert G.length_controlled([[1.], ], [[3.]]).low is None
+
+
+def test_interval_at_equal_length_holds_the_truth():
+    """19 times in 20, also where the outputs of a prompt have much in common."""
+    rng, held, truth = np.random.default_rng(2), 0, 1 / (1 + np.exp(.4))
+    for _ in range(200):
+        longer = np.repeat(rng.normal(20, 50, (80, 1)), 4, axis=1)
+        once = judged(-.4, 1., longer[:, :1], rng)
+        _, low, high = G.length_controlled(np.repeat(once, 4, axis=1), longer)
+        held += low < truth < high
+    assert 180 <= held <= 199

@@ -8,6 +8,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 import torch
@@ -20,6 +21,7 @@ import ppo
 import reward
 import sft
 from common import pretrained
+from common.stats import spearman
 from common.tokenizer import load_tokenizer, published_spec
 from conftest import ROOT
 from test_tokenizer import ODD
@@ -194,3 +196,23 @@ def test_gpt2_s_published_files_give_tiktoken_s_ids(tmp_path, monkeypatch):
     for text in texts:
         ids = ours.encode_ordinary(text)
         assert ids == theirs.encode_ordinary(text) and ours.decode(ids) == text
+
+
+def test_length_control_orders_models_by_what_they_are_worth():
+    """Real lengths of published models' answers; a judge with a known taste for quality and for length."""
+    answers = [r["outputs"] for r in lines("instruct/alpaca_eval_805_6models.jsonl.gz")]
+    base, rng, raw, fair = "text_davinci_003", np.random.default_rng(0), {}, {}
+    models = {m for of_row in answers for m in of_row} - {base}
+
+    def longer(m):
+        return np.array([[len(o[m]) - len(o[base])] for o in answers if m in o and base in o], dtype=float)
+    by_length = sorted(models, key=lambda m: -longer(m).mean())
+    worth = dict(zip(by_length, np.linspace(-.8, .8, len(by_length))))      # the longer, the less worth
+    for m in by_length:
+        more = longer(m)
+        chance = 1 / (1 + np.exp(-worth[m] - 2 * np.tanh(more / more.std())))
+        won = rng.random(more.shape) < chance
+        raw[m], fair[m] = won.mean(), generalisation.length_controlled(won, more)
+        assert fair[m].low < 1 / (1 + np.exp(-worth[m])) < fair[m].high, m
+    of_worth = list(worth.values())
+    assert spearman([f.mean for f in fair.values()], of_worth) > spearman(list(raw.values()), of_worth) + .3

@@ -396,6 +396,7 @@ def test_the_study_of_a_published_model_and_its_tables(model, data, tmp_path, ca
     assert set(results["models"]) == {"seed-0/ckpt_reward.pt", "seed-0/ckpt_ppo.pt", "ckpt_judge.pt"}
     text = (tmp_path / "replication.md").read_text()
     assert text in capfd.readouterr().out and "| win rate | test |" in text and "longer wins" in text
+    assert "| win rate at equal length | ood_far |" in text and "| per input ead, first 20 words | test |" in text
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
     published.run_study(study, torch.device("cpu"))         # finished stages are not run again
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")} == before
