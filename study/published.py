@@ -138,7 +138,8 @@ def measure_file(rows, score, encode):
              "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
     for part, cut in (("", rows), (f", first {CUT} words", diversity.first_words(rows, CUT))):
         varied = diversity.measure_samples(cut, diversity.embed_outputs(cut, encode), vocabulary=VOCABULARY)
-        for kind, names in (("per_input", ("ead", "self_bleu", "embedding")), ("across", ("ead", "embedding"))):
+        for kind, names in (("per_input", ("ead", "self_bleu", "embedding")),
+                            ("across", ("ead", "embedding"))):
             found |= {f"{kind.replace('_', ' ')} {name}{part}": varied[kind][name] for name in names}
     return {name: np.asarray(values, dtype=float) for name, values in found.items()}
 

@@ -499,7 +499,8 @@ def row_reward_ragged(cfg, device, size=4):
     found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
     seconds = {k: [t / n for t, n in zip(found[k], counts[k][1:])] for k in found}
     yield line("reward model step, GPT-2 small, pairs on posts of TL;DR's lengths: a response token",
-               seconds["ours"], seconds["theirs"], "a row for each response, padded to the batch", 0, tokens=1)
+               seconds["ours"], seconds["theirs"], "a row for each response, padded to the batch", 0,
+               tokens=1)
 
 
 def row_ppo_ragged(cfg, device, size=4):
@@ -531,8 +532,8 @@ def row_ppo_ragged(cfg, device, size=4):
     def ours():
         prompts, responses, mask, logp, zeros = next_rollouts("ours")
         packed = M.pack(prompts, [[r] for r in responses], device)
-        ro = ppo.Rollout(prompts, responses, policy.trunk(packed), value_model.trunk(packed), mask, logp, logp,
-                         zeros, zeros[:, 0], mask[:, 0])
+        ro = ppo.Rollout(prompts, responses, policy.trunk(packed), value_model.trunk(packed), mask, logp,
+                         logp, zeros, zeros[:, 0], mask[:, 0])
         learn("ours", ppo.minibatch_loss(policy, value_model, ro, zeros + 1, zeros, list(range(size)),
                                          int(mask.sum()), ppo_cfg)[0])
 
@@ -545,14 +546,15 @@ def row_ppo_ragged(cfg, device, size=4):
         at = torch.tensor([[min(len(p) - 1 + t, len(row) - 2) for t in range(T)]
                            for p, row in zip(prompts, rows)], device=device)
         tokens = x.tokens.gather(1, at + 1)
-        logp = all_logp.gather(1, at[..., None].expand(-1, -1, all_logp.shape[-1])).gather(2, tokens[..., None])
+        logp = all_logp.gather(1, at[..., None].expand(-1, -1, all_logp.shape[-1]))
+        logp = logp.gather(2, tokens[..., None])
         pg_loss, _ = ppo.policy_loss(logp[..., 0], old_logp, zeros + 1, mask)
         v_loss, _ = ppo.value_loss(v.gather(1, at), zeros, zeros, mask)
         learn("theirs", pg_loss + ppo_cfg.vf_coef * v_loss)
     found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
     check(np.allclose(losses["ours"], losses["theirs"], rtol=1e-3), "the two sides disagree")
-    yield line("PPO update, GPT-2 small, posts of TL;DR's lengths, all trained", found["ours"], found["theirs"],
-               "all logits, padded to the same minibatch", 0, tokens=float(np.mean(counts)))
+    yield line("PPO update, GPT-2 small, posts of TL;DR's lengths, all trained", found["ours"],
+               found["theirs"], "all logits, padded to the same minibatch", 0, tokens=float(np.mean(counts)))
 
 
 # -------------------------------------------------------------------------------------------------- diversity

@@ -7,8 +7,8 @@ One of four sizes changes at a time: tokens of the prompt, tokens of the respons
 The model has 8 layers of width 256 (7.1 million parameters) with random weights; responses have a fixed
 length.  A step samples the rollouts, scores them and learns from them in 4 epochs of 4 minibatches.
 
-Each point is a process of its own, because memory is its peak: the median of some steps after one that does not
-count, and the peak less what a process holds before it makes the model.
+Each point is a process of its own, because memory is its peak: the median of some steps after one that does
+not count, and the peak less what a process holds before it makes the model.
 """
 import json
 import subprocess
@@ -46,8 +46,8 @@ class Config(Common):
 # ------------------------------------------------------------------------------------------------ arithmetic
 
 def operations(prompt, response, rollouts, frozen):
-    """Floating-point operations of a step: those of matrix products with weights, as tools/budget.py has them,
-    and of attention, which that leaves out.
+    """Floating-point operations of a step: those of matrix products with weights, as tools/budget.py has
+    them, and of attention, which that leaves out.
 
     A token attends to what stands before it: 4 D operations for each of S / 2 positions and layer, forward;
     twice that backward."""
@@ -61,10 +61,10 @@ def operations(prompt, response, rollouts, frozen):
 def bytes_held(prompt, response, rollouts, frozen):
     """Bytes at the peak, the larger of two moments: learning from a minibatch, and scoring all rollouts.
 
-    Learning keeps of each token and trained layer 9 D + 2 F numbers for the backward pass (input and output of
-    two norms, queries, keys, values, output of attention twice, residual; input and output of the activation),
-    of two models.  Scoring goes through one layer at a time, which holds about as much, and needs the cache of
-    sampling, 2 D a token and layer, no longer."""
+    Learning keeps of each token and trained layer 9 D + 2 F numbers for the backward pass (input and output
+    of two norms, queries, keys, values, output of attention twice, residual; input and output of the
+    activation), of two models.  Scoring goes through one layer at a time, which holds about as much, and
+    needs the cache of sampling, 2 D a token and layer, no longer."""
     config, S = replace(GPTConfig(**SHAPE), frozen=frozen), prompt + response
     a_layer = 4 * S * (9 * config.d_model + 2 * config.d_ff)
     weights = budget.memory(config, torch.float32)[1]
@@ -72,7 +72,7 @@ def bytes_held(prompt, response, rollouts, frozen):
     return weights + max(learning, a_layer * rollouts)
 
 
-# --------------------------------------------------------------------------------------------------- measuring
+# ------------------------------------------------------------------------------------------------- measuring
 
 def measure_point(sizes, repeats, dtype, device):
     """{"seconds", "processor_seconds", "megabytes"} of one point, in this process."""
@@ -110,7 +110,7 @@ def measure(cfg, device):
             "device": str(device), "dtype": cfg.dtype, "threads": torch.get_num_threads(), "points": points}
 
 
-# ----------------------------------------------------------------------------------------------------- drawing
+# --------------------------------------------------------------------------------------------------- drawing
 
 def draw(found, path):
     """growth.png: seconds and megabytes over each size, measured and computed."""
