@@ -24,7 +24,7 @@ from common.checkpoint import load_checkpoint
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError, check
 from common.files import write_jsonl
-from common.flags import Common, Count, Domain, Mass, Natural, run, setup, use_threads
+from common.flags import Common, Count, Domain, Mass, Natural, launch, setup, use_threads
 from common.loop import Run, say
 from common.samples import sample_line, sample_path
 from common.tokenizer import load_tokenizer, same_ids
@@ -218,4 +218,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, PRESETS)
+    launch(main, Config, __doc__, PRESETS)

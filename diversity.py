@@ -29,7 +29,7 @@ import numpy as np
 from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import UserError, check
 from common.files import output_path, write_json
-from common.flags import Common, Domain, Natural, run, setup
+from common.flags import Common, Domain, Natural, launch, setup
 from common.ngrams import clipped_matches, count_ngrams, group_of_text, ngram_ids
 from common.samples import KEY, NAMES, known_task, names_of, read_all, run_name, short_name
 from common.stats import FEW_PROMPTS, Interval, mean_interval
@@ -568,4 +568,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

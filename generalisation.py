@@ -25,7 +25,7 @@ import numpy as np
 from common.checkpoint import load_checkpoint
 from common.errors import UserError, check
 from common.files import output_path, write_json
-from common.flags import Common, run, setup
+from common.flags import Common, launch, setup
 from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name, short_name
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tables import WIDTH, text_table
@@ -357,4 +357,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -8,10 +8,10 @@ Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, 
 1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
 stays near 1 and `length` near the references'.
 
-Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1 and half its layers frozen; the
-value model is a second network that starts from the reward model; advantages are whitened over response
-tokens only (the authors' code includes padding); minibatches do not overlap (theirs do); the score of a
-response that did not end is the fixed `--no-eos-score`.
+Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1, fewer steps of 2 epochs and
+half its layers frozen; the value model is a second network that starts from the reward model; advantages are
+whitened over response tokens only (the authors' code includes padding); minibatches do not overlap (theirs
+do); the score of a response that did not end is the fixed `--no-eos-score`.
 """
 import copy
 import time
@@ -26,7 +26,7 @@ from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, m
                          shard, world_size)
 from common.errors import check
 from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive,
-                          Temperature, run, setup, use_threads)
+                          Temperature, launch, setup, use_threads)
 from common.loop import Run
 from common.ngrams import count_ngrams
 from common.tokenizer import load_tokenizer, same_ids
@@ -55,8 +55,8 @@ class Config(Common):
                                 # The paper's 0.8
     lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of
                                 # parameters
-    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations); the
-                                # paper's 0.05
+    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations of the
+                                # reward model's scores); the paper's 0.05
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
     kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch
     temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one.  A greedy
@@ -87,8 +87,9 @@ def kl_estimate(logp, ref_logp, kind="k1"):
     With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
     unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind.
 
-    All three are for looking at; only k1 belongs into the reward.  The policy gradient treats the penalty as
-    a constant, and then only k1's gradient is that of beta KL(policy || reference).  k3's is the gradient of
+    All three are for looking at; only k1 belongs into the reward, because an unbiased value need not give an
+    unbiased gradient.  The policy gradient treats the penalty as a constant, and then only k1's gradient is
+    that of beta KL(policy || reference).  k3's is the gradient of
     KL(policy || reference) less that of KL(reference || policy): the two cancel near the reference, and the
     policy ends far from the optimum of E[r] - beta KL (tests/test_optimum.py measures how far)."""
     x = logp - ref_logp
@@ -131,12 +132,12 @@ def masked_mean(x, mask, n_tokens=None):
     return inside.sum() / (n_tokens or len(inside))
 
 
-def whiten(x, mask, shift_mean=True):
-    """x (B, T) with mean 0 (or its own, shift_mean=False) and variance 1 over the masked tokens of all ranks,
-    0 elsewhere.  Unbiased variance."""
+def whiten(x, mask):
+    """x (B, T) with mean 0 and variance 1 over the masked tokens of all ranks, 0 elsewhere.  Unbiased
+    variance."""
     inside = all_gather(x[mask])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
-    return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean), 0.)
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.)
 
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
@@ -253,7 +254,7 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
                 mb_stats += weight * part_stats.cpu()
                 if not stats:
                     ratio_off = torch.maximum(ratio_off, change.expm1().abs().max().cpu())
-            # clipped apart, because the value loss is the larger one and would eat the policy's step
+            # the gradients are scaled down apart: the value model's is larger and would shrink the policy's
             norms.append(run.step_optimizer(policy.trainable(), value_model.trainable(),
                                             rows=[run.batch[i] for i in mb_idx]))
             stats.append(mb_stats)
@@ -278,6 +279,7 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
     pg_loss, pg_clipfrac = policy_loss(logp, old_logp, advantages[idx, :T], mask, cfg.clip_ratio, n_tokens)
     v_loss, v_clipfrac = value_loss(v, old_v, returns[idx, :T], mask, cfg.clip_value, n_tokens)
     change = (logp - old_logp).detach()
+    # KL(old || new): the samples are the old policy's, so x is its log-probability less the new one's
     update_kl = kl_estimate(-change, torch.zeros_like(change), "k3")
     stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy,
                          masked_mean(change.exp(), mask, n_tokens), masked_mean(update_kl, mask, n_tokens)))
@@ -340,6 +342,7 @@ def check_batch(batch_size, minibatches, what):
 
 def read_prompts(task, tokenizer, n, context):
     """At most n rows to sample responses to, and their prompts' ids."""
+    # AlpacaFarm has prompts for PPO alone
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(n, 100_000), references=1)
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))
@@ -365,7 +368,7 @@ def probe(policy, prompts, max_new_tokens, eos, cfg):
     sampled = gather_rows(M.generate(
         policy, prompts[:PROBES], max_new_tokens, n=PROBES, temperature=cfg.temperature, eos=eos,
         rng=torch.Generator().manual_seed(cfg.seed), ranks=(rank(), world_size())))
-    unique, total = (counts[:, :-1] for counts in count_ngrams(sampled))
+    unique, total = (counts[:, :-1] for counts in count_ngrams(sampled))    # the last one is of all prompts
     return float((unique[total > 0] / total[total > 0]).mean())
 
 
@@ -422,8 +425,9 @@ def main(cfg):
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
             run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, tokenizer.eot_token, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
-        run.log(**metrics, beta=beta.update(metrics["kl"], cfg.batch_size), **stats,
+        run.log(**metrics, beta=beta.value, **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / (time.time() - start))
+        beta.update(metrics["kl"], cfg.batch_size)      # of the next step
         run.state |= {"beta": beta.value, "metrics": metrics}
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
 
@@ -433,4 +437,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, PRESETS)
+    launch(main, Config, __doc__, PRESETS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.errors import check
-from common.flags import Common, Count, Domain, Seed, run, setup
+from common.flags import Common, Count, Domain, Seed, launch, setup
 from study import published, synthetic_study
 from study.compare import COMMITTED
 from study.stages import QUICK, Recipe
@@ -87,4 +87,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
 from common.errors import UserError, check
-from common.flags import (Common, Count, Frozen, Natural, NonNegative, Positive, run, setup,
-                          use_threads)
+from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
 from common.loop import Run
 from common.stats import bootstrap_ratio
 from common.tokenizer import load_tokenizer
@@ -277,4 +276,4 @@ def report(path, m):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, PRESETS)
+    launch(main, Config, __doc__, PRESETS)

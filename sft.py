@@ -21,7 +21,7 @@ import torch
 from common import pretrained
 from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard, world_size
 from common.errors import check
-from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, flag_of, run,
+from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, flag_of, launch,
                           setup, use_threads)
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
@@ -201,4 +201,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, PRESETS)
+    launch(main, Config, __doc__, PRESETS)

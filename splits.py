@@ -18,7 +18,7 @@ import torch
 
 from common.errors import UserError, check
 from common.files import read_jsonl
-from common.flags import Common, Count, run, setup
+from common.flags import Common, Count, launch, setup
 from common.tokenizer import build_tokenizer, load_tokenizer
 from tasks import instructions, paper, synthetic
 
@@ -281,4 +281,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -1,7 +1,7 @@
 """A dataclass becomes the flags of a script: each field's comment is its help text, each field's type its
 domain.
 
-Every script is a dataclass `Config` and a function `main(cfg)`.  `run(main, Config, __doc__)` parses the
+Every script is a dataclass `Config` and a function `main(cfg)`.  `launch(main, Config, __doc__)` parses the
 command line.  It turns a UserError into one line and exit status 2.  A field's type says which values make
 sense (`Count`, `Positive`, `Fraction`, ...), and Config checks them when it is built, so a main holds no
 range checks.
@@ -158,7 +158,7 @@ class Interrupted(Exception):
                 "there")
 
 
-def run(main, config, doc, presets=None):
+def launch(main, config, doc, presets=None):
     """The last line of every script."""
     try:
         main(parse(config, doc, presets=presets))

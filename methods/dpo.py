@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
-from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, run, setup, use_threads
+from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
 from common.loop import Run
 from common.tokenizer import load_tokenizer
 from model import log_probs, pack, share_trunk
@@ -147,4 +147,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

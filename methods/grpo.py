@@ -23,8 +23,8 @@ from common.checkpoint import load_checkpoint
 from common.dist import (all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank, shard,
                          world_size)
 from common.errors import check
-from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNegative, Positive,
-                          Temperature, run, setup, use_threads)
+from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNegative, Positive, Temperature,
+                          launch, setup, use_threads)
 from common.loop import Run
 from common.tokenizer import load_tokenizer, same_ids
 from ppo import (check_batch, check_trainable, gold_rewards, kl_estimate, masked_mean, policy_loss,
@@ -228,4 +228,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from common.errors import UserError, check, first_line
 from common.files import loads
-from common.flags import Common, run
+from common.flags import Common, launch
 from common.stats import Interval
 from study.claims import GOLD, UNDECIDED
 from study.names import DIVERSITY, NOISE, POLICIES, QUALITY, pick
@@ -165,4 +165,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

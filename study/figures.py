@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.flags import Common, run
+from common.flags import Common, launch
 from study import proxies
 from study.claims import HOLDS, OPPOSITE
 from study.instruct import COMPARED
@@ -556,4 +556,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -30,7 +30,7 @@ import diversity
 from common.embed import encoder_wanted, load_encoder
 from common.errors import check
 from common.files import output_path, write_json
-from common.flags import Common, Domain, run, setup
+from common.flags import Common, Domain, launch, setup
 from common.samples import known_task, read_all
 from common.stats import Interval, auc, auc_interval, bootstrap_statistic, mean_interval, ranks, spearman
 from splits import synthetic_task
@@ -270,4 +270,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -10,7 +10,7 @@ import numpy as np
 
 import diversity
 from common.files import atomic_write
-from common.flags import Common, run
+from common.flags import Common, launch
 from common.stats import Interval
 from study import frontier, methods, paper, proxies
 from study.growth import direction
@@ -464,4 +464,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from common.embed import encoder_wanted, load_encoder
 from common.errors import check
-from common.flags import Common, Count, run, setup
+from common.flags import Common, Count, launch, setup
 from common.stats import ENDS, Interval, auc
 from common.tables import text_table
 from splits import read_splits, task_of, tokenizer_of
@@ -195,4 +195,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.files import write_json
-from common.flags import Common, Count, Seed, run
+from common.flags import Common, Count, Seed, launch
 from common.samples import read_samples, sample_path
 from common.tables import text_table
 from generalisation import gold_scores
@@ -90,4 +90,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

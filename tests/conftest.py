@@ -52,7 +52,7 @@ def call(name, *args, cwd):
     sys.argv, status = [f"{name}.py", *map(str, args)], 0
     try:
         with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            flags.run(module.main, module.Config, module.__doc__, getattr(module, "PRESETS", None))
+            flags.launch(module.main, module.Config, module.__doc__, getattr(module, "PRESETS", None))
     except SystemExit as stop:
         status = stop.code or 0
     finally:

@@ -49,7 +49,7 @@ import sft
 from common.errors import UserError, check
 from common.fast_linear import Linear
 from common.files import loads, output_path, read_jsonl, write_json
-from common.flags import DTYPES, Common, Count, run, setup
+from common.flags import DTYPES, Common, Count, launch, setup
 from common.loop import Run, peak_memory
 from common.ngrams import count_ngrams
 from splits import length_bucketed_batches
@@ -771,4 +771,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

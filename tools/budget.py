@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import check
-from common.flags import Common, Count, NonNegative, Positive, run
+from common.flags import Common, Count, NonNegative, Positive, launch
 from model import GPT, SHAPES, GPTConfig
 
 
@@ -155,4 +155,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, check
 from common.files import atomic_write, output_path, write_json
-from common.flags import Common, Count, Natural, NonNegative, Positive, run
+from common.flags import Common, Count, Natural, NonNegative, Positive, launch
 from common.samples import KEY, NAMES, matched, names_of, read_all, read_samples, run_name
 from common.stats import FEW_PROMPTS, Interval, rate_interval
 from common.tables import text_table
@@ -364,4 +364,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

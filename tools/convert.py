@@ -25,7 +25,7 @@ import torch
 from common import pretrained
 from common.errors import UserError, check
 from common.files import loads, read_jsonl, write_jsonl
-from common.flags import Common, Count, run, setup
+from common.flags import Common, Count, launch, setup
 from common.samples import instruction_prompt
 from common.tokenizer import load_tokenizer
 from model import generate, log_probs, pack
@@ -221,4 +221,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

@@ -20,7 +20,7 @@ import torch
 
 from common.errors import check
 from common.files import write_json
-from common.flags import DTYPES, Common, Count, run, setup
+from common.flags import DTYPES, Common, Count, launch, setup
 from model import GPTConfig
 from tools import budget
 from tools.bench import ROOT, medians, our_iteration, peak, peaks, processor, timed
@@ -165,4 +165,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

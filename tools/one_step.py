@@ -18,7 +18,7 @@ import model as M
 import ppo
 import reward
 from common.errors import check
-from common.flags import Common, Count, run, setup
+from common.flags import Common, Count, launch, setup
 from common.loop import Run
 from splits import decode
 from tasks import annotators
@@ -373,4 +373,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)

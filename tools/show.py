@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.errors import check
 from common.files import atomic_write, read_jsonl
-from common.flags import Common, Natural, run
+from common.flags import Common, Natural, launch
 from common.samples import read_all, study_order
 from common.tables import text_table
 from splits import synthetic_task
@@ -297,4 +297,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    launch(main, Config, __doc__)
