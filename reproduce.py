@@ -44,7 +44,7 @@ class Config(Common):
                                 # directory
     judge_data: str = ""        # folder whose preferences train the judge; "": the next seed's reward model
     size: Literal["cpu", "gpu", "paper"] = "gpu"    # flags of every stage, SIZES in study/published.py; gpu
-                                                    # of a facebook/opt model: the paper's
+                                                    # of an opt- model: the paper's
     sft: str = ""               # more flags for sft.py, as one string: "--max-new-tokens 64"
     reward: str = ""            # the same for reward.py
     ppo: str = ""               # for ppo.py: "--steps 10"

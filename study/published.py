@@ -57,16 +57,16 @@ PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
 VOCABULARY = 50257      # V of EAD, the authors'
 CUT = 20                # words of an output on which diversity is measured once more: length confounds it
 # what the paper reports of TL;DR in distribution, second-hand (appendix J.4, tables 11 and 12):
-# {model: {measure: {policy: value}}}
-PAPER = {"facebook/opt-125m": {"per input ead": {"sft": .81, "ppo": .15}},
-         "facebook/opt-6.7b": {"per input ead": {"sft": .79, "ppo": .07},
-                               "per input embedding": {"sft": .45, "ppo": .06},
-                               "across ead": {"sft": .87, "ppo": .87, "bon": .86}}}
+# {name on the hub, or of a local copy's folder: {measure: {policy: value}}}
+PAPER = {"opt-125m": {"per input ead": {"sft": .81, "ppo": .15}},
+         "opt-6.7b": {"per input ead": {"sft": .79, "ppo": .07},
+                      "per input embedding": {"sft": .45, "ppo": .06},
+                      "across ead": {"sft": .87, "ppo": .87, "bon": .86}}}
 
 
 def flags_of(size, model):
     """{script: list of flags} of a --size."""
-    return SIZES["opt" if size == "gpu" and model.startswith("facebook/opt") else size]
+    return SIZES["opt" if size == "gpu" and Path(model).name.startswith("opt-") else size]
 
 
 class Study(NamedTuple):
@@ -199,7 +199,7 @@ def markdown(results):
         less_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
         return [measure, split, *(interval(v, 3) for v in values),
                 *(f"{signed(d, 3)} {verdict(d)}" for d in less_sft)]
-    known = PAPER.get(results["model"], {}) if "test" in splits else {}
+    known = PAPER.get(Path(results["model"]).name, {}) if "test" in splits else {}
     beside = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
                *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)]
               for m, of in known.items()]

@@ -434,6 +434,7 @@ def test_the_papers_values_stand_beside_those_of_its_models(tmp_path):
     """--size gpu of an OPT model takes the paper's settings, and the table its values."""
     assert published.flags_of("gpu", "facebook/opt-125m")["ppo"] == ["--preset", "paper", "--dtype", "bf16"]
     assert published.flags_of("gpu", "gpt2") == published.SIZES["gpu"]
+    assert published.flags_of("gpu", "/models/opt-1.3b") == published.SIZES["opt"]
     assert published.flags_of("cpu", "facebook/opt-125m") == published.SIZES["cpu"]
     e = over_seeds(np.full((2, 3), .5))
     names = ("sft", "bon", "ppo")
