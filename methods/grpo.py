@@ -8,8 +8,8 @@ Writes ckpt_grpo.pt and metrics_grpo.jsonl, with the metrics of ppo.py.
 
 GRPO (Shao et al. 2024) divides by the group's standard deviation and adds the KL penalty to the loss; RLOO
 (Ahmadian et al. 2024) compares with the mean of the others and puts the penalty into the reward, as PPO does.
-Deviation from GRPO: the loss is a mean over the tokens of a minibatch, not over each response and then over
-responses, because that favours long wrong responses (Liu et al. 2025).
+Deviation from GRPO: the loss is a mean over the tokens of a minibatch.  GRPO averages over the tokens of each
+response first, which favours long wrong responses (Liu et al. 2025).
 """
 import copy
 from dataclasses import dataclass
