@@ -133,9 +133,10 @@ class Frontier:
         self.keys = list(self.lines[0])
 
     def get(self, key, measure):
-        """(seeds, prompts); of the KL, which is one number a policy, the same for all prompts."""
-        if measure == "kl":
-            return np.array([[self.kl_of(seed, key)] * len(seed[key]["wins"]) for seed in self.lines])
+        """(seeds, prompts); of the root of the KL, which is one number a policy, the same for all prompts.
+        """
+        if measure == "root_kl":
+            return np.array([[self.kl_of(seed, key) ** .5] * len(seed[key]["wins"]) for seed in self.lines])
         return np.array([seed[key][measure] for seed in self.lines], dtype=float)
 
     @staticmethod
@@ -190,12 +191,18 @@ RATES_OF = ("wins", "gold_diversity", "good", "good_gold_diversity")    # betwee
 MEANS_OF = ("ead", "reward", "gold_reward", "good_distinct", "utility")
 
 
+def ppo_curve(f):
+    """PPO's points of a Frontier, from the beta of the highest gold reward up: with a smaller one it
+    over-optimises, and has less reward and less diversity."""
+    keys = [(ppo_name(b), DIVERSITY) for b in BETAS]
+    return keys[int(np.argmax([f.get(key, "gold_reward").mean() for key in keys])):]
+
+
 def numbers(seeds):
     """What reviewers.json holds of this question.  seeds: frontier.json of each."""
     f = Frontier(seeds)
     sft = sorted((k for k in f.keys if k[0] == "sft"), key=lambda k: k[1])
-    best, ppo = [(f"bon{n}", 1.0) for n in BEST_OF], [(ppo_name(b), DIVERSITY) for b in BETAS if b]
-    lines = []
+    best, ppo, lines = [(f"bon{n}", 1.0) for n in BEST_OF], ppo_curve(f), []
     for title, curve, key, knob in points(f.keys):
         line = {"policy": title, "curve": curve, "temperature": key[1], "knob": knob,
                 "n": int(key[0].removeprefix("bon")) if curve == "best-of-N" else None, "kl": f.kl(key),
@@ -212,10 +219,11 @@ def numbers(seeds):
             line["kept_beside_bon"] = f.beside(key, best, "gold_reward", "gold_diversity")
             line["good_kept_beside_bon"] = f.beside(key, best, "gold_reward", "good_gold_diversity")
             line["distinct_kept_beside_bon"] = f.beside(key, best, "gold_reward", "good_distinct")
-            line["gained_beside_bon"] = f.beside(key, best, "kl", "gold_reward")
+            # over its root, in which reward is nearly straight (Gao et al. 2022)
+            line["gained_beside_bon"] = f.beside(key, best, "root_kl", "gold_reward")
         if curve not in ("SFT", "best-of-N", "PPO", "base"):
             line["kept_beside_ppo"] = f.beside(key, ppo, "gold_reward", "gold_diversity")
-            line["gained_beside_ppo"] = f.beside(key, ppo, "kl", "gold_reward")
+            line["gained_beside_ppo"] = f.beside(key, ppo, "root_kl", "gold_reward")
         lines.append(line)
     free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)
     larger = {m: over_seeds(f.get((ppo_name(BETAS[-1]), DIVERSITY), m) - f.get(usual, m))

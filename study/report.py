@@ -295,8 +295,8 @@ def of_methods(reviewers):
         found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
         for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
     return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N "
-            "over N and PPO over β; * marks where that curve does not reach so far, and its nearest end was "
-            "taken.",
+            "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * marks "
+            "where that curve does not reach so far, and its nearest end was taken.",
             table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
             "Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),

@@ -21,7 +21,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.stats import over_seeds
 from conftest import ROOT, json_lines, refused
-from study import claims, figures, growth, names, pipeline, published, report, stages
+from study import claims, figures, frontier, growth, names, pipeline, published, report, stages
 from study.frontier import Frontier
 from study.pipeline import Stage
 from test_pretrained import LLAMA, REFS, value
@@ -252,10 +252,19 @@ def fake_frontier(ppo_wins):
     return Frontier([seed, seed])
 
 
+def test_ppo_is_no_peer_where_it_over_optimises():
+    reward = {0.: 1., .03: 2., .1: 3., .3: 2.5, 1.: 1.5}
+    seed = [{"policy": names.ppo_name(b), "temperature": 1., "gold_reward": [r, r + .1]}
+            for b, r in reward.items()]
+    assert frontier.ppo_curve(Frontier([seed])) == [("ppo", 1.), ("ppo_b0.3", 1.), ("ppo_b1", 1.)]
+
+
 @pytest.mark.parametrize("wins, expected", [(.7, .2), (.5, 0.), (.2, -.3)])
 def test_frontier_compares_at_equal_diversity(wins, expected):
     e = fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "gold_diversity", "wins")
-    assert fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "kl", "wins") == e   # alike here
+    # SFT's points at the roots .447 and .894 of KL, PPO's at .707: SFT would win .484 there
+    by_kl = fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "root_kl", "wins")
+    assert by_kl["mean"] == pytest.approx(wins - .48377, abs=1e-4)
     assert e["mean"] == pytest.approx(expected) and e["inside"]
     assert growth.direction(e) == {.2: "grows", -.3: "shrinks"}.get(expected, growth.direction(e))
     assert not fake_frontier(wins).beside(("sft", 1.), [("sft", .2), ("ppo", 1.)], "gold_diversity",
