@@ -328,7 +328,7 @@ def method_stages(t):
     def of_method(method, beta):
         name = method_name(method, beta)
         work = partial(t.method, name, partial(t.train_method, method, beta), everywhere=beta == BETA)
-        return _stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 60, work)
+        return _stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 70 if method in dpo.LOSSES else 25, work)
     if t.task != "synthetic":
         stages = [of_method(method, BETA) for method in ("dpo", "rloo")]
     else:
@@ -339,7 +339,7 @@ def method_stages(t):
             stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
         for a in TYPICALITY:
             name = method_name("typical", a)
-            stages.append(_stage(t, name, ("sft",), (f"ckpt_{name}.pt",), 110, partial(t.typical, a)))
+            stages.append(_stage(t, name, ("sft",), (f"ckpt_{name}.pt",), 200, partial(t.typical, a)))
     done = tuple(name.rpartition("/")[2] for name, *_ in stages)
-    return [*stages, _stage(t, "methods", ("sample", *done), ("methods.json",), 60,
+    return [*stages, _stage(t, "methods", ("sample", *done), ("methods.json",), 90,
                             partial(methods.measure, t.here))]
