@@ -8,7 +8,7 @@ with fewer than four seeds, these do not decide.
 import numpy as np
 
 from common.stats import over_seeds
-from study.names import BETA, DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, SWEEP, ppo_name, short
+from study.names import DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, short
 from tasks import synthetic
 
 HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
@@ -103,20 +103,6 @@ def of_sharpening(r, task):
 
 # --------------------------------------------------------------------------------------- what the tables show
 
-def kl_sweep(r):
-    """PPO over the KL coefficient with systematic noise: its last training step, means over seeds; its win
-    rate at the temperature of quality and gold diversity at that of diversity."""
-    out = []
-    for beta in sorted((*SWEEP, BETA)):
-        name = ppo_name(beta)
-        logged = [r.ppo["synthetic", seed][name] for seed in r.seeds]
-        means = {key: float(np.mean([step[key] for step in logged]))
-                 for key in ("reward", "gold_reward", "kl", "length", "eos_rate")}
-        out.append({"beta": beta, **means, "win": r.estimate("synthetic", name, "test", QUALITY, "wins"),
-                    "diversity": r.estimate("synthetic", name, "test", DIVERSITY, GOLD)})
-    return out
-
-
 def unfinished(r, task):
     """{split: the largest fraction of samples without an end, over SFT, best-of-16, PPO and seeds}."""
     return {s: float(max(r.get(task, p, s, QUALITY, "unfinished").max() for p in ("sft", "bon", "ppo")))
@@ -148,7 +134,7 @@ def results(r, settings, cost):
         return dict(zip(("task", "policy", "split", "temperature"), key))
     lines = {key: r.lines[(*key, r.seeds[0])] for key in r.keys()}
     return {"settings": settings | {"seeds": r.seeds}, "cost": cost,
-            "claims": claims(r), "kl_sweep": kl_sweep(r),
+            "claims": claims(r),
             "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
             "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
                           for m in line if m.startswith(("per_input_", "across_"))],

@@ -15,8 +15,8 @@ from common.flags import Common, launch
 from study import proxies
 from study.claims import HOLDS, OPPOSITE
 from study.instruct import COMPARED
-from study.names import (BETAS, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, SHIFTED, pick,
-                         ppo_name, short)
+from study.names import (BETA, BETAS, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, SHIFTED, pick,
+                         short)
 from study.report import ENOUGH_SEEDS, ends, read_numbers
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
@@ -117,17 +117,16 @@ def curves_of_reviewers(lines):
 
 
 def curves_of_results(results):
-    """The same without --full: best-of-N is one point, and fewer betas are known."""
+    """The same without --full: best-of-N is one point, and so is PPO."""
     def point(label, policy, temperature):
         at = dict(task="synthetic", policy=policy, split="test", temperature=temperature)
         varied = pick(results["diversity"], **at, measure="per_input_gold_diversity")
         return label, varied, pick(results["win_rate"], **at)
     temperatures = sorted(x["temperature"] for x in results["win_rate"]
                           if (x["task"], x["policy"], x["split"]) == ("synthetic", "sft", "test"))
-    betas = [x["beta"] for x in results["kl_sweep"]]
     return {"SFT": [point(f"T = {t:g}", "sft", t) for t in temperatures],
             "best-of-N": [point("N = 16", "bon", DIVERSITY)],
-            "PPO": [point(f"β = {b:g}", ppo_name(b), DIVERSITY) for b in betas]}
+            "PPO": [point(f"β = {BETA:g}", "ppo", DIVERSITY)]}
 
 
 def frontier_title(reviewers, curves):

@@ -18,7 +18,7 @@ from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from splits import Task, synthetic_task
-from study.names import BETA, DIVERSITY, QUALITY, SWEEP, VARIED, ppo_name
+from study.names import DIVERSITY, QUALITY, VARIED
 
 
 def vocabulary_of(task):
@@ -56,12 +56,8 @@ def measure(here, name):
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
-    logs = [here / f"metrics_{ppo_name(beta)}.jsonl" for beta in (BETA, *SWEEP)]
-    last_steps = {path.stem.removeprefix("metrics_"): json.loads(path.read_text().splitlines()[-1])
-                  for path in logs if path.is_file()}
     accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
-    found = {"samples": lines, "ppo": last_steps, "reward": accuracy,
-             "reward_by_set": reward_by_set(here)}
+    found = {"samples": lines, "reward": accuracy, "reward_by_set": reward_by_set(here)}
     write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
 
 
@@ -121,11 +117,11 @@ class Measures:
 
     def __init__(self, folder, seeds, tasks):
         self.seeds, self.tasks, self.lines = list(seeds), list(tasks), {}
-        self.ppo, self.reward, self.reward_by_set = {}, {}, {}
+        self.reward, self.reward_by_set = {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
-                self.ppo[task, seed], self.reward[task, seed] = found["ppo"], found["reward"]
+                self.reward[task, seed] = found["reward"]
                 self.reward_by_set[task, seed] = found["reward_by_set"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature

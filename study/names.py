@@ -23,9 +23,8 @@ SFT_TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 QUALITY, DIVERSITY = 0.7, 1.0       # temperatures at which win rates and diversity are measured, the paper's
 OPT = "synthetic-opt"               # systematic noise on a base model of OPT's kind, with --full
 BETA = 0.1                          # the KL coefficient of `ppo`
-SWEEP = (0.3,)                      # another one
-FULL_SWEEP = (0.0, 0.03, 1.0)       # more of them, with --full
-BETAS = sorted((*SWEEP, *FULL_SWEEP, BETA))
+SWEEP = (0.0, 0.03, 0.3, 1.0)       # the others, with --full
+BETAS = sorted((*SWEEP, BETA))
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 # other methods with --full, each over its own knob: beta, or in ppo.py the weight of the entropy bonus;
 # and PPO on annotators who like what is typical

@@ -98,8 +98,6 @@ def took(cost):
 
 def results_md(results):
     settings = results["settings"]
-    sweep = table(["beta", "reward", "gold reward", "KL, nats", "length", "win rate ID",
-                   "gold diversity per input"], map(sweep_row, results["kl_sweep"]))
     claims = table(["claim", "noise", "verdict", "difference", "estimate", "more"],
                    map(claim_row, results["claims"]))
     return sections(
@@ -112,10 +110,6 @@ def results_md(results):
                                                f"{x['articles']:.1%}"] for x in results["seen"]]),
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
-        "## The KL coefficient (systematic noise)",
-        "Reward, gold reward, KL, length: at the last PPO step.  Win rate at temperature 0.7, gold diversity "
-        "at 1.",
-        sweep,
         "## What of the paper's claims holds in these runs",
         "A claim holds, or its opposite does, if the 95 % interval of the difference over the choice of "
         "seeds and prompts lies on one side of zero (common/stats.py, over_seeds).  Else it is not shown; "
@@ -179,11 +173,6 @@ def open_ends(unfinished):
     worst = max(unfinished, key=unfinished.get)
     return ("Samples of SFT, best-of-16 and PPO that did not end, temperature 0.7: at most "
             f"{unfinished['test']:.1%} in distribution, {unfinished[worst]:.1%} on {worst}.")
-
-
-def sweep_row(x):
-    return [f"{x['beta']:g}", f"{x['reward']:.2f}", f"{x['gold_reward']:.2f}", f"{x['kl']:.2f}",
-            f"{x['length']:.1f}", cell(x["win"]), cell(x["diversity"])]
 
 
 def claim_row(c):
@@ -295,8 +284,8 @@ def of_methods(reviewers):
         found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
         for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
     return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N "
-            "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * marks "
-            "where that curve does not reach so far, and its nearest end was taken.",
+            "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * "
+            "marks where that curve does not reach so far, and its nearest end was taken.",
             table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
             "Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),

@@ -2,9 +2,9 @@
 numbers.
 
 For each seed a base model is pretrained on posts with mixed reference noise.  Then for each kind of noise,
-systematic and independent: SFT, a reward model, PPO, PPO on the gold reward, and best-of-16; with systematic
-noise also PPO with other KL coefficients.  Seeds vary initialisation, data order and sampling.  Posts,
-references and test sets are the same for all, so differences are paired by prompt.
+systematic and independent: SFT, a reward model, PPO, PPO on the gold reward, and best-of-16.  Seeds vary
+initialisation, data order and sampling.  Posts, references and test sets are the same for all, so differences
+are paired by prompt.
 
 Deviations from the paper: its two tasks are replaced by the synthetic one and its GPT-4 judge by the gold
 reward; generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature
@@ -27,7 +27,7 @@ from methods import dpo, grpo
 from splits import synthetic_task
 from study import frontier, growth, kinds, methods, proxies
 from study.measures import encoder_of, measure, sample_files, vocabulary_of
-from study.names import (BETA, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, FULL_SWEEP, GRADED, INSTRUCT_SPLITS,
+from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, GRADED, INSTRUCT_SPLITS,
                          METHODS, NOISE, OPT, QUALITY, RATES, SETS, SFT_TEMPERATURES, SWEEP, TYPICALITY,
                          method_name, ppo_name)
 from study.pipeline import Stage
@@ -63,11 +63,6 @@ class Recipe:
 QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24, ppo_steps=3, batch_size=16,
                pool=32, instruct_base=(1024, 1), shift_prompts=64, resampling=(20, 4), content_sets=10,
                quick=True)
-
-
-def folder_of(beta, temperature):
-    """Where the samples of PPO with another KL coefficient stand: with those of the study, or apart."""
-    return f"{'more' if beta in FULL_SWEEP else 't'}{temperature:g}"
 
 
 class Trial:
@@ -147,7 +142,7 @@ class Trial:
         """PPO with another KL coefficient, and its samples."""
         self.train_ppo(ppo_name(beta), beta=beta)
         for temperature in (QUALITY, DIVERSITY):
-            self.sample(ppo_name(beta), temperature, "test", folder_of(beta, temperature))
+            self.sample(ppo_name(beta), temperature, "test", f"more{temperature:g}")
 
     def match(self):
         """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at
@@ -184,7 +179,7 @@ class Trial:
 
     def temperatures(self):
         """SFT and PPO's policies at the temperatures between which the study did not look."""
-        for name in ("sft", *(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))):
+        for name in ("sft", *map(ppo_name, BETAS)):
             for temperature in MORE_TEMPERATURES:
                 if name != "sft" or temperature not in SFT_TEMPERATURES:
                     self.sample(name, temperature, "test", f"more{temperature:g}")
@@ -230,7 +225,7 @@ def plan(recipe, seeds, folder, full=False):
         if full:
             first = seed == seeds[0]        # the shift of the prompts is the same for all seeds
             todo += [line for task in NOISE for line in full_stages(trials[task], first)]
-            todo += sweep_stages(trials["synthetic"], FULL_SWEEP, ("reward",))
+            todo += sweep_stages(trials["synthetic"])
             todo += frontier_stages(trials["synthetic"])
             todo += instruct_stages(trials["instruct"], first)
             todo += opt_stages(Trial(recipe, seed, folder, "synthetic", OPT, "tiny-opt"))
@@ -260,7 +255,6 @@ def base_stages(t, name):
 
 def task_stages(t, base):
     """The study's stages on one task."""
-    sweep = SWEEP if t.task == "synthetic" else ()
     on_gold = partial(t.train_ppo, "ppo_gold", judge="gold")
     return [_stage(t, "sft", (base,), ("ckpt_sft.pt",), 50, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
@@ -268,14 +262,13 @@ def task_stages(t, base):
             _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30, on_gold),
             _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1", "resampled"), 100, t.sample_all),
             _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
-            *sweep_stages(t, sweep, ("reward",)),
-            _stage(t, "measure", ("sample", "match", *map(ppo_name, sweep)), ("measures.json",), 25,
+            _stage(t, "measure", ("sample", "match"), ("measures.json",), 25,
                    partial(measure, t.here, t.task))]
 
 
-def sweep_stages(t, betas, needs):
-    return [_stage(t, ppo_name(beta), needs, (f"ckpt_{ppo_name(beta)}.pt",), 40, partial(t.sweep, beta))
-            for beta in betas]
+def sweep_stages(t):
+    return [_stage(t, ppo_name(beta), ("reward",), (f"ckpt_{ppo_name(beta)}.pt",), 40, partial(t.sweep, beta))
+            for beta in SWEEP]
 
 
 def full_stages(t, first):
@@ -285,7 +278,7 @@ def full_stages(t, first):
 
 def frontier_stages(t):
     sampled = ("temperatures", "sample", "match")
-    policies = tuple(ppo_name(beta) for beta in (BETA, *SWEEP, *FULL_SWEEP))
+    policies = tuple(map(ppo_name, BETAS))
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
     return [_stage(t, "temperatures", policies, ("more1.3",), 15, t.temperatures),
             _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 55, best_of),

@@ -135,12 +135,12 @@ def test_the_plan_of_the_study():
     small, full = ([s.name for s in stages.plan(stages.QUICK, (0, 1), folder, also)]
                    for also in (False, True))
     assert set(small) < set(full) and len(full) == len(set(full))
-    assert "seed1/synthetic/ppo_b0.3" in small and "seed1/synthetic-independent/ppo_b0.3" not in full
+    assert "seed1/synthetic/ppo_b0.3" in set(full) - set(small)
+    assert "seed1/synthetic-independent/ppo_b0.3" not in full
     assert "seed0/instruct/shift" in full and "seed1/instruct/shift" not in full
     assert "seed0/synthetic-opt/ppo" in full
-    every = [s.name for s in pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True, True))]
-    assert set(full) < set(every) and "seed1/synthetic/dpo_b0.3" in set(every) - set(full)
-    assert "seed1/synthetic-independent/rloo_b0.1" in every
+    assert {"seed1/synthetic/dpo_b0.3", "seed1/synthetic-independent/rloo_b0.1"} <= set(full)
+    pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True))    # what a stage needs is in the plan
 
 
 @pytest.mark.slow
