@@ -1,6 +1,6 @@
 """How time and memory of a PPO step grow, beside what arithmetic says.
 
-    python -m tools.growth               # measures (16 minutes on two cores), then draws
+    python -m tools.growth               # measures (10 minutes on two cores), then draws
     python -m tools.growth --draw        # draws results/figures/growth.png from results/growth.json anew
 
 One of four sizes changes at a time: tokens of the prompt, tokens of the response, rollouts, layers frozen.
@@ -59,17 +59,17 @@ def operations(prompt, response, rollouts, frozen):
 
 
 def bytes_held(prompt, response, rollouts, frozen):
-    """Bytes at the peak, the larger of two moments: learning from a minibatch, and scoring all rollouts.
+    """Bytes at the peak, the larger of two moments: learning from a minibatch, and starting to sample.
 
     Learning keeps of each token and trained layer 9 D + 2 F numbers for the backward pass (input and output
     of two norms, queries, keys, values, output of attention twice, residual; input and output of the
-    activation), of two models.  Scoring goes through one layer at a time, which holds about as much, and
-    needs the cache of sampling, 2 D a token and layer, no longer."""
+    activation), of two models.  Sampling reads all prompts, one layer at a time, which holds as much of each
+    token, and fills the cache: 2 D a token and layer."""
     config, S = replace(GPTConfig(**SHAPE), frozen=frozen), prompt + response
-    a_layer = 4 * S * (9 * config.d_model + 2 * config.d_ff)
-    weights = budget.memory(config, torch.float32)[1]
-    learning = 2 * (config.n_layer - frozen) * a_layer * rollouts / MINIBATCHES
-    return weights + max(learning, a_layer * rollouts)
+    a_token = 4 * (9 * config.d_model + 2 * config.d_ff)        # of one layer
+    learning = 2 * (config.n_layer - frozen) * a_token * S * rollouts / MINIBATCHES
+    sampling = (a_token * prompt + 4 * 2 * config.d_model * config.n_layer * S) * rollouts
+    return budget.memory(config, torch.float32)[1] + max(learning, sampling)
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -137,8 +137,8 @@ def draw(found, path):
     axes[1, 0].set_ylabel("MB beside an empty process")
     axes[0, 0].legend(frameon=False)
     usual = ", ".join(f"{TITLES[k]}: {v}" for k, v in USUAL.items())
-    figure.suptitle(f"How a PPO step grows  ({usual}, where not varied; computed seconds: operations at "
-                    f"{rate / 1e9:.0f} GFLOP/s, {rate / found['peak_flops']:.0%} of this machine's peak)")
+    figure.suptitle(f"How a PPO step grows  ({usual}, where not varied)\ncomputed seconds: operations at "
+                    f"{rate / 1e9:.0f} GFLOP/s, {rate / found['peak_flops']:.0%} of this machine's peak")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
