@@ -68,11 +68,11 @@ def length_controlled(won, longer, prior_sd=3.0):
     """The win rate if outputs were as long as what they meet, as an Interval over prompts.  won: (n, K) in
     [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer.
 
-    log odds of a win = theta + phi tanh(longer / sd of longer), fitted by maximum likelihood; the rate is
-    that of theta (Dubois et al. 2024, AlpacaEval 2, without its difficulty of each instruction, which is
-    known for its own instructions only).  Both have a normal prior around 0, so that judges who always or
-    never follow length give finite numbers.  The interval allows for what the outputs of one prompt have in
-    common.  Without ends if n is 1."""
+    log odds of a win = theta + phi tanh(longer / sd of longer); the rate is that of theta (Dubois et al.
+    2024, AlpacaEval 2, without its difficulty of each instruction, which is known for its own instructions
+    only).  The most probable theta and phi under normal priors around 0, so that judges who always or never
+    follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common.
+    Without ends if n is 1."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)

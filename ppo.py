@@ -89,9 +89,9 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
     All three are for looking at; only k1 belongs into the reward, because an unbiased value need not give an
     unbiased gradient.  The policy gradient treats the penalty as a constant, and then only k1's gradient is
-    that of beta KL(policy || reference).  k3's is the gradient of
-    KL(policy || reference) less that of KL(reference || policy): the two cancel near the reference, and the
-    policy ends far from the optimum of E[r] - beta KL (tests/test_optimum.py measures how far)."""
+    that of beta KL(policy || reference).  k3's is the gradient of KL(policy || reference) less that of
+    KL(reference || policy): the two cancel near the reference, and the policy ends far from the optimum of
+    E[r] - beta KL (tests/test_optimum.py measures how far)."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -342,7 +342,7 @@ def check_batch(batch_size, minibatches, what):
 
 def read_prompts(task, tokenizer, n, context):
     """At most n rows to sample responses to, and their prompts' ids."""
-    # AlpacaFarm has prompts for PPO alone
+    # AlpacaFarm keeps prompts without answers for PPO alone
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(n, 100_000), references=1)
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))

@@ -218,7 +218,7 @@ def draw_diversity(ax, results):
                 points(ax, [start + i + beside], [e], *STYLE[policy], hollow=not FILLED[task])
     ax.axvline(len(SHOWN) - .5 + gap / 2, color="#cccccc", lw=.8)
     ax.set_xticks(list(ticks), ticks.values())
-    ax.set(title="PPO's loss of diversity is per input, not across inputs" if per_input_only(results)
+    ax.set(title="PPO's loss of gold diversity is per input, hardly across inputs" if per_input_only(results)
            else "Diversity per input and across inputs",
            ylim=(0, 1.13), ylabel=f"gold diversity, T = {DIVERSITY:g}")
     noise_legend(ax, "lower right")

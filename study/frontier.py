@@ -135,8 +135,9 @@ class Frontier:
     def get(self, key, measure):
         """(seeds, prompts); of the root of the KL, which is one number a policy, the same for all prompts.
         """
-        if measure == "root_kl":
-            return np.array([[self.kl_of(seed, key) ** .5] * len(seed[key]["wins"]) for seed in self.lines])
+        if measure == "root_kl":        # an estimate of a KL near 0 may lie below it
+            return np.array([[max(0., self.kl_of(seed, key)) ** .5] * len(seed[key]["wins"])
+                             for seed in self.lines])
         return np.array([seed[key][measure] for seed in self.lines], dtype=float)
 
     @staticmethod

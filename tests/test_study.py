@@ -265,6 +265,8 @@ def test_frontier_compares_at_equal_diversity(wins, expected):
     # SFT's points at the roots .447 and .894 of KL, PPO's at .707: SFT would win .484 there
     by_kl = fake_frontier(wins).beside(("ppo", 1.), [("sft", .2), ("sft", 1.)], "root_kl", "wins")
     assert by_kl["mean"] == pytest.approx(wins - .48377, abs=1e-4)
+    near = Frontier([[{"policy": "ppo", "temperature": 1., "kl": -.01, "wins": [wins]}]])
+    assert near.get(("ppo", 1.), "root_kl") == 0     # an estimate below 0 is no complex number
     assert e["mean"] == pytest.approx(expected) and e["inside"]
     assert growth.direction(e) == {.2: "grows", -.3: "shrinks"}.get(expected, growth.direction(e))
     assert not fake_frontier(wins).beside(("sft", 1.), [("sft", .2), ("ppo", 1.)], "gold_diversity",

@@ -61,7 +61,7 @@ SMALL = dict(vocab_size=1024, n_layer=4, n_head=4, d_model=128, context=256, pos
              norm="layernorm", activation="gelu_tanh", bias=True)
 GPT2 = M.SHAPES["gpt2"]
 MODELS = {"1M": SMALL, "GPT-2 small": GPT2}
-PROMPT, RESPONSE, ROLLOUTS = 64, 32, 32             # of a PPO iteration; 4 epochs of 4 minibatches
+PROMPT, RESPONSE, ROLLOUTS, EPOCHS, MINIBATCHES = 64, 32, 32, 4, 4     # of a PPO iteration
 
 
 @dataclass
@@ -177,7 +177,7 @@ def our_iteration(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE
     value_model = copy.deepcopy(reward_model)
     M.share_trunk(policy, ref_policy, reward_model, value_model)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
-    cfg = ppo.Config(epochs=4, minibatches=4, quiet=True)
+    cfg = ppo.Config(epochs=EPOCHS, minibatches=MINIBATCHES, quiet=True)
     prompts, rng = random_prompts(rollouts, prompt, shape["vocab_size"]), torch.Generator().manual_seed(0)
     folder = tempfile.TemporaryDirectory()      # of a log that stays empty; goes with the function returned
     loop = Run("bench", cfg, optimizer, rng, inputs=[], path=Path(folder.name) / "ckpt_bench.pt",
@@ -240,7 +240,7 @@ def trl_iteration(shape, freeze, device, dtype):
             starts.append(now())
             return {"input_ids": torch.tensor([b["input_ids"] for b in batch])}
         args = PPOConfig(output_dir=tempfile.gettempdir() + "/trl", per_device_train_batch_size=ROLLOUTS,
-                         gradient_accumulation_steps=1, num_mini_batches=4, num_ppo_epochs=4,
+                         gradient_accumulation_steps=1, num_mini_batches=MINIBATCHES, num_ppo_epochs=EPOCHS,
                          total_episodes=ROLLOUTS * (n + 2), response_length=RESPONSE,
                          local_rollout_forward_batch_size=ROLLOUTS, temperature=1.0, learning_rate=1e-6,
                          use_cpu=device.type == "cpu", bf16=dtype == torch.bfloat16, num_sample_generations=0,

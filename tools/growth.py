@@ -19,15 +19,14 @@ from pathlib import Path
 import torch
 
 from common.errors import check
-from common.files import write_json
+from common.files import output_path, write_json
 from common.flags import DTYPES, Common, Count, launch, setup
 from model import GPTConfig
 from tools import budget
-from tools.bench import ROOT, medians, our_iteration, peak, peaks, processor, timed
+from tools.bench import EPOCHS, MINIBATCHES, ROOT, medians, our_iteration, peak, peaks, processor, timed
 
 SHAPE = dict(vocab_size=1024, n_layer=8, n_head=8, d_model=256, context=2048, position="learned",
              norm="layernorm", activation="gelu_tanh", bias=True)
-EPOCHS, MINIBATCHES = 4, 4                                              # of bench.our_iteration
 USUAL = {"prompt": 256, "response": 32, "rollouts": 16, "frozen": 6}    # the point that all curves share
 CURVES = {"prompt": (64, 128, 256, 512, 1024), "response": (8, 16, 32, 64, 128, 256),
           "rollouts": (4, 8, 16, 32, 64), "frozen": (0, 2, 4, 6, 7)}
@@ -155,7 +154,7 @@ def main(cfg):
     torch.use_deterministic_algorithms(False)       # as in tools/bench.py
     if cfg.point:
         return print(json.dumps(measure_point(json.loads(cfg.point), cfg.repeats, DTYPES[cfg.dtype], device)))
-    path = Path(cfg.out) / "growth.json"
+    path = output_path(cfg.out, "growth.json")      # before minutes of measuring
     check(not cfg.draw or path.is_file(), f"{path}: no such file; python -m tools.growth measures it")
     if not cfg.draw:
         write_json(path, measure(cfg, device))
