@@ -1,6 +1,6 @@
 """The study from start to end, over seeds: results.md, results.json and figure.png.
 
-    python reproduce.py                  # 2 seeds of the synthetic task: 15 minutes on 2 cores
+    python reproduce.py                  # 2 seeds of the synthetic task: 16 minutes on 2 cores
     python reproduce.py --quick          # every stage at toy size in a minute: a check only
     python reproduce.py --full           # 5 seeds, what the reviewers asked for, other methods: 130 minutes
     python reproduce.py --full --out results        # the same, in place of the committed results
