@@ -22,6 +22,7 @@ Three ideas make it fast.
 """
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -540,15 +541,19 @@ def rewards(model, hidden, batch):
 
 class LayerCache:
     """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
-    each sample's own tokens."""
+    each sample's own tokens.
 
-    def __init__(self, padding, n, steps):
+    A step reads the t tokens that each sample has.  With `fixed` it reads all the room there is, behind a
+    mask, and finds the place of the new token in a tensor: then every step is the same operations on the same
+    addresses, which a GPU can replay (`recorded`)."""
+
+    def __init__(self, padding, n, steps, fixed=None):
         """padding: (B, P), True behind a prompt's end.  n: samples a prompt.  steps: tokens a sample may
-        have."""
-        self.padding, self.n, self.steps = padding, n, steps
+        have.  fixed: (1,) long, the tokens that samples have so far, on the device."""
+        self.padding, self.n, self.steps, self.fixed = padding, n, steps, fixed
         self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
-        self.own = None                     # k and v of the samples, each (B, G, N, steps, E), filled up to t
-        self.t = 0
+        self.own = None                     # k and v of the samples, each (B, G, N, steps, E)
+        self.t = 0 if fixed is None else steps      # of their tokens, the first t are read
 
     @property
     def holds_prompts(self):
@@ -558,7 +563,19 @@ class LayerCache:
         """The prompts' keys and values, each (B, G, P, E)."""
         B, G, _, E = k.shape
         self.prefix = [k.contiguous(), v.contiguous()]      # or every token's product would copy them
-        self.own = [k.new_empty(B, G, self.n, self.steps, E) for _ in range(2)]
+        self.own = [k.new_zeros(B, G, self.n, self.steps, E) for _ in range(2)]
+
+    def append(self, k, v):
+        """One more token of each sample.  k, v: (B, G, N, E).  Returns the own keys and values to read, each
+        (B, G, N, t, E)."""
+        if self.fixed is None:
+            self.t += 1
+        for own, new in zip(self.own, (k, v)):
+            if self.fixed is None:
+                own[:, :, :, self.t - 1] = new
+            else:
+                own.index_copy_(3, self.fixed, new[:, :, :, None])
+        return [own[:, :, :, :self.t] for own in self.own]
 
     def attend(self, q, k, v):
         """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N,
@@ -568,21 +585,22 @@ class LayerCache:
         separate rows compute."""
         B, H, N, E = q.shape
         G, P = k.shape[1], self.padding.shape[1]
-        (k0, v0), (k1, v1) = self.prefix, self.own
-        k1[:, :, :, self.t], v1[:, :, :, self.t] = k, v
-        self.t += 1
-        k1, v1 = k1[:, :, :, :self.t], v1[:, :, :, :self.t]                          # (B, G, N, t, E)
+        (k0, v0), (k1, v1) = self.prefix, self.append(k, v)
         q = q.reshape(B, G, H // G, N, E).transpose(2, 3) / math.sqrt(E)             # (B, G, N, H/G, E)
         past = q.reshape(B, G, -1, E) @ k0.transpose(2, 3)                           # (B, G, N*H/G, P)
         past = past.masked_fill(self.padding[:, None, None], float("-inf")).view(B, G, N, H // G, P)
-        if H == G:      # one query a key head: a product and a sum beat a batched matrix product of one row
+        # one query a key head: on a CPU a product and a sum beat a batched matrix product of one row
+        by_sum = H == G and q.device.type == "cpu"
+        if by_sum:
             recent = (q * k1).sum(-1).unsqueeze(3)                                   # (B, G, N, 1, t)
         else:
             recent = q @ k1.transpose(3, 4)                                          # (B, G, N, H/G, t)
+        if self.fixed is not None:
+            recent = recent.masked_fill(torch.arange(self.t, device=q.device) > self.fixed, float("-inf"))
         weights = torch.cat((past, recent), dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype)
         w0, w1 = weights.split((P, self.t), dim=-1)
         out = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E)
-        out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if H == G else w1 @ v1)
+        out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if by_sum else w1 @ v1)
         return out.transpose(2, 3).reshape(B, H, N, E)
 
     def keep(self, prompt_idx, sample_idx):
@@ -624,7 +642,7 @@ def sample_token(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None, rng=None,
-             batch_size=4096, ranks=(0, 1)):
+             batch_size=4096, ranks=(0, 1), fixed=None):
     """Samples n responses to each prompt.
 
     prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at
@@ -632,7 +650,8 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     (None: torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that
     finish early change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this
     process; it samples and returns only prompts rank, rank + world_size, ..., with the tokens that one
-    process would draw.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0,
+    process would draw.  fixed: whether all steps read as much of the cache, so that a GPU replays one recorded
+    step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0,
     top_p outside (0, 1], or a prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
@@ -643,46 +662,75 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
                              f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
                              f"in a context of {model.config.context}")
     rank, world_size = ranks
+    fixed = model.embed.weight.device.type == "cuda" if fixed is None else fixed
     model, out, group_size = model.for_sampling(), [], max(1, batch_size // n) * world_size
     for i in range(0, len(prompts), group_size):
         # prompt-major: the same however prompts are grouped and spread over ranks
         uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)
         mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
         if mine:
-            out += _generate_group(model, mine, uniform[rank::world_size], temperature, top_k, top_p, eos)
+            out += _generate_group(model, mine, uniform[rank::world_size], temperature, top_k, top_p, eos,
+                                   fixed)
     return out
 
 
-def _prefill(model, prompts, n, steps):
-    """Runs the prompts once and fills a cache for each layer.  Returns (x: (B, 1, D) behind the last layer at
-    each prompt's end, caches, lengths: (B,))."""
+def _prefill(model, prompts, n, steps, fixed):
+    """Runs the prompts once and fills a cache for each layer.  fixed: as in LayerCache.  Returns (logits: (B,
+    1, V) at each prompt's end, caches, lengths: (B,))."""
     device = model.embed.weight.device
     tokens = plain(prompts, device).tokens                                          # (B, P)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     padding = positions >= lengths[:, None]
-    caches = [LayerCache(padding, n, steps) for _ in model.blocks]
+    caches = [LayerCache(padding, n, steps, fixed) for _ in model.blocks]
     x, rope = model._embed(tokens, positions), model.rope(positions)
     for block, cache in zip(model.blocks[:-1], caches):
         x = block(x, rope, cache=cache)
     # the next token follows from the last position of each prompt alone
     end = (torch.arange(len(prompts), device=device) * tokens.shape[1] + lengths - 1)[:, None]      # (B, 1)
-    return model.blocks[-1](x, rope, ~padding[:, None, None], end, caches[-1]), caches, lengths
+    x = model.blocks[-1](x, rope, ~padding[:, None, None], end, caches[-1])
+    return model.head(model.norm(x)), caches, lengths
 
 
-def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
+def _decode(model, caches, tokens, positions):
+    """One new token of each sample through all layers.  tokens, positions: (B, N).  Returns logits (B, N,
+    V)."""
+    x, rope = model._embed(tokens, positions), model.rope(positions)
+    for block, cache in zip(model.blocks, caches):
+        x = block(x, rope, cache=cache)
+    return model.head(model.norm(x))
+
+
+def recorded(function, *example):
+    """function as a CUDA graph: its kernels, recorded once for tensors like `example`, are launched together.
+
+    A small model's step is some hundred kernels of a few microseconds, and launching them one by one takes
+    longer than they do.  The result is overwritten by the next call."""
+    inputs, graph = [x.clone() for x in example], torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function(*inputs)
+
+    def replay(*given):
+        for ours, x in zip(inputs, given):
+            ours.copy_(x)
+        graph.replay()
+        return result
+    return replay
+
+
+def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
     """`generate` for one group of prompts.  uniform: (B, N, steps).  The B x N grid of samples shrinks as
     they finish: `prompt` and `sample` say which ones its cells hold."""
     (B, n, steps), device = uniform.shape, model.embed.weight.device
-    uniform = uniform.to(device)
-    x, caches, lengths = _prefill(model, prompts, n, steps)
+    uniform, length = uniform.to(device), torch.zeros(1, dtype=torch.long, device=device)
+    logits, caches, lengths = _prefill(model, prompts, n, steps, length if fixed else None)
+    logits, decode = logits.expand(-1, n, -1), None
     result = torch.full((B, n, steps), -1, dtype=torch.long, device=device)
     prompt = torch.arange(B, device=device)                                         # (B,)
     sample = torch.arange(n, device=device).expand(B, n)                            # (B, N)
     alive = torch.ones(B, n, dtype=torch.bool, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for t in range(steps):
-        logits = model.head(model.norm(x)).expand(-1, alive.shape[1], -1)           # (B, N, V)
         finite &= logits.sum().isfinite()
         new = sample_token(logits, uniform[prompt[:, None], sample, t], temperature, top_k, top_p)
         result[prompt[:, None], sample, t] = torch.where(alive, new, -1)
@@ -690,28 +738,33 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos):
             alive = alive & (new != eos)
         if t + 1 == steps or not alive.any():
             break
-        if kept := _unfinished_cells(alive):
+        # a smaller grid costs a copy of the cache, and a new record
+        if kept := _unfinished_cells(alive, worth=0.5 if fixed else 0.8):
             rows, columns = kept
             for cache in caches:
                 cache.keep(rows, columns)
             cells = rows[:, None], columns
             new, alive, sample, prompt = new[cells], alive[cells], sample[cells], prompt[rows]
+            decode = None
         position = (lengths[prompt][:, None] + t).expand_as(new)                    # (B, N) of the new token
-        x, rope = model._embed(new, position), model.rope(position)
-        for block, cache in zip(model.blocks, caches):
-            x = block(x, rope, cache=cache)
+        length.fill_(t)
+        if decode is None:
+            decode = partial(_decode, model, caches)
+            if fixed and device.type == "cuda":
+                decode = recorded(decode, new, position)
+        logits = decode(new, position)                                              # (B, N, V)
     check(finite, "sampling: the model's logits are not finite: its weights are damaged, or bf16 is too "
           "coarse for them (--dtype fp32)")
     return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
 
 
-def _unfinished_cells(alive):
+def _unfinished_cells(alive, worth):
     """The smallest grid that holds all unfinished samples: (rows (B',), columns (B', N')), or None while it
-    is not worth the copy of the cache.  alive: (B, N)."""
+    is larger than `worth` of this one.  alive: (B, N)."""
     unfinished = alive.sum(1)
     rows = (unfinished > 0).nonzero()[:, 0]
     width = int(unfinished.max())
-    if len(rows) * width > 0.8 * alive.numel():     # the copy pays once a fifth of the grid has finished
+    if len(rows) * width > worth * alive.numel():
         return None
     return rows, alive[rows].sort(dim=1, descending=True, stable=True).indices[:, :width]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.errors import check
-from common.flags import Common, Count, Domain, Seed, launch, setup
+from common.flags import Common, Count, Domain, Natural, Seed, launch, setup
 from study import published, synthetic_study
 from study.compare import COMMITTED
 from study.stages import QUICK, Recipe
@@ -33,7 +33,8 @@ class Config(Common):
     seed: Seed = 10             # of the first run; nothing in the recipe was chosen on seeds 10 to 14
     seeds: Count = 2            # runs, with seeds --seed, --seed + 1, ...; at least 5 with --full
     full: bool = False          # also what the paper's reviewers asked for, and other methods than PPO
-    jobs: Count = 2             # stages side by side, one thread each
+    jobs: Natural = 0           # stages side by side; 0: 2 of the synthetic task, one thread each, and 1 of a
+                                # published model
     quick: bool = False         # toy sizes: a check of the code, not a result
     inputs: Rows = 100          # prompts of each test set
     base_rows: Rows = 24576     # posts that the base model is pretrained on
@@ -61,7 +62,7 @@ def run_synthetic(cfg):
     check(not cfg.quick or out.resolve() != COMMITTED.parent,
           f"--quick --out {cfg.out}: toy numbers would replace the committed results; name another folder")
     synthetic_study.run_study(recipe, range(cfg.seed, cfg.seed + n_seeds), "runs", out, cfg.full,
-                              cfg.jobs)
+                              cfg.jobs or 2)
 
 
 def run_published(cfg):
@@ -72,7 +73,8 @@ def run_published(cfg):
     study = published.Study(
         out=Path(cfg.out or "runs/replication"), model=cfg.model, task=cfg.task, data=cfg.data,
         judge_data=cfg.judge_data, size=cfg.size, flags=flags, encoder=cfg.encoder,
-        seeds=range(cfg.seed, cfg.seed + cfg.seeds), device=cfg.device, dtype=cfg.dtype, threads=cfg.threads)
+        seeds=range(cfg.seed, cfg.seed + cfg.seeds), device=cfg.device, dtype=cfg.dtype, threads=cfg.threads,
+        jobs=cfg.jobs or 1)
     device, _ = setup(cfg)
     published.run_study(study, device)
 

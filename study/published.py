@@ -83,6 +83,7 @@ class Study(NamedTuple):
     device: str
     dtype: str
     threads: int
+    jobs: int               # stages side by side: small models leave a GPU idle while the CPU prepares
 
 
 # --------------------------------------------------------------------------------------------------- the plan
@@ -221,7 +222,7 @@ def run_study(study, device):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
     check(study.judge_data or len(study.seeds) > 1, f"--seeds {len(study.seeds)}: without --judge-data the "
           "judge is another seed's reward model, so 2 are needed")
-    run_stages(plan(study), study.out)
+    run_stages(plan(study), study.out, study.jobs)
     results = results_of(study, device)
     write_json(study.out / "replication.json", results)
     text = markdown(results)

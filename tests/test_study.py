@@ -363,7 +363,7 @@ TOY = dict(sft=["--batch-size", "8", "--max-new-tokens", "8"], reward=["--batch-
 def toy_study(out, model, data, seeds=1, judge_data=None):
     judge_data = str(data if judge_data is None else judge_data)
     return published.Study(out, str(model), "", str(data), judge_data, "toy", TOY, "", range(seeds), "cpu",
-                           "fp32", 2)
+                           "fp32", 2, 1)
 
 
 def test_the_plan_of_a_published_model(tmp_path):

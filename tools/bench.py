@@ -66,9 +66,9 @@ PROMPT, RESPONSE, ROLLOUTS, EPOCHS, MINIBATCHES = 64, 32, 32, 4, 4     # of a PP
 
 @dataclass
 class Config(Common):
-    rows: str = ""              # comma-separated: ppo_full, ppo, ppo_gpt2_full, ppo_gpt2, memory, sampling,
-                                # sampling_gpt2, best_of, sft, reward, reward_ragged, ppo_ragged, diversity,
-                                # self_bleu, growth; "" all
+    rows: str = ""              # comma-separated: ppo_full, ppo, ppo_gpt2_full, ppo_gpt2, update, memory,
+                                # sampling, sampling_gpt2, best_of, decode, sft, reward, reward_ragged,
+                                # ppo_ragged, diversity, self_bleu, growth; "" all
     repeats: Count = 5          # runs of each side, alternating; the median counts
     compare: str = ""           # bench.json of an earlier run
     text: str = ""              # .jsonl(.gz) with lists "outputs" for the lexical measures; "" makes Zipfian
@@ -167,9 +167,11 @@ def random_prompts(n, length, vocabulary, seed=0):
 
 # --------------------------------------------------------------------------------------------- PPO, and TRL's
 
-def our_iteration(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE, rollouts=ROLLOUTS):
-    """A function that does one PPO iteration with a separate value model: rollout, rewards, 16 updates.
-    prompt, response: tokens."""
+def our_ppo(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE, rollouts=ROLLOUTS, epochs=EPOCHS,
+            minibatches=MINIBATCHES):
+    """Two functions, the halves of a PPO iteration with a separate value model.  `sample()` returns rollouts,
+    whitened advantages and returns; `learn(*those)` does epochs x minibatches updates.  prompt, response:
+    tokens."""
     torch.manual_seed(0)
     policy = M.GPT(M.GPTConfig(**shape)).to(device).compute_in(dtype).freeze(round(freeze * shape["n_layer"]))
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
@@ -177,20 +179,29 @@ def our_iteration(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE
     value_model = copy.deepcopy(reward_model)
     M.share_trunk(policy, ref_policy, reward_model, value_model)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
-    cfg = ppo.Config(epochs=EPOCHS, minibatches=MINIBATCHES, quiet=True)
+    cfg = ppo.Config(epochs=epochs, minibatches=minibatches, quiet=True)
     prompts, rng = random_prompts(rollouts, prompt, shape["vocab_size"]), torch.Generator().manual_seed(0)
     folder = tempfile.TemporaryDirectory()      # of a log that stays empty; goes with the function returned
     loop = Run("bench", cfg, optimizer, rng, inputs=[], path=Path(folder.name) / "ckpt_bench.pt",
                policy=policy, value=value_model)
 
-    def iteration(folder=folder):
+    def sample(folder=folder):
         batch = loop.next_rows(rollouts, rollouts)
         ro = ppo.rollout(policy, ref_policy, value_model, reward_model, [prompts[i] for i in batch], response,
                          eos=None, temperature=1.0, rng=rng)
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, 0.05)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
-        ppo.update(policy, value_model, ro, ppo.whiten(advantages, ro.mask), returns, cfg, rng, loop)
-    return iteration
+        return ro, ppo.whiten(advantages, ro.mask), returns
+
+    def learn(ro, advantages, returns):
+        ppo.update(policy, value_model, ro, advantages, returns, cfg, rng, loop)
+    return sample, learn
+
+
+def our_iteration(*args):
+    """A function that does one PPO iteration.  args: as of `our_ppo`."""
+    sample, learn = our_ppo(*args)
+    return lambda: learn(*sample())
 
 
 def hugging_face(shape, cls="GPT2LMHeadModel", **more):
@@ -293,6 +304,18 @@ def row_ppo_gpt2(cfg, device):
     yield from ppo_rows("GPT-2 small", {0.8: {0.8: 5, 0.: 10}}, cfg, device)
 
 
+def row_update(cfg, device, prompt=448, response=64, rollouts=64):
+    """PPO's updates alone, GPT-2 small, all layers trained: one epoch of two minibatches.  Its arithmetic:
+    three times the forward pass of two models, the policy's head at the response's tokens only."""
+    sample, learn = our_ppo(GPT2, 0., device, DTYPES[cfg.dtype], prompt, response, rollouts, 1, 2)
+    found = race({"ours": partial(learn, *sample())}, cfg.repeats, device)
+    blocks = sum(p.numel() for p in M.GPT(M.GPTConfig(**GPT2)).blocks.parameters())
+    head = GPT2["vocab_size"] * GPT2["d_model"]
+    flops = 3 * 2 * rollouts * (2 * blocks * (prompt + response) + head * response)
+    yield line(f"PPO updates, GPT-2 small, all trained, {rollouts} rollouts of {prompt} + {response} tokens",
+               found["ours"], None, "", 0, tokens=rollouts * response, flops=flops)
+
+
 def row_memory(cfg, device):
     """Peak memory of a process that does two iterations of GPT-2 small (Linux, or a GPU)."""
     def peak_of(side):
@@ -364,6 +387,29 @@ def row_sampling_gpt2(cfg, device):
 
 def row_best_of(cfg, device):
     yield sampling("GPT-2 small", 4, 16, 3, cfg, device)
+
+
+def row_decode(cfg, device, prompt=128, new=128):
+    """On a GPU: one token after another for a batch, by a recorded step and by kernels launched one by one.
+    Each step reads all weights, and of each sample the keys and values of its prompt and of its own room."""
+    if device.type != "cuda":
+        print("  decode: a step is recorded on a GPU only", flush=True)
+        return
+    shape, dtype = GPT2, DTYPES[cfg.dtype]
+    torch.manual_seed(0)
+    model = M.GPT(M.GPTConfig(**shape)).to(device).compute_in(dtype).eval()
+    for batch in (64, 256, 1024):
+        prompts = random_prompts(batch, prompt, shape["vocab_size"])
+
+        def decode(fixed, prompts=prompts):
+            M.generate(model, prompts, new, rng=torch.Generator().manual_seed(0), fixed=fixed)
+        found = race({"recorded": partial(decode, True), "launched": partial(decode, False)}, cfg.repeats,
+                     device)
+        cache = 2 * shape["n_layer"] * shape["d_model"] * (prompt + new) * batch
+        yield line(f"decoding, GPT-2 small, {batch} prompts of {prompt}, {new} new tokens", found["recorded"],
+                   found["launched"], "kernels launched one by one", 0, tokens=batch * new,
+                   flops=2 * model.n_params() * batch * new,
+                   bytes_read=new * (model.n_params() + cache) * dtype.itemsize)
 
 
 # --------------------------------------------------------------------------------------- SFT and reward steps
@@ -662,10 +708,10 @@ def row_growth(cfg, device):
 # -------------------------------------------------------------------------------------------------- the table
 
 ROWS = {"ppo_full": row_ppo_full, "ppo": row_ppo, "ppo_gpt2_full": row_ppo_gpt2_full,
-        "ppo_gpt2": row_ppo_gpt2, "memory": row_memory, "sampling": row_sampling,
-        "sampling_gpt2": row_sampling_gpt2, "best_of": row_best_of, "sft": row_sft, "reward": row_reward,
-        "reward_ragged": row_reward_ragged, "ppo_ragged": row_ppo_ragged, "diversity": row_diversity,
-        "self_bleu": row_self_bleu, "growth": row_growth}
+        "ppo_gpt2": row_ppo_gpt2, "update": row_update, "memory": row_memory, "sampling": row_sampling,
+        "sampling_gpt2": row_sampling_gpt2, "best_of": row_best_of, "decode": row_decode, "sft": row_sft,
+        "reward": row_reward, "reward_ragged": row_reward_ragged, "ppo_ragged": row_ppo_ragged,
+        "diversity": row_diversity, "self_bleu": row_self_bleu, "growth": row_growth}
 HEADER = ("work", "ours", "peer", "peer's", "ratio", "by processor", "asked", "tokens/s", "of peak",
           "of bandwidth", "")
 
