@@ -22,7 +22,7 @@ Three ideas make it fast.
 """
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 
 import torch
 import torch.nn as nn
@@ -152,6 +152,7 @@ class Attention(nn.Module):
         self.qkv = Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head,
                           bias=cfg.bias or cfg.qkv_bias)
         self.out = Linear(cfg.n_head * cfg.d_head, cfg.d_model, bias=cfg.bias)
+        self.norms = cfg.qk_norm
         self.q_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
@@ -163,10 +164,13 @@ class Attention(nn.Module):
         keys and values at the first call.  At later calls x holds one new token for each of S = N samples."""
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head).transpose(1, 2)            # (B, H + 2G, S, E)
-        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
-        q, k = self.q_norm(q), self.k_norm(k)
+        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
+        if self.norms:
+            q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            qk = rotate(qk, rope)
+        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None and cache.holds_prompts:
             y = cache.attend(q, k, v)                                               # (B, H, N, E)
         else:
@@ -539,42 +543,68 @@ def rewards(model, hidden, batch):
 
 # --------------------------------------------------------------------------------------------------- sampling
 
+class Grid:
+    """The cells that are decoded together, N samples of each of B prompts, and what all layers must know of
+    them.
+
+    With `fixed` each step reads all the room that a cell may fill, behind a mask, and finds its place in a
+    tensor.  Then all steps are the same operations on the same addresses, which a GPU can replay
+    (`recorded`).  Without, a step reads what is there, which is less work."""
+
+    def __init__(self, lengths, n, width, steps, fixed):
+        """lengths: (B,) of the prompts.  n: samples a prompt.  width: P, of the longest prompt.  steps:
+        tokens a sample may have."""
+        B, device = len(lengths), lengths.device
+        self.lengths, self.n, self.width, self.steps, self.fixed = lengths, n, width, steps, fixed
+        self.prompt = torch.arange(B, device=device)                    # (B,) which prompts the cells hold,
+        self.sample = torch.arange(n, device=device).repeat(B, 1)       # (B, N) and which sample of it
+        self.tokens = torch.zeros_like(self.sample)                     # (B, N) the last token of each cell
+        self.alive = torch.ones_like(self.sample, dtype=torch.bool)     # (B, N) cells that have not ended
+        self.t = 0                                                      # own tokens in the cache
+        self.at = torch.zeros(1, dtype=torch.long, device=device)       # place of the last token among them
+        # (B, P + steps): what no cell may look at, behind a prompt's end and, if fixed, beyond its own tokens
+        self.hidden = torch.arange(width + steps, device=device) >= lengths[:, None]
+        self.hidden[:, width:] = fixed
+
+    def keep(self, rows, columns):
+        """Drops cells.  rows: (B',) of the prompts kept; columns: (B', N') of the samples kept of each."""
+        cells = rows[:, None], columns
+        self.tokens, self.alive, self.sample = (x[cells] for x in (self.tokens, self.alive, self.sample))
+        self.prompt, self.lengths, self.hidden = (x[rows] for x in (self.prompt, self.lengths, self.hidden))
+
+
 class LayerCache:
     """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
-    each sample's own tokens.
+    each sample's own tokens."""
 
-    A step reads the t tokens that each sample has.  With `fixed` it reads all the room there is, behind a
-    mask, and finds the place of the new token in a tensor: then every step is the same operations on the same
-    addresses, which a GPU can replay (`recorded`)."""
-
-    def __init__(self, padding, n, steps, fixed=None):
-        """padding: (B, P), True behind a prompt's end.  n: samples a prompt.  steps: tokens a sample may
-        have.  fixed: (1,) long, the tokens that samples have so far, on the device."""
-        self.padding, self.n, self.steps, self.fixed = padding, n, steps, fixed
+    def __init__(self, grid):
+        self.grid = grid
         self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
         self.own = None                     # k and v of the samples, each (B, G, N, steps, E)
-        self.t = 0 if fixed is None else steps      # of their tokens, the first t are read
 
     @property
     def holds_prompts(self):
         return self.prefix is not None
 
+    @property
+    def t(self):
+        """Own tokens that are read."""
+        return self.grid.steps if self.grid.fixed else self.grid.t
+
     def start(self, k, v):
         """The prompts' keys and values, each (B, G, P, E)."""
         B, G, _, E = k.shape
         self.prefix = [k.contiguous(), v.contiguous()]      # or every token's product would copy them
-        self.own = [k.new_zeros(B, G, self.n, self.steps, E) for _ in range(2)]
+        self.own = [k.new_zeros(B, G, self.grid.n, self.grid.steps, E) for _ in range(2)]
 
     def append(self, k, v):
-        """One more token of each sample.  k, v: (B, G, N, E).  Returns the own keys and values to read, each
+        """The new token of each sample.  k, v: (B, G, N, E).  Returns the own keys and values to read, each
         (B, G, N, t, E)."""
-        if self.fixed is None:
-            self.t += 1
         for own, new in zip(self.own, (k, v)):
-            if self.fixed is None:
-                own[:, :, :, self.t - 1] = new
+            if self.grid.fixed:
+                own.index_copy_(3, self.grid.at, new[:, :, :, None])
             else:
-                own.index_copy_(3, self.fixed, new[:, :, :, None])
+                own[:, :, :, self.t - 1] = new
         return [own[:, :, :, :self.t] for own in self.own]
 
     def attend(self, q, k, v):
@@ -584,28 +614,25 @@ class LayerCache:
         A query attends to its prompt's shared prefix and to its own tokens in one softmax: exactly what N
         separate rows compute."""
         B, H, N, E = q.shape
-        G, P = k.shape[1], self.padding.shape[1]
         (k0, v0), (k1, v1) = self.prefix, self.append(k, v)
+        G, P = k0.shape[1:3]
         q = q.reshape(B, G, H // G, N, E).transpose(2, 3) / math.sqrt(E)             # (B, G, N, H/G, E)
-        past = q.reshape(B, G, -1, E) @ k0.transpose(2, 3)                           # (B, G, N*H/G, P)
-        past = past.masked_fill(self.padding[:, None, None], float("-inf")).view(B, G, N, H // G, P)
+        past = (q.reshape(B, G, -1, E) @ k0.transpose(2, 3)).view(B, G, N, H // G, P)
         # one query a key head: on a CPU a product and a sum beat a batched matrix product of one row
         by_sum = H == G and q.device.type == "cpu"
         if by_sum:
             recent = (q * k1).sum(-1).unsqueeze(3)                                   # (B, G, N, 1, t)
         else:
             recent = q @ k1.transpose(3, 4)                                          # (B, G, N, H/G, t)
-        if self.fixed is not None:
-            recent = recent.masked_fill(torch.arange(self.t, device=q.device) > self.fixed, float("-inf"))
-        weights = torch.cat((past, recent), dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype)
-        w0, w1 = weights.split((P, self.t), dim=-1)
+        scores = torch.cat((past, recent), dim=-1)
+        scores.masked_fill_(self.grid.hidden[:, None, None, None, :P + self.t], float("-inf"))
+        w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.t), dim=-1)
         out = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E)
         out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if by_sum else w1 @ v1)
         return out.transpose(2, 3).reshape(B, H, N, E)
 
     def keep(self, prompt_idx, sample_idx):
         """Drops finished work.  prompt_idx: (B',) prompts kept; sample_idx: (B', N') samples kept of each."""
-        self.padding = self.padding[prompt_idx]
         self.prefix = [x[prompt_idx] for x in self.prefix]
         for i, x in enumerate(self.own):
             kept = x.new_empty(len(prompt_idx), x.shape[1], sample_idx.shape[1], *x.shape[3:])
@@ -675,84 +702,95 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
 
 
 def _prefill(model, prompts, n, steps, fixed):
-    """Runs the prompts once and fills a cache for each layer.  fixed: as in LayerCache.  Returns (logits: (B,
-    1, V) at each prompt's end, caches, lengths: (B,))."""
+    """Runs the prompts once and fills a cache for each layer.  Returns (logits: (B, 1, V) at each prompt's
+    end, caches, Grid)."""
     device = model.embed.weight.device
     tokens = plain(prompts, device).tokens                                          # (B, P)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
+    grid = Grid(lengths, n, tokens.shape[1], steps, fixed)
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    padding = positions >= lengths[:, None]
-    caches = [LayerCache(padding, n, steps, fixed) for _ in model.blocks]
+    caches = [LayerCache(grid) for _ in model.blocks]
     x, rope = model._embed(tokens, positions), model.rope(positions)
     for block, cache in zip(model.blocks[:-1], caches):
         x = block(x, rope, cache=cache)
     # the next token follows from the last position of each prompt alone
     end = (torch.arange(len(prompts), device=device) * tokens.shape[1] + lengths - 1)[:, None]      # (B, 1)
-    x = model.blocks[-1](x, rope, ~padding[:, None, None], end, caches[-1])
-    return model.head(model.norm(x)), caches, lengths
+    inside = (positions < lengths[:, None])[:, None, None]
+    x = model.blocks[-1](x, rope, inside, end, caches[-1])
+    return model.head(model.norm(x)), caches, grid
 
 
-def _decode(model, caches, tokens, positions):
-    """One new token of each sample through all layers.  tokens, positions: (B, N).  Returns logits (B, N,
-    V)."""
-    x, rope = model._embed(tokens, positions), model.rope(positions)
+def _decode(model, caches, grid):
+    """The last token of each cell through all layers.  Returns logits of the next one, (B, N, V)."""
+    grid.t += 1
+    if grid.fixed:
+        grid.hidden.index_fill_(1, grid.width + grid.at, False)
+    position = (grid.lengths[:, None] + grid.at).expand_as(grid.tokens)
+    x, rope = model._embed(grid.tokens, position), model.rope(position)
     for block, cache in zip(model.blocks, caches):
         x = block(x, rope, cache=cache)
     return model.head(model.norm(x))
 
 
-def recorded(function, *example):
-    """function as a CUDA graph: its kernels, recorded once for tensors like `example`, are launched together.
+@cache
+def _recording_stream():
+    """One for all records: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream()
 
-    A small model's step is some hundred kernels of a few microseconds, and launching them one by one takes
-    longer than they do.  The result is overwritten by the next call."""
-    inputs, graph = [x.clone() for x in example], torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function(*inputs)
 
-    def replay(*given):
-        for ours, x in zip(inputs, given):
-            ours.copy_(x)
-        graph.replay()
-        return result
-    return replay
+def recorded(step):
+    """step, a function without arguments, as a CUDA graph: its kernels, recorded once, are launched together.
+
+    A small model's step is a thousand kernels of some microseconds, and launching them one by one takes
+    longer than they do.  Whatever changes from call to call must lie in tensors that stay where they are."""
+    graph, stream = torch.cuda.CUDAGraph(), _recording_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin()
+        step()
+        graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph.replay
 
 
 def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  The B x N grid of samples shrinks as
-    they finish: `prompt` and `sample` say which ones its cells hold."""
+    """`generate` for one group of prompts.  uniform: (B, N, steps).  The grid shrinks as samples finish."""
     (B, n, steps), device = uniform.shape, model.embed.weight.device
-    uniform, length = uniform.to(device), torch.zeros(1, dtype=torch.long, device=device)
-    logits, caches, lengths = _prefill(model, prompts, n, steps, length if fixed else None)
-    logits, decode = logits.expand(-1, n, -1), None
+    uniform = uniform.to(device)
+    logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
     result = torch.full((B, n, steps), -1, dtype=torch.long, device=device)
-    prompt = torch.arange(B, device=device)                                         # (B,)
-    sample = torch.arange(n, device=device).expand(B, n)                            # (B, N)
-    alive = torch.ones(B, n, dtype=torch.bool, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    for t in range(steps):
-        finite &= logits.sum().isfinite()
-        new = sample_token(logits, uniform[prompt[:, None], sample, t], temperature, top_k, top_p)
-        result[prompt[:, None], sample, t] = torch.where(alive, new, -1)
+
+    def draw(logits):
+        """The next token of each cell, from logits (B, N, V)."""
+        finite.logical_and_(logits.sum().isfinite())
+        here = grid.prompt[:, None], grid.sample, grid.at
+        new = sample_token(logits, uniform[here], temperature, top_k, top_p)
+        result[here] = torch.where(grid.alive, new, -1)
+        grid.tokens.copy_(new)
         if eos is not None:
-            alive = alive & (new != eos)
-        if t + 1 == steps or not alive.any():
-            break
-        # a smaller grid costs a copy of the cache, and a new record
-        if kept := _unfinished_cells(alive, worth=0.5 if fixed else 0.8):
-            rows, columns = kept
-            for cache in caches:
-                cache.keep(rows, columns)
-            cells = rows[:, None], columns
-            new, alive, sample, prompt = new[cells], alive[cells], sample[cells], prompt[rows]
-            decode = None
-        position = (lengths[prompt][:, None] + t).expand_as(new)                    # (B, N) of the new token
-        length.fill_(t)
-        if decode is None:
-            decode = partial(_decode, model, caches)
-            if fixed and device.type == "cuda":
-                decode = recorded(decode, new, position)
-        logits = decode(new, position)                                              # (B, N, V)
+            grid.alive &= new != eos
+
+    def step():
+        logits = _decode(model, caches, grid)
+        grid.at += 1
+        draw(logits)
+
+    draw(logits.expand(-1, n, -1))
+    # to look at what has finished, the CPU waits for the GPU; a smaller grid costs a copy of the cache and,
+    # on a GPU, a new record
+    look_every, worth, run = (8, 0.5, None) if fixed else (1, 0.8, step)
+    for t in range(1, steps):
+        if t % look_every == 0 or t == 1:
+            if not grid.alive.any():
+                break
+            if kept := _unfinished_cells(grid.alive, worth):
+                for each in (grid, *caches):
+                    each.keep(*kept)
+                run = None
+        if run is None:
+            run = recorded(step) if fixed and device.type == "cuda" else step
+        run()
     check(finite, "sampling: the model's logits are not finite: its weights are damaged, or bf16 is too "
           "coarse for them (--dtype fp32)")
     return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
