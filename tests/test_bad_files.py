@@ -37,7 +37,7 @@ def line(**more):
     (b"prompt,reference\na,b\n", "line 1: this looks like CSV"),
     (b'[\n{"prompt": "p", "reference": "r"}\n]\n', "line 1: not JSON in one line; a .jsonl file"),
     (b'{\n "prompt": "p"\n}\n', "line 1: not JSON in one line; a .jsonl file"),
-    (gzip.compress(line()), "line 1: a gzip file; its name must end in .jsonl.gz"),
+    (gzip.compress(line(), mtime=0), "line 1: a gzip file; its name must end in .jsonl.gz"),
     (b"version https://git-lfs.github.com\n", "line 1: not JSON (Expecting value: line 1 column 1 (char 0)); the line "
      "begins 'version https://git-lfs"),
     (b"[" * 10**6, "nested too deep"), (b'{"a": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
