@@ -12,7 +12,7 @@ import diversity as D
 from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import write_jsonl
-from common.ngrams import count_ngrams
+from common.ngrams import count_ngrams, in_parts, numbered
 from conftest import call, json_lines
 from tasks import synthetic
 
@@ -76,6 +76,23 @@ def test_a_file_counted_at_once_equals_its_sets_one_by_one(convention):
         unique, total = slow_unique_and_total(g, 1)
         assert D.ead(text, 1, 7, tokenise) == pytest.approx(
             unique / (7 * (1 - (6 / 7) ** total)) if total else math.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("largest", [1, 50, 2 ** 40, 2 ** 62])
+def test_equal_values_get_equal_numbers(largest):
+    """As np.unique numbers them, also where value and place do not fit into one integer."""
+    values = np.random.default_rng(0).integers(0, largest, 5000)
+    values[::7] = values[0]
+    assert (numbered(values) == np.unique(values, return_inverse=True)[1]).all()
+    assert len(numbered(values[:0])) == 0
+
+
+def test_parts_cut_only_between_kinds():
+    kinds = np.sort(np.random.default_rng(0).integers(0, 40, 1000))
+    parts = in_parts(np.arange(1000), kinds, size=60)
+    assert (np.concatenate(parts) == np.arange(1000)).all() and len(parts) > 10
+    seen = [set(kinds[part]) for part in parts]
+    assert sum(map(len, seen)) == len(set(kinds))
 
 
 def test_ngrams_are_counted_by_group_and_together():
