@@ -595,6 +595,7 @@ class LayerCache:
         """The prompts' keys and values, each (B, G, P, E)."""
         B, G, _, E = k.shape
         self.prefix = [k.contiguous(), v.contiguous()]      # or every token's product would copy them
+        # zeros: what is masked has weight 0, and 0 times what memory held before may be nan
         self.own = [k.new_zeros(B, G, self.grid.n, self.grid.steps, E) for _ in range(2)]
 
     def append(self, k, v):
@@ -733,23 +734,24 @@ def _decode(model, caches, grid):
 
 
 @cache
-def _recording_stream():
+def _recording_stream(device):
     """One for all records: cuBLAS keeps a workspace for each stream that it has seen."""
-    return torch.cuda.Stream()
+    return torch.cuda.Stream(device)
 
 
-def recorded(step):
+def recorded(step, device):
     """step, a function without arguments, as a CUDA graph: its kernels, recorded once, are launched together.
+    Returns a function without arguments.
 
     A small model's step is a thousand kernels of some microseconds, and launching them one by one takes
     longer than they do.  Whatever changes from call to call must lie in tensors that stay where they are."""
-    graph, stream = torch.cuda.CUDAGraph(), _recording_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    graph, stream = torch.cuda.CUDAGraph(), _recording_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):     # which makes its device the current one
         graph.capture_begin()
-        step()
+        step()                          # recorded, not done
         graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay
 
 
@@ -772,6 +774,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
             grid.alive &= new != eos
 
     def step():
+        """One more token for each cell."""
         logits = _decode(model, caches, grid)
         grid.at += 1
         draw(logits)
@@ -789,7 +792,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
                     each.keep(*kept)
                 run = None
         if run is None:
-            run = recorded(step) if fixed and device.type == "cuda" else step
+            run = recorded(step, device) if fixed and device.type == "cuda" else step
         run()
     check(finite, "sampling: the model's logits are not finite: its weights are damaged, or bf16 is too "
           "coarse for them (--dtype fp32)")
