@@ -19,6 +19,8 @@ Three ideas make it fast.
    rows, without K copies of the prompt.
 3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last
    layer computes its output there only (from the prompt's tokens just keys and values), and so does the head.
+
+On a GPU sampling also replays one recorded step (`recorded`), because Python is slower than its kernels.
 """
 import math
 from dataclasses import dataclass, replace
