@@ -98,6 +98,7 @@ def test_ragged_rows_compute_the_same_on_both_sides(monkeypatch):
 def test_growth_is_measured_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(growth, "CURVES", {"prompt": (8, 16), "response": (4, 8), "rollouts": (4, 8),
                                            "frozen": (0, 6)})
+    monkeypatch.setattr(growth, "SHAPE", growth.SHAPE | dict(d_model=32, n_head=4))
     monkeypatch.setattr(growth, "USUAL", {"prompt": 8, "response": 4, "rollouts": 4, "frozen": 6})
     monkeypatch.setattr(growth, "in_a_process", lambda sizes, cfg: growth.measure_point(
         sizes, 1, torch.float32, torch.device("cpu")))
