@@ -563,7 +563,8 @@ class Grid:
         self.tokens = torch.zeros_like(self.sample)                     # (B, N) the last token of each cell
         self.alive = torch.ones_like(self.sample, dtype=torch.bool)     # (B, N) cells that have not ended
         self.t = 0                                                      # own tokens in the cache
-        self.at = torch.zeros(1, dtype=torch.long, device=device)       # place of the last token among them
+        # place of the last token among them: a tensor, because a record would keep a number as it was
+        self.at = torch.zeros(1, dtype=torch.long, device=device)
         # (B, P + steps): what no cell may look at, behind a prompt's end and, if fixed, beyond its own tokens
         self.hidden = torch.arange(width + steps, device=device) >= lengths[:, None]
         self.hidden[:, width:] = fixed
@@ -680,9 +681,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     (None: torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that
     finish early change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this
     process; it samples and returns only prompts rank, rank + world_size, ..., with the tokens that one
-    process would draw.  fixed: whether all steps read as much of the cache, so that a GPU replays one recorded
-    step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature, top_k < 0,
-    top_p outside (0, 1], or a prompt that leaves no room in the context."""
+    process would draw.  fixed: whether all steps read as much of the cache, so that a GPU can replay one
+    recorded step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature,
+    top_k < 0, top_p outside (0, 1], or a prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
                          f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")

@@ -175,13 +175,12 @@ def accuracy(groups, scores):
 
     Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on
     each other."""
-    per_prompt, longer, shorter_won, large_gap, gold = [], [], [], [], []
+    per_prompt, all_hits, longer, large_gap, gold = [], [], [], [], []
     for group, s in zip(groups, scores):
         hits = [points(s[a] - s[b]) for a, b in group.pairs]
         per_prompt.append((sum(hits), len(hits)))
-        of_pair = [points(len(group.responses[a]) - len(group.responses[b])) for a, b in group.pairs]
-        longer += of_pair
-        shorter_won += [hit for hit, of_length in zip(hits, of_pair) if of_length == 0]
+        all_hits += hits
+        longer += [points(len(group.responses[a]) - len(group.responses[b])) for a, b in group.pairs]
         for hit, gap in zip(hits, group.gaps):
             against_gold = hit if gap > 0 else 1 - hit
             if gap:
@@ -191,8 +190,8 @@ def accuracy(groups, scores):
     mean, low, high = bootstrap_ratio(per_prompt)
     out = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": np.mean(longer),
            "pairs": sum(n for _, n in per_prompt)}
-    if shorter_won:
-        out["accuracy_shorter_won"] = np.mean(shorter_won)
+    if 0 in longer:
+        out["accuracy_shorter_won"] = np.mean(np.array(all_hits)[np.array(longer) == 0])
     if gold:
         agree = [points(gap) for g in groups for gap in g.gaps]
         out |= {"accuracy_gold": np.mean(gold), "labels_gold": np.mean(agree)}

@@ -88,7 +88,7 @@ class Study(NamedTuple):
     device: str
     dtype: str
     threads: int
-    jobs: int               # stages side by side: small models leave a GPU idle while the CPU prepares
+    jobs: int               # stages side by side, which share a GPU's memory
 
 
 # --------------------------------------------------------------------------------------------------- the plan

@@ -113,14 +113,19 @@ def anchor_of(heading):
 
 
 def commands(page):
-    """(module, flags) of every command that runs a script of this project."""
+    """(module, flags) of every command that runs a script of this project, and of every stage that
+    reproduce.py is given flags for: --ppo "--steps 10"."""
+    def flags_in(text):
+        return re.findall(r"(?<!\S)--([a-z][\w-]*)", text)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", page))]
     code = "\n".join([*FENCE.findall(page), *spans])
     for match in COMMAND.finditer(code.replace("\\\n", " ")):
         module, script, rest = match.groups()
         name = module or script.removesuffix(".py").replace("/", ".")
         if name != "pytest":
-            yield name, re.findall(r"(?<!\S)--([a-z][\w-]*)", rest)
+            for stage, given in re.findall(r'--(sft|reward|ppo|bon) "([^"]*)"', rest):
+                yield stage, flags_in(given)
+            yield name, flags_in(re.sub(r'"[^"]*"', "", rest))
 
 
 @pytest.mark.parametrize("name", PAGES)
