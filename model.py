@@ -106,7 +106,7 @@ SHAPES = {  # published shapes, as configurations of the one class below
 def rotate(x, rope):
     """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part.
 
-    x: (B, H, S, E); rope: (cos, sin), each (B, 1, S, planes).  Returns (B, H, S, E).  What lies behind the
+    x: (B, S, H, E); rope: (cos, sin), each (B, S, 1, planes).  Returns (B, S, H, E).  What lies behind the
     2 x planes numbers that turn stays as it is (`rope_part`)."""
     cos, sin = rope
     planes = cos.shape[-1]
@@ -165,26 +165,26 @@ class Attention(nn.Module):
         the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  It takes the prompts'
         keys and values at the first call.  At later calls x holds one new token for each of S = N samples."""
         B, S, _ = x.shape
-        heads = self.qkv(x).view(B, S, -1, self.d_head).transpose(1, 2)            # (B, H + 2G, S, E)
-        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
+        heads = self.qkv(x).view(B, S, -1, self.d_head)                             # (B, S, H + 2G, E)
+        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
         if self.norms:
-            q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+            q, k = qk.split((self.n_head, self.n_kv_head), dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
         if rope is not None:
             qk = rotate(qk, rope)
-        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
+        q, k = qk.split((self.n_head, self.n_kv_head), dim=2)
         if cache is not None and cache.holds_prompts:
-            y = cache.attend(q, k, v)                                               # (B, H, N, E)
-        else:
-            if cache is not None:
-                cache.start(k, v)
-            if used is not None:
-                q = gather(q.transpose(1, 2), used).transpose(1, 2)                 # (B, H, Q, E)
-            if self.n_kv_head < self.n_head:
-                group = self.n_head // self.n_kv_head
-                k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            # rows are padded on the right, where no query of a real token looks: then causal is enough
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            return self.out(cache.attend(q, k, v).flatten(2))
+        if cache is not None:
+            cache.start(k, v)
+        if used is not None:
+            q = gather(q, used)                                                     # (B, Q, H, E)
+        if self.n_kv_head < self.n_head:
+            group = self.n_head // self.n_kv_head
+            k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+        # rows are padded on the right, where no query of a real token looks: then causal is enough
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                                           attn_mask=mask, is_causal=mask is None)  # (B, H, S, E)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -330,10 +330,10 @@ class GPT(nn.Module):
         return x if self.embed_position is None else x + self.embed_position(positions)
 
     def rope(self, positions):
-        """positions (B, S) -> (cos, sin), each (B, 1, S, planes), or None where positions are learned."""
+        """positions (B, S) -> (cos, sin), each (B, S, 1, planes), or None where positions are learned."""
         if self.config.position != "rope":
             return None
-        angle = positions[:, None, :, None].float() * rope_frequencies(self.config, positions.device)
+        angle = positions[:, :, None, None].float() * rope_frequencies(self.config, positions.device)
         return angle.cos().to(self.compute_dtype), angle.sin().to(self.compute_dtype)
 
     def _layers(self, x, blocks, batch, used=None):
@@ -583,7 +583,7 @@ class LayerCache:
     def __init__(self, grid):
         self.grid = grid
         self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
-        self.own = None                     # k and v of the samples, each (B, G, N, steps, E)
+        self.own = None                     # k and v of the samples, each (B, N, G, steps, E)
 
     @property
     def holds_prompts(self):
@@ -595,15 +595,18 @@ class LayerCache:
         return self.grid.steps if self.grid.fixed else self.grid.t
 
     def start(self, k, v):
-        """The prompts' keys and values, each (B, G, P, E)."""
-        B, G, _, E = k.shape
-        self.prefix = [k.contiguous(), v.contiguous()]      # or every token's product would copy them
-        # zeros: what is masked has weight 0, and 0 times what memory held before may be nan
-        self.own = [k.new_zeros(B, G, self.grid.n, self.grid.steps, E) for _ in range(2)]
+        """The prompts' keys and values, each (B, P, G, E)."""
+        B, _, G, E = k.shape
+        self.prefix = [x.transpose(1, 2).contiguous() for x in (k, v)]  # or each token's product would copy
+        # zeros where all room is read: what is masked has weight 0, and 0 times what memory held may be nan
+        new, cells = (k.new_zeros if self.grid.fixed else k.new_empty), (B, self.grid.n, G)
+        self.own = [new(*cells, self.grid.steps, E) for _ in range(2)]
+        if k.device.type == "cpu":      # all samples' keys of one token lie together: `attend` reads them so
+            self.own[0] = new(self.grid.steps, *cells, E).permute(1, 2, 3, 0, 4)
 
     def append(self, k, v):
-        """The new token of each sample.  k, v: (B, G, N, E).  Returns the own keys and values to read, each
-        (B, G, N, t, E)."""
+        """The new token of each sample.  k, v: (B, N, G, E).  Returns the own keys and values to read, each
+        (B, N, G, t, E)."""
         for own, new in zip(self.own, (k, v)):
             if self.grid.fixed:
                 own.index_copy_(3, self.grid.at, new[:, :, :, None])
@@ -612,37 +615,37 @@ class LayerCache:
         return [own[:, :, :, :self.t] for own in self.own]
 
     def attend(self, q, k, v):
-        """One new token for each of B x N samples.  q: (B, H, N, E); k, v: (B, G, N, E).  Returns (B, H, N,
+        """One new token for each of B x N samples.  q: (B, N, H, E); k, v: (B, N, G, E).  Returns (B, N, H,
         E).
 
         A query attends to its prompt's shared prefix and to its own tokens in one softmax: exactly what N
         separate rows compute."""
-        B, H, N, E = q.shape
+        B, N, H, E = q.shape
         (k0, v0), (k1, v1) = self.prefix, self.append(k, v)
         G, P = k0.shape[1:3]
-        q = q.reshape(B, G, H // G, N, E).transpose(2, 3) / math.sqrt(E)             # (B, G, N, H/G, E)
-        past = (q.reshape(B, G, -1, E) @ k0.transpose(2, 3)).view(B, G, N, H // G, P)
+        q = q.reshape(B, N, G, H // G, E) / math.sqrt(E)
+        past = q.transpose(1, 2).reshape(B, G, -1, E) @ k0.transpose(2, 3)           # (B, G, N x H/G, P)
         # one query a key head: on a CPU a product and a sum beat a batched matrix product of one row
         by_sum = H == G and q.device.type == "cpu"
-        if by_sum:
-            recent = (q * k1).sum(-1).unsqueeze(3)                                   # (B, G, N, 1, t)
-        else:
-            recent = q @ k1.transpose(3, 4)                                          # (B, G, N, H/G, t)
-        scores = torch.cat((past, recent), dim=-1)
+        recent = (q * k1).sum(-1).unsqueeze(3) if by_sum else q @ k1.transpose(3, 4)     # (B, N, G, H/G, t)
+        scores = torch.cat((past.view(B, G, N, H // G, P), recent.transpose(1, 2)), dim=-1)
         scores.masked_fill_(self.grid.hidden[:, None, None, None, :P + self.t], float("-inf"))
         w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.t), dim=-1)
+        v1 = v1.transpose(1, 2)                                                      # (B, G, N, t, E)
         out = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E)
         out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if by_sum else w1 @ v1)
-        return out.transpose(2, 3).reshape(B, H, N, E)
+        return out.transpose(1, 2).reshape(B, N, H, E)
 
     def keep(self, prompt_idx, sample_idx):
         """Drops finished work.  prompt_idx: (B',) prompts kept; sample_idx: (B', N') samples kept of each."""
-        self.prefix = [x[prompt_idx] for x in self.prefix]
+        cells = (prompt_idx[:, None] * self.own[0].shape[1] + sample_idx).flatten()     # (B' x N',)
+        if len(prompt_idx) < len(self.prefix[0]):
+            self.prefix = [x[prompt_idx] for x in self.prefix]
         for i, x in enumerate(self.own):
-            kept = x.new_empty(len(prompt_idx), x.shape[1], sample_idx.shape[1], *x.shape[3:])
-            # advanced indices around a slice come out in front: (B', N', G, t, E)
-            kept[:, :, :, :self.t] = x[:, :, :, :self.t][prompt_idx[:, None], :, sample_idx].transpose(1, 2)
-            self.own[i] = kept
+            x = x.flatten(0, 1)
+            kept = torch.empty_like(x[:len(cells)])     # in the same order of memory
+            torch.index_select(x[:, :, :self.t], 0, cells, out=kept[:, :, :self.t])
+            self.own[i] = kept.unflatten(0, sample_idx.shape)
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):

@@ -190,14 +190,14 @@ def main(cfg):
 
         response_tokens = run.state["response_tokens"] = run.state.get("response_tokens", 0) + n_tokens
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
+            run.state["validation_loss"] = validation_loss(model, validation, device)
             run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, response_tokens=response_tokens,
-                    validation_loss=validation_loss(model, validation, device))
+                    validation_loss=run.state["validation_loss"])
 
-    loss = validation_loss(model, validation, device)
-    run.save(model, spec, task, {"validation_loss": loss, "steps": len(batches),
-                                 "response_tokens": run.state["response_tokens"]})
-    print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss {loss:.4f} nats/token",
-          flush=True)
+    metrics = {name: run.state[name] for name in ("validation_loss", "response_tokens")}
+    run.save(model, spec, task, metrics | {"steps": len(batches)})
+    print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss "
+          f"{metrics['validation_loss']:.4f} nats/token", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, 
                          method_name, ppo_name)
 from study.pipeline import Stage
 
+LOG_EVERY = 1000        # steps of SFT; each line has a validation loss, which takes as long as ten steps
 MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too
 
 
@@ -83,11 +84,11 @@ class Trial:
 
     def pretrain(self, task, rows, epochs=1):
         sft.main(sft.Config(task=task, rows=rows, epochs=epochs, shape=self.shape, out=str(self.base),
-                            **self.same))
+                            log_every=LOG_EVERY, **self.same))
 
     def train_sft(self):
         sft.main(sft.Config(model=str(self.base), task=self.task, rows=self.recipe.sft_rows, lr=1.5e-3,
-                            out=self.checkpoint("sft"), **self.same))
+                            out=self.checkpoint("sft"), log_every=LOG_EVERY, **self.same))
 
     def train_reward(self, name="reward", typicality=0.0):
         reward.main(reward.Config(model=self.checkpoint("sft"), prompts=self.recipe.prompts,
