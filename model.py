@@ -104,14 +104,16 @@ SHAPES = {  # published shapes, as configurations of the one class below
 # ------------------------------------------------------------------------------------------------- the layers
 
 def rotate(x, rope):
-    """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part.
+    """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part: (real,
+    imag) cos + (imag, real) (-sin, sin).
 
-    x: (B, S, H, E); rope: (cos, sin), each (B, S, 1, planes).  Returns (B, S, H, E).  What lies behind the
-    2 x planes numbers that turn stays as it is (`rope_part`)."""
+    x: (B, S, H, E); rope: as from `GPT.rope`, each (B, S, 1, 2 x planes).  Returns (B, S, H, E).  What lies
+    behind the 2 x planes numbers that turn stays as it is (`rope_part`)."""
     cos, sin = rope
-    planes = cos.shape[-1]
-    real, imag, still = x.split((planes, planes, x.shape[-1] - 2 * planes), dim=-1)
-    return torch.cat((real * cos - imag * sin, imag * cos + real * sin, still), dim=-1)
+    width = cos.shape[-1]
+    x, still = x.split((width, x.shape[-1] - width), dim=-1)
+    x = x * cos + x.roll(width // 2, -1) * sin
+    return torch.cat((x, still), dim=-1) if still.shape[-1] else x
 
 
 def rope_frequencies(cfg, device=None):
@@ -330,11 +332,13 @@ class GPT(nn.Module):
         return x if self.embed_position is None else x + self.embed_position(positions)
 
     def rope(self, positions):
-        """positions (B, S) -> (cos, sin), each (B, S, 1, planes), or None where positions are learned."""
+        """positions (B, S) -> what `rotate` takes, (cos, cos) and (-sin, sin), each (B, S, 1, 2 x planes), or
+        None where positions are learned."""
         if self.config.position != "rope":
             return None
         angle = positions[:, :, None, None].float() * rope_frequencies(self.config, positions.device)
-        return angle.cos().to(self.compute_dtype), angle.sin().to(self.compute_dtype)
+        cos, sin = angle.cos().to(self.compute_dtype), angle.sin().to(self.compute_dtype)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _layers(self, x, blocks, batch, used=None):
         """x (B, S, D) through blocks.  The last one answers at `used` only, where given: (B, Q, D)."""
