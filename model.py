@@ -584,8 +584,10 @@ class LayerCache:
     """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
     each sample's own tokens."""
 
-    def __init__(self, grid):
-        self.grid = grid
+    def __init__(self, grid, by_sum):
+        """by_sum: whether own tokens are read by products and sums, not by matrix products.  With one query a
+        key head, these have one row each, which is slow on a CPU."""
+        self.grid, self.by_sum = grid, by_sum
         self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
         self.own = None                     # k and v of the samples, each (B, N, G, steps, E)
 
@@ -603,10 +605,11 @@ class LayerCache:
         B, _, G, E = k.shape
         self.prefix = [x.transpose(1, 2).contiguous() for x in (k, v)]  # or each token's product would copy
         # zeros where all room is read: what is masked has weight 0, and 0 times what memory held may be nan
-        new, cells = (k.new_zeros if self.grid.fixed else k.new_empty), (B, self.grid.n, G)
-        self.own = [new(*cells, self.grid.steps, E) for _ in range(2)]
-        if k.device.type == "cpu":      # all samples' keys of one token lie together: `attend` reads them so
-            self.own[0] = new(self.grid.steps, *cells, E).permute(1, 2, 3, 0, 4)
+        new, steps = k.new_zeros if self.grid.fixed else k.new_empty, self.grid.steps
+        keys, values = (new(B, self.grid.n, G, steps, E) for _ in range(2))
+        if self.by_sum:     # all samples' keys of one token lie together, as `attend` reads them
+            keys = new(steps, B, self.grid.n, G, E).permute(1, 2, 3, 0, 4)
+        self.own = [keys, values]
 
     def append(self, k, v):
         """The new token of each sample.  k, v: (B, N, G, E).  Returns the own keys and values to read, each
@@ -628,17 +631,15 @@ class LayerCache:
         (k0, v0), (k1, v1) = self.prefix, self.append(k, v)
         G, P = k0.shape[1:3]
         q = q.reshape(B, N, G, H // G, E) / math.sqrt(E)
-        past = q.transpose(1, 2).reshape(B, G, -1, E) @ k0.transpose(2, 3)           # (B, G, N x H/G, P)
-        # one query a key head: on a CPU a product and a sum beat a batched matrix product of one row
-        by_sum = H == G and q.device.type == "cpu"
-        recent = (q * k1).sum(-1).unsqueeze(3) if by_sum else q @ k1.transpose(3, 4)     # (B, N, G, H/G, t)
+        past = q.transpose(1, 2).reshape(B, G, -1, E) @ k0.transpose(2, 3)               # (B, G, N x H/G, P)
+        recent = (q * k1).sum(-1).unsqueeze(3) if self.by_sum else q @ k1.transpose(3, 4)   # (B,N,G,H/G,t)
         scores = torch.cat((past.view(B, G, N, H // G, P), recent.transpose(1, 2)), dim=-1)
         scores.masked_fill_(self.grid.hidden[:, None, None, None, :P + self.t], float("-inf"))
         w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.t), dim=-1)
-        v1 = v1.transpose(1, 2)                                                      # (B, G, N, t, E)
-        out = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E)
-        out = out + ((w1.transpose(3, 4) * v1).sum(3, keepdim=True) if by_sum else w1 @ v1)
-        return out.transpose(1, 2).reshape(B, N, H, E)
+        of_prefix = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E).transpose(1, 2)
+        w1 = w1.transpose(1, 2)                                                          # (B, N, G, H/G, t)
+        of_own = (w1.transpose(3, 4) * v1).sum(3, keepdim=True) if self.by_sum else w1 @ v1
+        return (of_prefix + of_own).reshape(B, N, H, E)
 
     def keep(self, prompt_idx, sample_idx):
         """Drops finished work.  prompt_idx: (B',) prompts kept; sample_idx: (B', N') samples kept of each."""
@@ -720,7 +721,8 @@ def _prefill(model, prompts, n, steps, fixed):
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     grid = Grid(lengths, n, tokens.shape[1], steps, fixed)
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    caches = [LayerCache(grid) for _ in model.blocks]
+    by_sum = model.config.n_kv_head == model.config.n_head and device.type == "cpu"
+    caches = [LayerCache(grid, by_sum) for _ in model.blocks]
     x, rope = model._embed(tokens, positions), model.rope(positions)
     for block, cache in zip(model.blocks[:-1], caches):
         x = block(x, rope, cache=cache)
