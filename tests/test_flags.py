@@ -2,13 +2,15 @@
 import dataclasses
 import importlib
 import math
+import subprocess
+import sys
 from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 
 from common import flags
 from common.errors import UserError
-from conftest import refused
+from conftest import ROOT, refused
 
 SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.shift",
            "study.proxies", "study.tuning", "methods.dpo", "methods.grpo", "tools.bench", "tools.budget",
@@ -87,6 +89,14 @@ def test_parsing_presets_and_help(capsys):
         flags.parse(Toy, "doc", ["--help"])
     text = capsys.readouterr().out
     assert text.index("--steps") < text.index("--seed") and "which one, of two" in " ".join(text.split())
+
+
+def test_a_start_is_deterministic_and_imports_no_compiler():
+    """torch's compiler takes two seconds to import, and no script uses it."""
+    code = ("import sys, torch; from common.flags import Common, setup; setup(Common(device='cpu')); "
+            "print(torch.are_deterministic_algorithms_enabled(), 'torch._inductor' in sys.modules)")
+    got = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert got.stdout.split() == ["True", "False"], got.stderr
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cuda", "mps", "meta", "xla", "cuda:-1"])

@@ -31,6 +31,8 @@ from tasks import annotators
 def test_sft_learns(work):
     steps = json_lines(work / "metrics_sft.jsonl")
     assert steps[-1]["validation_loss"] < 3.0       # ln 377 = 5.9 before
+    _, saved = load_checkpoint(work / "ckpt_sft.pt", "lm")
+    assert saved["metrics"]["validation_loss"] == pytest.approx(steps[-1]["validation_loss"], rel=1e-4)
 
 
 def test_ppo_log_is_flat_complete_and_starts_at_ratio_one(work):
