@@ -516,6 +516,19 @@ def row_reward(cfg, device):
                "one forward for each side of the pairs", 2)
 
 
+def packed_rewards(model, posts, pairs, idx):
+    """Rewards of both responses to each of the posts idx, as this project computes them: (2 x posts,)."""
+    packed = M.pack([posts.prompts[i] for i in idx], [pairs[i] for i in idx], model.embed.weight.device)
+    return M.rewards(model, model(packed), packed)
+
+
+def padded_rewards(model, posts, pairs, idx):
+    """The same from a row for each response, padded to the longest."""
+    rows = [posts.prompts[i] + response for i in idx for response in pairs[i]]
+    x = M.plain(rows, model.embed.weight.device)
+    return model.head(model(x))[range(len(rows)), [len(row) - 1 for row in rows], 0]
+
+
 def row_reward_ragged(cfg, device, size=4):
     """One pair on each of TL;DR's posts: its two responses behind one prompt, posts of like lengths together,
     against a row for each response, padded to the longest of a shuffled batch."""
@@ -523,36 +536,70 @@ def row_reward_ragged(cfg, device, size=4):
     pairs = [[r, rng.permutation(r).tolist()] for r, in posts.responses]
     torch.manual_seed(0)
     model = M.GPT(M.GPTConfig(**GPT2), scalar=True).to(device).compute_in(DTYPES[cfg.dtype])
-    bucketed = iter(length_bucketed_batches(posts.lengths, size, 1, torch.Generator().manual_seed(0)))
-    shuffled = iter(torch.randperm(256, generator=torch.Generator().manual_seed(0)).split(size))
+    bucketed = length_bucketed_batches(posts.lengths, size, 1, torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(256, generator=torch.Generator().manual_seed(0)).split(size)
+    todo = {"ours": iter(bucketed), "theirs": iter(shuffled)}
     counts = {"ours": [], "theirs": []}
 
-    def step(side, idx, r):
+    def learn(side, rewards_of):
+        idx = [int(i) for i in next(todo[side])]
         counts[side].append(sum(len(posts.responses[i][0]) for i in idx))
         model.zero_grad()
+        r = rewards_of(model, posts, pairs, idx)
         reward.bradley_terry_loss(r[0::2], r[1::2]).backward()
-
-    def ours():
-        idx = next(bucketed)
-        packed = M.pack([posts.prompts[i] for i in idx], [pairs[i] for i in idx], device)
-        step("ours", idx, M.rewards(model, model(packed), packed))
-
-    def padded():
-        idx = next(shuffled).tolist()
-        rows = [posts.prompts[i] + response for i in idx for response in pairs[i]]
-        x, ends = M.plain(rows, device), torch.tensor([len(row) - 1 for row in rows], device=device)
-        step("theirs", idx, model.head(model(x))[torch.arange(len(rows), device=device), ends, 0])
-    found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
+    found = race({"ours": partial(learn, "ours", packed_rewards),
+                  "theirs": partial(learn, "theirs", padded_rewards)}, cfg.repeats, device)
     seconds = {k: [t / n for t, n in zip(found[k], counts[k][1:])] for k in found}
     yield line("reward model step, GPT-2 small, pairs on posts of TL;DR's lengths: a response token",
                seconds["ours"], seconds["theirs"], "a row for each response, padded to the batch", 0,
                tokens=1)
 
 
+class Targets(NamedTuple):
+    """What PPO compares with on a minibatch of posts.  Grids are (B, T)."""
+    mask: torch.Tensor          # True on the response
+    logp: torch.Tensor          # old log-probabilities, near those of 50,257 words
+    zeros: torch.Tensor         # old values and returns
+
+
+def targets_of(posts, idx, device):
+    lengths = torch.tensor([len(posts.responses[i][0]) for i in idx])
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)
+    return Targets(mask, torch.full(mask.shape, -10., device=device), torch.zeros(mask.shape, device=device))
+
+
+def packed_ppo_loss(policy, value_model, posts, idx):
+    """PPO's loss on the posts idx as this project computes it, with advantages of 1."""
+    prompts, responses = [posts.prompts[i] for i in idx], [posts.responses[i][0] for i in idx]
+    packed = M.pack(prompts, [[r] for r in responses], policy.embed.weight.device)
+    mask, logp, zeros = targets_of(posts, idx, policy.embed.weight.device)
+    ro = ppo.Rollout(prompts, responses, policy.trunk(packed), value_model.trunk(packed), mask, logp, logp,
+                     zeros, zeros[:, 0], mask[:, 0])
+    rows, n_tokens = list(range(len(idx))), int(mask.sum())
+    return ppo.minibatch_loss(policy, value_model, ro, zeros + 1, zeros, rows, n_tokens, ppo.Config())[0]
+
+
+def padded_ppo_loss(policy, value_model, posts, idx):
+    """The same from logits and values at every position of rows padded to the longest."""
+    device = policy.embed.weight.device
+    mask, old_logp, zeros = targets_of(posts, idx, device)
+    rows = [posts.prompts[i] + posts.responses[i][0] for i in idx]
+    x = M.plain(rows, device)
+    all_logp, v = policy.head(policy(x)).log_softmax(-1), value_model.head(value_model(x))[..., 0]
+    # the position that predicts token t of each response
+    at = torch.tensor([[min(len(posts.prompts[i]) - 1 + t, len(row) - 2) for t in range(mask.shape[1])]
+                       for i, row in zip(idx, rows)], device=device)
+    tokens = x.tokens.gather(1, at + 1)[..., None]
+    logp = all_logp.gather(1, at[..., None].expand(-1, -1, all_logp.shape[-1])).gather(2, tokens)[..., 0]
+    pg_loss, _ = ppo.policy_loss(logp, old_logp, zeros + 1, mask)
+    v_loss, _ = ppo.value_loss(v.gather(1, at), zeros, zeros, mask)
+    return pg_loss + ppo.Config.vf_coef * v_loss
+
+
 def row_ppo_ragged(cfg, device, size=4):
     """PPO's loss and gradient on a minibatch of TL;DR's posts, all layers trained, against logits and values
     everywhere on rows padded to the same minibatch, which is shuffled on both sides."""
-    posts, ppo_cfg = random_posts(), ppo.Config()
+    posts = random_posts()
     torch.manual_seed(0)
     policy = M.GPT(M.GPTConfig(**GPT2)).to(device).compute_in(DTYPES[cfg.dtype])
     value_model = policy.with_scalar_head()
@@ -560,44 +607,16 @@ def row_ppo_ragged(cfg, device, size=4):
     todo = {side: iter(minibatches) for side in ("ours", "theirs")}
     losses, counts = {"ours": [], "theirs": []}, []
 
-    def next_rollouts(side):
+    def learn(side, loss_of):
         idx = next(todo[side]).tolist()
-        prompts, responses = [posts.prompts[i] for i in idx], [posts.responses[i][0] for i in idx]
-        mask = torch.arange(max(map(len, responses)))[None] < torch.tensor(list(map(len, responses)))[:, None]
-        mask = mask.to(device)
-        counts.append(int(mask.sum()))
-        fixed = torch.full(mask.shape, -10., device=device)     # log-probabilities near those of 50,257 words
-        return prompts, responses, mask, fixed, torch.zeros_like(fixed)
-
-    def learn(side, loss):
-        losses[side].append(loss.item())
+        counts.append(sum(len(posts.responses[i][0]) for i in idx))
         for model in (policy, value_model):
             model.zero_grad()
+        loss = loss_of(policy, value_model, posts, idx)
         loss.backward()
-
-    def ours():
-        prompts, responses, mask, logp, zeros = next_rollouts("ours")
-        packed = M.pack(prompts, [[r] for r in responses], device)
-        ro = ppo.Rollout(prompts, responses, policy.trunk(packed), value_model.trunk(packed), mask, logp,
-                         logp, zeros, zeros[:, 0], mask[:, 0])
-        learn("ours", ppo.minibatch_loss(policy, value_model, ro, zeros + 1, zeros, list(range(size)),
-                                         int(mask.sum()), ppo_cfg)[0])
-
-    def padded():
-        prompts, responses, mask, old_logp, zeros = next_rollouts("theirs")
-        rows, T = [p + r for p, r in zip(prompts, responses)], mask.shape[1]
-        x = M.plain(rows, device)
-        all_logp, v = policy.head(policy(x)).log_softmax(-1), value_model.head(value_model(x))[..., 0]
-        # the position that predicts token t of each response
-        at = torch.tensor([[min(len(p) - 1 + t, len(row) - 2) for t in range(T)]
-                           for p, row in zip(prompts, rows)], device=device)
-        tokens = x.tokens.gather(1, at + 1)
-        logp = all_logp.gather(1, at[..., None].expand(-1, -1, all_logp.shape[-1]))
-        logp = logp.gather(2, tokens[..., None])
-        pg_loss, _ = ppo.policy_loss(logp[..., 0], old_logp, zeros + 1, mask)
-        v_loss, _ = ppo.value_loss(v.gather(1, at), zeros, zeros, mask)
-        learn("theirs", pg_loss + ppo_cfg.vf_coef * v_loss)
-    found = race({"ours": ours, "theirs": padded}, cfg.repeats, device)
+        losses[side].append(loss.item())
+    found = race({"ours": partial(learn, "ours", packed_ppo_loss),
+                  "theirs": partial(learn, "theirs", padded_ppo_loss)}, cfg.repeats, device)
     check(np.allclose(losses["ours"], losses["theirs"], rtol=1e-3), "the two sides disagree")
     yield line("PPO update, GPT-2 small, posts of TL;DR's lengths, all trained", found["ours"],
                found["theirs"], "all logits, padded to the same minibatch", 0, tokens=float(np.mean(counts)))
