@@ -580,6 +580,17 @@ class Grid:
         self.prompt, self.lengths, self.hidden = (x[rows] for x in (self.prompt, self.lengths, self.hidden))
 
 
+def weighted_sum(w, v):
+    """w (B, N, G, 1, t) @ v (B, N, G, t, E), where v lies token by token in memory: (B, N, G, 1, E).  By four
+    running sums, which round less than one."""
+    x = v.permute(3, 0, 1, 2, 4) * w[:, :, :, 0].permute(3, 0, 1, 2).contiguous()[..., None]
+    whole = len(x) // 4 * 4
+    sums = x[:whole].unflatten(0, (-1, 4)).sum(0)           # (4, B, N, G, E)
+    for late in x[whole:]:
+        sums[0] += late
+    return sums.sum(0).unsqueeze(3)
+
+
 class LayerCache:
     """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
     each sample's own tokens."""
@@ -606,10 +617,9 @@ class LayerCache:
         self.prefix = [x.transpose(1, 2).contiguous() for x in (k, v)]  # or each token's product would copy
         # zeros where all room is read: what is masked has weight 0, and 0 times what memory held may be nan
         new, steps = k.new_zeros if self.grid.fixed else k.new_empty, self.grid.steps
-        keys, values = (new(B, self.grid.n, G, steps, E) for _ in range(2))
-        if self.by_sum:     # all samples' keys of one token lie together, as `attend` reads them
-            keys = new(steps, B, self.grid.n, G, E).permute(1, 2, 3, 0, 4)
-        self.own = [keys, values]
+        self.own = [new(B, self.grid.n, G, steps, E) for _ in range(2)]
+        if self.by_sum:     # token by token: products over all samples and heads run through memory in order
+            self.own = [new(steps, B, self.grid.n, G, E).permute(1, 2, 3, 0, 4) for _ in range(2)]
 
     def append(self, k, v):
         """The new token of each sample.  k, v: (B, N, G, E).  Returns the own keys and values to read, each
@@ -638,7 +648,7 @@ class LayerCache:
         w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.t), dim=-1)
         of_prefix = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E).transpose(1, 2)
         w1 = w1.transpose(1, 2)                                                          # (B, N, G, H/G, t)
-        of_own = (w1.transpose(3, 4) * v1).sum(3, keepdim=True) if self.by_sum else w1 @ v1
+        of_own = weighted_sum(w1, v1) if self.by_sum else w1 @ v1                        # (B, N, G, H/G, E)
         return (of_prefix + of_own).reshape(B, N, H, E)
 
     def keep(self, prompt_idx, sample_idx):
