@@ -14,13 +14,13 @@ Three ideas make it fast.
    runs the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and
    value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With
    `frozen = 0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
-2. One prompt, many responses (`pack`).  K responses to one prompt lie behind it in one row.  Each sees the
-   prompt and itself only, and its positions continue the prompt's.  The numbers equal those of K separate
-   rows, without K copies of the prompt.
+2. One prompt, many responses (`pack`).  The responses to one prompt lie behind it in one row.  Each sees the
+   prompt and itself only, and its positions continue the prompt's.  The numbers equal those of separate rows,
+   without a copy of the prompt in each.
 3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last
    layer computes its output there only (from the prompt's tokens just keys and values), and so does the head.
 
-On a GPU sampling also replays one recorded step (`recorded`), because Python is slower than its kernels.
+On a GPU sampling also replays a recorded step (`recorded`), because Python is slower than its kernels.
 """
 import math
 from dataclasses import dataclass, replace
@@ -117,7 +117,8 @@ def rotate(x, rope):
 
 
 def rope_frequencies(cfg, device=None):
-    """Radians a position of each plane of a head: (E/2,), fp32; fewer where only a part of a head turns.
+    """Radians by which each plane of a head turns from one position to the next: (E/2,), fp32; fewer where
+    only a part of a head turns.  A plane is one pair of a real and an imaginary part.
 
     A stretched context turns its slow planes `factor` times slower.  "linear" slows all of them (Chen et al.
     2023).  "llama3" slows those that turn fewer than low_freq_factor times in the training context, and
@@ -164,8 +165,8 @@ class Attention(nn.Module):
         """x: (B, S, D).  rope: as from `GPT.rope`, or None.  Returns (B, S, D), or (B, Q, D) with used.
 
         mask: (B, 1, S, S), True where a query may look; None: causal.  used: (B, Q) flat indices into B*S,
-        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  It takes the prompts'
-        keys and values at the first call.  At later calls x holds one new token for each of S = N samples."""
+        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  At the first call it
+        takes the prompts' keys and values.  At later calls x is (B, N, D), one new token of each sample."""
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head)                             # (B, S, H + 2G, E)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
@@ -186,7 +187,7 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
         # rows are padded on the right, where no query of a real token looks: then causal is enough
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-                                           attn_mask=mask, is_causal=mask is None)  # (B, H, S, E)
+                                           attn_mask=mask, is_causal=mask is None)  # (B, H, Q, E)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -240,8 +241,8 @@ class GPT(nn.Module):
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = make_norm(cfg)
-        # the head's rows are response tokens, another number at each step: under a hundred thousand weights,
-        # oneDNN's kernel for each number costs more than it saves
+        # the head's rows are response tokens, whose number changes at each step: under a hundred thousand
+        # weights, oneDNN's kernel for each number costs more than it saves
         large = not scalar and cfg.vocab_size * cfg.d_model > 100_000
         self.head = (Linear if large else nn.Linear)(
             cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
@@ -291,8 +292,8 @@ class GPT(nn.Module):
 
     def compute_in(self, dtype):
         """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Trained layers stay
-        fp32 and are cast for each product.  Frozen layers lie in `dtype`.  Embeddings and heads are fp32.
-        Returns self."""
+        fp32 and are cast for each product.  Frozen layers lie in `dtype`.  Embeddings and heads are fp32
+        (only sampling casts them: `for_sampling`).  Returns self."""
         self.compute_dtype = dtype
         return self.freeze()
 
@@ -316,7 +317,8 @@ class GPT(nn.Module):
             return self._layers(x, self.blocks[:self.config.frozen], batch)
 
     def top(self, h, batch):
-        """h from `trunk`.  Returns the hidden states that the head needs: (B, Q, D) at `batch.used`."""
+        """h from `trunk`.  Returns the hidden states that the head needs: (B, Q, D) at `batch.used`, or all
+        (B, S, D) of a `plain` batch."""
         x = h.float() if self.config.frozen else self._embed(h, batch.positions)
         with self.autocast():
             x = self._layers(x, self.blocks[self.config.frozen:], batch, batch.used)
@@ -358,7 +360,7 @@ class GPT(nn.Module):
 
     def with_scalar_head(self):
         """A copy of this model with a fresh scalar head in place of its own (zeros: the first prediction is
-        0). The two use one trunk in memory."""
+        0).  A trunk, if there is one, lies in memory once for the two."""
         twin = GPT(self.config, scalar=True).to(self.embed.weight.device)
         twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")},
                              strict=False)
@@ -375,7 +377,7 @@ def full_copy(model, dtype=None):
     """The model with all weights in dtype (None: as they are) and none of them sharded over ranks (all ranks
     must call).  The copy uses the same tensors where nothing changes.  It is the model itself if nothing
     does."""
-    weights = {k: p.detach() for k, p in model.state_dict().items()}
+    weights = model.state_dict()
     found = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(found[k] is p for k, p in weights.items()):
         return model
@@ -501,8 +503,8 @@ def pack(prompts, responses, device="cpu"):
 
 
 def _packed_mask(segments, device):
-    """segments: B lists of S numbers: 0 on the prompt, j on response j, -1 on padding.  Returns (B, 1, S, S):
-    a token sees what stands before it in the prompt and in its own response."""
+    """segments: B lists of S numbers: 0 on the prompt, 1, 2, ... on its responses, -1 on padding.  Returns
+    (B, 1, S, S): a token sees what stands before it in the prompt and in its own response."""
     segment = torch.tensor(segments, device=device)
     S = segment.shape[1]
     causal = torch.ones(S, S, dtype=torch.bool, device=device).tril()
@@ -523,7 +525,7 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False, learn_entrop
 
     hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long
     prompt is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a
-    logit near 20 to a sixteenth, and PPO's log-ratios to noise."""
+    logit near 20 by up to a sixteenth, and PPO's log-ratios to noise."""
     logits = model.head(hidden.flatten(0, 1)[batch.predict_idx].float())                            # (M, V)
     if temperature != 1:
         logits = logits / temperature
@@ -566,18 +568,18 @@ class Grid:
         self.sample = torch.arange(n, device=device).repeat(B, 1)       # (B, N) and which sample of it
         self.tokens = torch.zeros_like(self.sample)                     # (B, N) the last token of each cell
         self.alive = torch.ones_like(self.sample, dtype=torch.bool)     # (B, N) cells that have not ended
-        self.t = 0                                                      # own tokens in the cache
+        self.t = 0                                      # own tokens in the cache, unless steps are recorded
         # place of the last token among them: a tensor, because a record would keep a number as it was
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         # (B, P + steps): what no cell may look at, behind a prompt's end and, if fixed, beyond its own tokens
-        self.hidden = torch.arange(width + steps, device=device) >= lengths[:, None]
-        self.hidden[:, width:] = fixed
+        self.blocked = torch.arange(width + steps, device=device) >= lengths[:, None]
+        self.blocked[:, width:] = fixed
 
     def keep(self, rows, columns):
         """Drops cells.  rows: (B',) of the prompts kept; columns: (B', N') of the samples kept of each."""
         cells = rows[:, None], columns
         self.tokens, self.alive, self.sample = (x[cells] for x in (self.tokens, self.alive, self.sample))
-        self.prompt, self.lengths, self.hidden = (x[rows] for x in (self.prompt, self.lengths, self.hidden))
+        self.prompt, self.lengths, self.blocked = (x[rows] for x in (self.prompt, self.lengths, self.blocked))
 
 
 def weighted_sum(w, v):
@@ -607,8 +609,8 @@ class LayerCache:
         return self.prefix is not None
 
     @property
-    def t(self):
-        """Own tokens that are read."""
+    def n_read(self):
+        """Own tokens that a step reads of each sample."""
         return self.grid.steps if self.grid.fixed else self.grid.t
 
     def start(self, k, v):
@@ -628,8 +630,8 @@ class LayerCache:
             if self.grid.fixed:
                 own.index_copy_(3, self.grid.at, new[:, :, :, None])
             else:
-                own[:, :, :, self.t - 1] = new
-        return [own[:, :, :, :self.t] for own in self.own]
+                own[:, :, :, self.n_read - 1] = new
+        return [own[:, :, :, :self.n_read] for own in self.own]
 
     def attend(self, q, k, v):
         """One new token for each of B x N samples.  q: (B, N, H, E); k, v: (B, N, G, E).  Returns (B, N, H,
@@ -644,23 +646,23 @@ class LayerCache:
         past = q.transpose(1, 2).reshape(B, G, -1, E) @ k0.transpose(2, 3)               # (B, G, N x H/G, P)
         recent = (q * k1).sum(-1).unsqueeze(3) if self.by_sum else q @ k1.transpose(3, 4)   # (B,N,G,H/G,t)
         scores = torch.cat((past.view(B, G, N, H // G, P), recent.transpose(1, 2)), dim=-1)
-        scores.masked_fill_(self.grid.hidden[:, None, None, None, :P + self.t], float("-inf"))
-        w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.t), dim=-1)
+        scores.masked_fill_(self.grid.blocked[:, None, None, None, :P + self.n_read], float("-inf"))
+        w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.n_read), dim=-1)
         of_prefix = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E).transpose(1, 2)
         w1 = w1.transpose(1, 2)                                                          # (B, N, G, H/G, t)
         of_own = weighted_sum(w1, v1) if self.by_sum else w1 @ v1                        # (B, N, G, H/G, E)
         return (of_prefix + of_own).reshape(B, N, H, E)
 
-    def keep(self, prompt_idx, sample_idx):
-        """Drops finished work.  prompt_idx: (B',) prompts kept; sample_idx: (B', N') samples kept of each."""
-        cells = (prompt_idx[:, None] * self.own[0].shape[1] + sample_idx).flatten()     # (B' x N',)
-        if len(prompt_idx) < len(self.prefix[0]):
-            self.prefix = [x[prompt_idx] for x in self.prefix]
+    def keep(self, rows, columns):
+        """Drops cells, as `Grid.keep`."""
+        cells = (rows[:, None] * self.own[0].shape[1] + columns).flatten()      # (B' x N',)
+        if len(rows) < len(self.prefix[0]):
+            self.prefix = [x[rows] for x in self.prefix]
         for i, x in enumerate(self.own):
             x = x.flatten(0, 1)
             kept = torch.empty_like(x[:len(cells)])     # in the same order of memory
-            torch.index_select(x[:, :, :self.t], 0, cells, out=kept[:, :, :self.t])
-            self.own[i] = kept.unflatten(0, sample_idx.shape)
+            torch.index_select(x[:, :, :self.n_read], 0, cells, out=kept[:, :, :self.n_read])
+            self.own[i] = kept.unflatten(0, columns.shape)
 
 
 def filter_logits(logits, top_k=0, top_p=1.0):
@@ -699,9 +701,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     (None: torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that
     finish early change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this
     process; it samples and returns only prompts rank, rank + world_size, ..., with the tokens that one
-    process would draw.  fixed: whether all steps read as much of the cache, so that a GPU can replay one
-    recorded step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a negative temperature,
-    top_k < 0, top_p outside (0, 1], or a prompt that leaves no room in the context."""
+    process would draw.  fixed: whether each step reads the whole cache, behind a mask, so that shapes stay
+    and a GPU can replay a recorded step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a
+    negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
                          f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
@@ -727,10 +729,10 @@ def _prefill(model, prompts, n, steps, fixed):
     """Runs the prompts once and fills a cache for each layer.  Returns (logits: (B, 1, V) at each prompt's
     end, caches, Grid)."""
     device = model.embed.weight.device
-    tokens = plain(prompts, device).tokens                                          # (B, P)
+    batch = plain(prompts, device)
+    tokens, positions = batch.tokens, batch.positions                               # each (B, P)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     grid = Grid(lengths, n, tokens.shape[1], steps, fixed)
-    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     by_sum = model.config.n_kv_head == model.config.n_head and device.type == "cpu"
     caches = [LayerCache(grid, by_sum) for _ in model.blocks]
     x, rope = model._embed(tokens, positions), model.rope(positions)
@@ -747,7 +749,7 @@ def _decode(model, caches, grid):
     """The last token of each cell through all layers.  Returns logits of the next one, (B, N, V)."""
     grid.t += 1
     if grid.fixed:
-        grid.hidden.index_fill_(1, grid.width + grid.at, False)
+        grid.blocked.index_fill_(1, grid.width + grid.at, False)
     position = (grid.lengths[:, None] + grid.at).expand_as(grid.tokens)
     x, rope = model._embed(grid.tokens, position), model.rope(position)
     for block, cache in zip(model.blocks, caches):
