@@ -61,6 +61,12 @@ def test_rows_that_finish_early_change_nothing(fixed):
     assert len({len(r) for group in out for r in group}) > 10
 
 
+@pytest.mark.parametrize("t", [1, 3, 4, 7, 33])
+def test_a_weighted_sum_of_values_is_their_matrix_product(t):
+    w, v = torch.rand(2, 3, 4, 1, t).double(), torch.randn(t, 2, 3, 4, 5).double().permute(1, 2, 3, 0, 4)
+    torch.testing.assert_close(M.weighted_sum(w, v), w @ v)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing is recorded")
 def test_a_recorded_step_is_a_step(model):
     """On a GPU generate replays one recorded step; its kernels launched one by one draw the same tokens."""
