@@ -61,6 +61,16 @@ def test_rows_that_finish_early_change_nothing(fixed):
     assert len({len(r) for group in out for r in group}) > 10
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_own_tokens_are_read_by_sums_or_by_matrix_products(model, monkeypatch, fixed):
+    """A CPU sums where each key head has one query; a GPU does not."""
+    def draw():
+        return M.generate(model, PROMPTS, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(7), fixed=fixed)
+    usual, cache = draw(), M.LayerCache
+    monkeypatch.setattr(M, "LayerCache", lambda grid, by_sum: cache(grid, by_sum=False))
+    assert draw() == usual
+
+
 @pytest.mark.parametrize("t", [1, 3, 4, 7, 33])
 def test_a_weighted_sum_of_values_is_their_matrix_product(t):
     w, v = torch.rand(2, 3, 4, 1, t).double(), torch.randn(t, 2, 3, 4, 5).double().permute(1, 2, 3, 0, 4)
