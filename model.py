@@ -767,7 +767,7 @@ def recorded(step, device):
     """step, a function without arguments, as a CUDA graph: its kernels, recorded once, are launched together.
     Returns a function without arguments.
 
-    A small model's step is a thousand kernels of some microseconds, and launching them one by one takes
+    A small model's step is hundreds of kernels of some microseconds, and launching them one by one takes
     longer than they do.  Whatever changes from call to call must lie in tensors that stay where they are."""
     graph, stream = torch.cuda.CUDAGraph(), _recording_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -263,7 +263,7 @@ def limit_memory():
 
 def keep_freed_memory():
     """Lets glibc keep what large tensors free, up to 256 MB, for the next ones.  Usually it gives such memory
-    back, and the system clears it anew, page by page, for each operation: a tenth of sampling's time."""
+    back, and the system clears it anew, page by page, for each operation."""
     if platform.libc_ver()[0] == "glibc":
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3     # of malloc.h
         libc = ctypes.CDLL(None)
