@@ -617,11 +617,14 @@ class LayerCache:
         """The prompts' keys and values, each (B, P, G, E)."""
         B, _, G, E = k.shape
         self.prefix = [x.transpose(1, 2).contiguous() for x in (k, v)]  # or each token's product would copy
-        # zeros where all room is read: what is masked has weight 0, and 0 times what memory held may be nan
-        new, steps = k.new_zeros if self.grid.fixed else k.new_empty, self.grid.steps
-        self.own = [new(B, self.grid.n, G, steps, E) for _ in range(2)]
+        self.own = [self._room(B, self.grid.n, G, self.grid.steps, E, like=x) for x in (k, v)]
+
+    def _room(self, B, N, G, steps, E, like):
+        # zeros where all of it is read: what is masked has weight 0, and 0 times what memory held may be nan
+        new = like.new_zeros if self.grid.fixed else like.new_empty
         if self.by_sum:     # token by token: products over all samples and heads run through memory in order
-            self.own = [new(steps, B, self.grid.n, G, E).permute(1, 2, 3, 0, 4) for _ in range(2)]
+            return new(steps, B, N, G, E).permute(1, 2, 3, 0, 4)
+        return new(B, N, G, steps, E)
 
     def append(self, k, v):
         """The new token of each sample.  k, v: (B, N, G, E).  Returns the own keys and values to read, each

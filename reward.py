@@ -147,8 +147,8 @@ def score_on_this_rank(model, prompts, responses, batch_size=0, packed_together=
     """`score` in one process.
 
     packed_together: responses packed behind one copy of their prompt; beyond about 8, attention over the
-    longer row costs more than the prompt saves.  batch_size: most responses in one forward pass; 0: 32 on a
-    CPU, 256 on a GPU."""
+    longer row costs more than the prompt saves.  batch_size: responses in one forward pass, at most; 0:
+    32 on a CPU, 256 on a GPU."""
     device, flat = model.embed.weight.device, []
     batch_size = batch_size or (256 if device.type == "cuda" else 32)
     parts = [(prompt, group[i:i + packed_together]) for prompt, group in zip(prompts, responses, strict=True)

@@ -207,7 +207,7 @@ def setup(cfg):
     check(cfg.dtype == "fp32" or device.type != "cuda" or torch.cuda.is_bf16_supported(),
           "--dtype bf16: this GPU does not have it; use fp32")
     # threads add up the gradients of one position in any order; a fixed order costs next to nothing on a CPU
-    # (torch.use_deterministic_algorithms does the same after importing the compiler, which takes two seconds)
+    # (not by use_deterministic_algorithms, which first imports torch's compiler: two seconds)
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False
     random.seed(cfg.seed)

@@ -815,7 +815,7 @@ def main(cfg):
     old = cfg.compare and read_results(cfg.compare)
     names = cfg.rows.split(",") if cfg.rows else list(ROWS)
     check(all(n in ROWS for n in names), f"--rows {cfg.rows}: choose from {', '.join(ROWS)}")
-    torch.set_deterministic_debug_mode("default")      # as the peers run
+    torch.set_deterministic_debug_mode("default")  # as the peers run
     peak = peaks(device, dtype)
     print(f"{torch.get_num_threads()} threads, device {device}.  A large {cfg.dtype} matrix product: "
           f"{peak.default_flops / 1e9:,.0f} GFLOP/s as torch does it, {peak.flops / 1e9:,.0f} as this "

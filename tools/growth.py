@@ -151,7 +151,7 @@ def usual_rate(found):
 
 def main(cfg):
     device, _ = setup(cfg)
-    torch.set_deterministic_debug_mode("default")       # as in tools/bench.py
+    torch.set_deterministic_debug_mode("default")  # as in tools/bench.py
     if cfg.point:
         return print(json.dumps(measure_point(json.loads(cfg.point), cfg.repeats, DTYPES[cfg.dtype], device)))
     path = output_path(cfg.out, "growth.json")      # before minutes of measuring
