@@ -26,7 +26,7 @@ from common.errors import UserError, check
 from common.files import write_jsonl
 from common.flags import Common, Count, Domain, Mass, Natural, launch, setup, use_threads
 from common.loop import Run, say
-from common.samples import sample_line, sample_path
+from common.samples import list_of_hashes, sample_line, sample_path
 from common.tokenizer import load_tokenizer, same_ids
 from model import generate
 from reward import score
@@ -106,6 +106,9 @@ def pool_size(cfg):
     """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
     pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
     check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
+    check(cfg.reward or pool == cfg.n, f"--pool {pool}: only best-of-N draws from a pool; it needs --reward")
+    check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
+          "there is no best of N; leave out --reward")
     check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
     check(not cfg.independent or pool >= cfg.n ** 2,
           f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
@@ -127,7 +130,7 @@ def sample_folder(out):
         check(False, f"--out {out}: this is a file; sample files need a folder")
 
 
-def read_splits(task, names, n):
+def read_test_sets(task, names, n):
     """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*.  Prints which splits
     have fewer."""
     splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
@@ -176,7 +179,8 @@ def main(cfg):
     model, reward_model, tokenizer, task, saved, reward_hash = build(cfg, device)
     policy = policy_name(cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_"))
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
-    splits = read_splits(task, cfg.splits, cfg.inputs)
+    trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
+    splits = read_test_sets(task, cfg.splits, cfg.inputs)
     prompts_of = {split: encode_prompts(tokenizer, [row["prompt"] for row in rows],
                                         task.max_prompt_len(model.config.context), f"{split} prompts")
                   for split, rows in splits.items()}
@@ -201,11 +205,11 @@ def main(cfg):
         rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
         lines_of.setdefault(policy, []).extend(sample_lines(
             tokenizer, rows, sampled, rewards, [range(cfg.n)] * len(rows), **fields, policy=policy,
-            trained_against=saved["args"].get("trained_against")))
+            trained_against=trained))
         if reward_model:
             lines_of.setdefault(best_policy, []).extend(sample_lines(
                 tokenizer, rows, sampled, rewards, [pick(r, cfg.n, cfg.n) for r in rewards], **fields,
-                policy=best_policy, trained_against=reward_hash))
+                policy=best_policy, trained_against=[*list_of_hashes(trained), reward_hash]))
         run.state["numpy_rng"] = numpy_rng.bit_generator.state
         if start + per_step >= len(splits[split]):
             write_split(cfg.out, split, run.state.pop("lines"), pool)

@@ -32,12 +32,12 @@ from common.files import output_path, write_json
 from common.flags import Common, Domain, Natural, launch, setup
 from common.ngrams import clipped_matches, count_ngrams, group_of_text, ngram_ids
 from common.samples import KEY, NAMES, known_task, names_of, read_all, run_name, short_name
-from common.stats import FEW_PROMPTS, Interval, mean_interval
+from common.stats import FEW_PROMPTS, Interval, mean_interval, rate_interval
 from common.tables import WIDTH, text_table
 from splits import synthetic_task
 
 Orders = Annotated[int, Domain("an integer from 1 to 20", lambda x: 1 <= x <= 20)]
-Kinds = Annotated[int, Domain("0, or an integer of at least 2", lambda x: x == 0 or x >= 2)]
+Kinds = Annotated[int, Domain("0, or an integer from 2 to a million", lambda x: x == 0 or 2 <= x <= 10**6)]
 
 
 @dataclass
@@ -47,8 +47,9 @@ class Config(Common):
                                     # sbert:NAME; "" or a missing default: no embeddings
     nli: str = ""               # a published classifier of entailment for NLI diversity (the paper's:
                                 # roberta-large-mnli); "": none
-    cut: Natural = 0            # words of each output that are measured, from its start, so that lengths are
-                                # equal; 0: all
+    cut: Natural = 0            # words of each output that are measured, from its start, so that outputs of at
+                                # least so many are equally long; 0: all.  With a cut there are no gold
+                                # measures: half a text states other facts
     convention: Literal["sound", "paper"] = "sound"     # paper: the authors' tokens and counts, V = 50,257
     max_n: Orders = 5           # distinct-n, EAD and entropy are means over n = 1..max_n
     vocabulary: Kinds = 0       # V of EAD; 0: number of different words in all references read (in all
@@ -58,7 +59,8 @@ class Config(Common):
 # ----------------------------------------------------------------------------------------------------- tokens
 
 def words(text):
-    """Runs of letters and digits, and each punctuation mark: the sound tokens."""
+    """Runs of letters and digits, and each punctuation mark: the sound tokens.  For scripts that put spaces
+    between words and have no combining marks, such as Latin, Greek and Cyrillic."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
@@ -145,13 +147,12 @@ def ngram_entropy(outputs, n, tokenise=words):
     return float(-(p * np.log2(p)).sum()) + 0.
 
 
-def self_bleu(outputs, max_n=4, tokenise=words, each=False, short_as_nltk=False):
+def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
     """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
-    Smoothed: an order without a match counts as 0.1 matches (Chen and Cherry 2014, method 1).  each=True: the
-    list of BLEUs.  nan if no output has a token, and short_as_nltk: as in `self_bleus`.  Raises ValueError on
-    fewer than two outputs."""
-    bleu = self_bleus([_tokens(outputs, tokenise)], max_n, short_as_nltk)
-    return bleu.tolist() if each else float(bleu.mean())
+    Smoothed: an order without a match counts as 0.1 matches (Chen and Cherry 2014, method 1).  nan if no
+    output has a token, and short_as_nltk: as in `self_bleus`.  Raises ValueError on fewer than two outputs.
+    """
+    return float(self_bleus([_tokens(outputs, tokenise)], max_n, short_as_nltk).mean())
 
 
 def self_bleus(groups, max_n=4, short_as_nltk=False):
@@ -241,8 +242,8 @@ def embedding_diversity(embeddings):
     return float(1 - (total @ total - ones) / (n * (n - 1)))
 
 
-def vendi_score(embeddings, q=1.0):
-    """Effective number of different outputs: exp of the order-q entropy of the eigenvalues of K / n, K the
+def vendi_score(embeddings):
+    """Effective number of different outputs: exp of the Shannon entropy of the eigenvalues of K / n, K the
     cosines (Friedman and Dieng 2023).
 
     embeddings: (n, D).  Between 1, all alike, and n, all orthogonal.  The smaller of K (n, n) and its dual
@@ -250,18 +251,9 @@ def vendi_score(embeddings, q=1.0):
     x = np.asarray(embeddings, dtype=np.float64)
     u = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     gram = u @ u.T if len(u) <= u.shape[1] else u.T @ u
-    return vendi_of_kernel(gram, q, len(u))
-
-
-def vendi_of_kernel(kernel, q=1.0, n=None):
-    """The same from a similarity matrix (n, n) with ones on its diagonal, or its dual with n given."""
-    p = np.linalg.eigvalsh(np.asarray(kernel, dtype=np.float64) / (n or len(kernel)))
+    p = np.linalg.eigvalsh(gram / len(u))
     p = p[p > 1e-12]
-    if q == 1:
-        return float(np.exp(-(p * np.log(p)).sum()))
-    if math.isinf(q):
-        return float(1 / p.max())
-    return float(np.exp(np.log((p ** q).sum()) / (1 - q)))
+    return float(np.exp(-(p * np.log(p)).sum()))
 
 
 def nli_diversity(outputs, points):
@@ -339,7 +331,8 @@ def split_of_loss(all_before, all_after, good_before, good_after):
 def good_measures(rows, gold):
     """Of one run on a synthetic task: {measure: (n,)} of the outputs whose gold reward is at least the
     reference's.  good: their fraction; good_gold_diversity; good_distinct: different contents among them;
-    utility: `utility_k` with the gold reward of a good output, 0 of another.  gold: the task's module."""
+    utility: `utility_k` with the gold reward of a good output, which is negative where the reference's is
+    too, and 0 of another.  gold: the task's module.  Raises ValueError on a prompt of another task."""
     found = {name: [] for name in ("good", "good_gold_diversity", "good_distinct", "utility")}
     for row in rows:
         least = gold.gold_reward(row["prompt"], row["reference"])
@@ -402,6 +395,7 @@ def half_spread(rows, embeddings, measured, draws=20, seed=0):
 
 # ------------------------------------------------------------------------------------------------- the tables
 
+RATES = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")   # in [0, 1]
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
            "fact_sets": "fact sets", "length": "length"}
@@ -413,27 +407,31 @@ across inputs: mean +- standard deviation over the choice of output (of one: ove
 
 
 def first_words(rows, n):
-    """Rows whose outputs hold only their first n words."""
-    return [row | {"outputs": [" ".join(text.split()[:n]) for text in row["outputs"]]} for row in rows]
+    """Rows whose outputs hold only their first n words, and the white space before and between these."""
+    start = re.compile(rf"(?:\s*\S+){{0,{n}}}")
+    return [row | {"outputs": [start.match(text)[0] for text in row["outputs"]]} for row in rows]
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
+    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite, and on
+    one of zeros, which has no direction."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
     embeddings = embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
-    damaged = np.argwhere(~np.isfinite(embeddings).all(axis=2))
+    damaged = np.argwhere(~np.isfinite(embeddings).all(axis=2) | ~embeddings.any(axis=2))
     if len(damaged):
         i, k = damaged[0]
         raise UserError(f"--encoder: the embedding of output {k + 1} of policy {rows[i]['policy']} to prompt "
-                        f"{rows[i]['id']!r} is not finite; the encoder's weights are damaged, or bf16 is too "
-                        "coarse for them (--dtype fp32)")
+                        f"{rows[i]['id']!r} is not finite, or zero; the encoder's weights are damaged, or "
+                        "bf16 is too coarse for them (--dtype fp32)")
     return embeddings
 
 
-def mean_of_defined(values):
-    """Interval of the mean of the values (n,) that are not nan; None where all are."""
+def mean_of_defined(measure, values):
+    """Interval of the mean of a measure's values (n,) that are not nan; None where all are."""
     defined = values[~np.isnan(values)]
-    return mean_interval(defined) if len(defined) else None
+    if len(defined) == 0:
+        return None
+    return rate_interval(defined) if measure in RATES else mean_interval(defined)
 
 
 def mean_and_spread(values):
@@ -449,7 +447,7 @@ def summarise(found, spread):
     """The result of `measure_samples` as {"per_input_<measure>": Interval, "across_<measure>": (mean,
     spread)}.  A measure that no input has is None.  spread: {measure: spread of the across-input mean}, where
     it is not that over the choice of output."""
-    out = {f"per_input_{m}": mean_of_defined(x) for m, x in found["per_input"].items()}
+    out = {f"per_input_{m}": mean_of_defined(m, x) for m, x in found["per_input"].items()}
     for measure, x in found["across"].items():
         mean = mean_and_spread(x)
         out[f"across_{measure}"] = (mean[0], spread[measure]) if mean and measure in spread else mean
@@ -495,17 +493,48 @@ def print_good(results):
         print(text_table([*NAMES, *OF_GOOD.values(), "left out"], rows, labels=4))
 
 
-def cautions(line, n_inputs):
-    """What the tables cannot say of one run, a sentence each.  line: of diversity.json."""
+# characters of scripts without spaces between words: Thai to Khmer, Japanese, Chinese
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+
+
+def cautions(line, rows):
+    """What the tables cannot say of one run, a sentence each.  line: of diversity.json; rows: of the run."""
     found, missing = [], {COLUMNS[m]: n for m, n in line["undefined"].items() if m in COLUMNS}
     for n in sorted(set(missing.values())):
         names = [name for name, of_name in missing.items() if of_name == n]
-        found.append(f"{', '.join(names)} leave{'s' * (len(names) == 1)} out {n} of {n_inputs} inputs, whose "
+        found.append(f"{', '.join(names)} leave{'s' * (len(names) == 1)} out {n} of {len(rows)} inputs, whose "
                      "outputs are empty or too short")
+    texts = [text for row in rows for text in row["outputs"]]
+    empty = sum(not text.strip() for text in texts)
+    if empty:
+        found.append(f"{empty} of {len(texts)} outputs are empty: distinct, EAD and entropy are of the others, "
+                     "and self-BLEU counts an empty one as unlike all")
+    if any(map(UNSPACED.search, texts)):
+        found.append("some outputs are in a script without spaces between words: a token is a whole phrase "
+                     "there, and distinct, EAD, self-BLEU and entropy say little")
     if any(line.get(key) and line[key][0] > 1 for key in ("per_input_ead", "across_ead")):
-        found.append("EAD is above 1, because the outputs repeat n-grams less often than random draws of V^n "
-                     "kinds do")
+        found.append("EAD is above 1, because the outputs repeat n-grams less often than random draws of that "
+                     "many kinds do")
     return found
+
+
+def size_of(line):
+    return f"{line['inputs']} inputs x {line['outputs']} outputs"
+
+
+def print_unequal_sizes(results):
+    """Prints which runs of one split cannot be compared by every measure.  results: lines of
+    diversity.json."""
+    for split in dict.fromkeys(line["split"] for line in results):
+        policies = {}       # {size: policies}
+        for line in results:
+            if line["split"] == split:
+                policies.setdefault(size_of(line), []).append(short_name(line["policy"]))
+        if len(policies) > 1:
+            sizes = "; ".join(f"{', '.join(names)}: {size}" for size, names in policies.items())
+            print("\n" + textwrap.fill(
+                f"{short_name(split)}: runs differ in size ({sizes}). Distinct, EAD, self-BLEU, Vendi, entropy "
+                "and fact sets depend on it: compare runs of one size by these", WIDTH))
 
 
 def print_cautions(results, runs):
@@ -515,53 +544,60 @@ def print_cautions(results, runs):
         print(f"\na run has only {fewest} input{'s' * (fewest > 1)}: its intervals say little")
     for line in results:
         key = tuple(line[field] for field in KEY)
-        for caution in cautions(line, len(runs[key])):
+        for caution in cautions(line, runs[key]):
             print("\n" + textwrap.fill(f"{run_name(key)}: {caution}", WIDTH))
 
 
+def measures_of_good(key, rows, gold):
+    """`good_measures` of one run.  Raises UserError, which names the run, on a prompt of another task."""
+    try:
+        return good_measures(rows, gold)
+    except ValueError as error:
+        raise UserError(f"{run_name(key)}: {error}; leave out the field task, or name the right one") from None
+
+
 def vocabulary_for(cfg, runs):
-    """V of EAD; prints where it comes from if not from the references."""
+    """V of EAD; prints where it comes from if it was not given."""
     if cfg.vocabulary or cfg.convention == "paper":
         return cfg.vocabulary or 50257
     known = reference_vocabulary(runs)
-    if known < 2:
-        print("no references: V of EAD is the number of different words in all outputs read, so compare EAD "
-              "in these tables only")
+    print(f"V of EAD: the different words in the {'references' if known >= 2 else 'outputs'} of all files read; "
+          "--vocabulary V makes EAD\ncomparable with that of other files")
     return known if known >= 2 else output_vocabulary(runs)
 
 
 def main(cfg):
     device, _ = setup(cfg)
-    runs = read_all(cfg.files)
+    path, runs = output_path(cfg.out, "diversity.json"), read_all(cfg.files)
     nli = load_nli(cfg.nli, device) if cfg.nli else None
     encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     if cfg.encoder and encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = vocabulary_for(cfg, runs.values())
     print(LEGEND.format(cfg.convention, cfg.max_n, vocabulary))
-    results, sizes = [], {}
+    results = []
     for key, rows in runs.items():
         rows = first_words(rows, cfg.cut) if cfg.cut else rows
         embeddings = embed_outputs(rows, encode) if encode else None
-        task = synthetic_task(known_task(rows))
+        task = None if cfg.cut else synthetic_task(known_task(rows))
         measured = partial(measure_samples, gold=task, nli=nli, convention=cfg.convention, max_n=cfg.max_n,
                            vocabulary=vocabulary)
         n, k = len(rows), len(rows[0]["outputs"])
         spread = half_spread(rows, embeddings, measured) if k == 1 and n > 3 else {}
         found = measured(rows, embeddings)
-        of_good = good_measures(rows, task) if task else {}
-        line = dict(zip(KEY, key)) | summarise(found, spread)
+        of_good = measures_of_good(key, rows, task) if task else {}
+        line = dict(zip(KEY, key)) | {"inputs": n, "outputs": k} | summarise(found, spread)
         line["undefined"] = undefined(found["per_input"] | of_good)
         if task:
-            line["among_good"] = {m: mean_of_defined(x) for m, x in of_good.items()}
+            line["among_good"] = {m: mean_of_defined(m, x) for m, x in of_good.items()}
         results.append(line)
-        sizes.setdefault(key[3], set()).add(f"{n} inputs x {k} outputs")
-    for split, size in sizes.items():
-        print(f"\n--- {short_name(split)}: {', '.join(sorted(size))}")
-        print_tables([line for line in results if line["split"] == split])
+    for split in dict.fromkeys(line["split"] for line in results):
+        of_split = [line for line in results if line["split"] == split]
+        print(f"\n--- {short_name(split)}: {', '.join(dict.fromkeys(map(size_of, of_split)))}")
+        print_tables(of_split)
     print_good(results)
+    print_unequal_sizes(results)
     print_cautions(results, runs)
-    path = output_path(cfg.out, "diversity.json")
     write_json(path, {"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": vocabulary,
                       "results": results})
     print(f"\nwrote {path}")

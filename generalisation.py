@@ -26,7 +26,8 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError, check
 from common.files import output_path, write_json
 from common.flags import Common, launch, setup
-from common.samples import KEY, NAMES, known_task, matched, names_of, read_all, run_name, short_name
+from common.samples import (KEY, NAMES, known_task, list_of_hashes, matched, names_of, read_all, run_name,
+                            short_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tables import WIDTH, text_table
 from common.tokenizer import load_tokenizer
@@ -47,8 +48,8 @@ def wins(scores, opponents):
     """Fraction of pairs won, ties halved: (n,), one rate per prompt.  scores: (n, K) of n prompts' outputs;
     opponents: (n, J).  Every output of a prompt meets every opponent of that prompt."""
     scores, opponents = np.asarray(scores, dtype=float), np.asarray(opponents, dtype=float)
-    difference = scores[:, :, None] - opponents[:, None, :]                         # (n, K, J)
-    return ((difference > 0) + 0.5 * (difference == 0)).mean(axis=(1, 2))
+    margin = scores[:, :, None] - opponents[:, None, :]                             # (n, K, J)
+    return ((margin > 0) + 0.5 * (margin == 0)).mean(axis=(1, 2))
 
 
 def win_rate(scores, opponents):
@@ -71,8 +72,9 @@ def length_controlled(won, longer, prior_sd=3.0):
     log odds of a win = theta + phi tanh(longer / sd of longer); the rate is that of theta (Dubois et al.
     2024, AlpacaEval 2, without its difficulty of each instruction, which is known for its own instructions
     only).  The most probable theta and phi under normal priors around 0, so that judges who always or never
-    follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common.
-    Without ends if n is 1."""
+    follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common,
+    and is at least as wide as if they had nothing in common, because near 0 and 1 hardly a prompt differs
+    from the others.  Without ends if n is 1."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
@@ -86,7 +88,8 @@ def length_controlled(won, longer, prior_sd=3.0):
         if abs(step).max() < 1e-9:
             break
     inverse = np.linalg.inv(hessian)
-    half = t_quantile(max(n - 1, 1)) * math.sqrt((inverse @ (gradient.T @ gradient) @ inverse)[0, 0])
+    variance = max((inverse @ (gradient.T @ gradient) @ inverse)[0, 0], inverse[0, 0])
+    half = t_quantile(max(n - 1, 1)) * math.sqrt(variance)
     mean, low, high = (float(1 / (1 + np.exp(-t))) for t in weights[0] + np.array([0, -half, half]))
     return Interval(mean, low, high) if n > 1 else Interval(mean, None, None)
 
@@ -155,12 +158,18 @@ def gold_scores(rows):
 
 
 def reward_scores(rows, model, tokenizer, task):
-    """A reward model as judge.  An output that did not end is scored at its last token."""
-    max_prompt_len = task.max_prompt_len(model.config.context)
+    """A reward model as judge.  An output that did not end is scored at its last token.  Prints how many
+    outputs and references are longer than those that it was trained on, and so are cut."""
+    max_prompt_len, limit = task.max_prompt_len(model.config.context), task.max_new_tokens
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len)
-    encode = partial(encode_response, tokenizer, limit=task.max_new_tokens)
+    encode = partial(encode_response, tokenizer, limit=limit + 1)
     responses = [[*(encode(text, finished=f) for text, f in zip(row["outputs"], row["finished"])),
                   encode(row["reference"])] for row in rows]
+    cut = sum(len(ids) > limit for group in responses for ids in group)
+    if cut:
+        print(f"{cut} of {sum(map(len, responses))} outputs and references are longer than the judge's "
+              f"{limit} tokens: only their beginning is judged", flush=True)
+    responses = [[ids[:limit] for ids in group] for group in responses]
     scores = score(model, prompts, responses)
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
@@ -191,14 +200,14 @@ def win_rates(runs, scores, judge_hash):
         home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
         known = home is not None and here is not None and key[3] != "test"
         rate = Interval(None, None, None) if here is None else rate_interval(here)
-        trained_against = judge_hash and any(row.get("trained_against") == judge_hash for row in rows)
+        against_judge = any(judge_hash in list_of_hashes(row.get("trained_against")) for row in rows)
         finished = np.mean([f for row in rows for f in row["finished"]])
         fair = None if here is None else at_equal_length(rows, *scores[key])
         lines.append(dict(zip(KEY, key)) | {
             "rate": rate.mean, "low": rate.low, "high": rate.high, "length_controlled": fair,
             "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])), "unfinished": 1 - float(finished),
-            "judge_is_trained_against": bool(trained_against)})
+            "judge_is_trained_against": against_judge})
     return lines
 
 
@@ -230,11 +239,11 @@ def head_to_head(runs, scores):
 
 def rouge_means(runs):
     """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts.  A
-    run without references has none: None."""
+    run with a reference that has no letter a-z and no digit has none: None."""
     lines = []
     for key, rows in runs.items():
         intervals = [None] * 3
-        if has_references(rows):
+        if all(rouge_tokens(row["reference"]) for row in rows):
             means = []      # (n, 3), over the outputs of a prompt
             for row in rows:
                 found = [rouge(text, row["reference"]).values() for text in row["outputs"]]
@@ -330,7 +339,7 @@ def print_head_to_head(lines):
 
 def main(cfg):
     device, _ = setup(cfg)
-    runs = read_all(cfg.files)
+    path, runs = output_path(cfg.out, "generalisation.json"), read_all(cfg.files)
     synthetic = all(synthetic_task(known_task(rows)) for rows in runs.values())
     name = cfg.judge or ("gold" if synthetic else "rouge")
     if name == "rouge":
@@ -351,7 +360,6 @@ def main(cfg):
         if synthetic and any(key[1] == 1 for key in runs):
             print("\nthese outputs are of temperature 1; the study reports win rates at 0.7 (bon.py "
                   "--temperature 0.7)")
-    path = output_path(cfg.out, "generalisation.json")
     write_json(path, results)
     print(f"\nwrote {path}")
 

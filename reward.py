@@ -23,7 +23,7 @@ from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
 from common.errors import UserError, check
 from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
 from common.loop import Run
-from common.stats import bootstrap_ratio
+from common.stats import Interval, bootstrap_ratio
 from common.tokenizer import load_tokenizer
 from model import full_copy, pack, rewards
 from splits import encode_prompts, encode_responses, length_bucketed_batches, task_of
@@ -54,7 +54,7 @@ class Config(Common):
     freeze: Frozen = -1.0       # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
                                 # The paper's 0.8
     lr: Positive = 1e-3         # peak learning rate, cosine to zero; the paper uses 3e-5
-    warmup: Natural = 50        # steps of linear warm-up
+    warmup: Natural = 50        # steps of linear warm-up, at most a tenth of all
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     log_every: Count = 100      # steps between log lines
     quiet: bool = False         # no progress bar and no log lines
@@ -171,7 +171,8 @@ def points(difference):
 
 def accuracy(groups, scores):
     """How often the higher score wins, against labels and, where known, the gold reward; ties count half.
-    scores: as from `score`.
+    Pairs of equal gold reward count half in `labels_gold` and are left out of `accuracy_gold`.  scores: as
+    from `score`.
 
     Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on
     each other."""
@@ -198,7 +199,7 @@ def accuracy(groups, scores):
     if large_gap:
         out |= {"accuracy_gap1": np.mean([a for a, _ in large_gap]),
                 "accuracy_gap1_gold": np.mean([b for _, b in large_gap])}
-    return {k: v if isinstance(v, int) else float(v) for k, v in out.items()}
+    return {k: v if isinstance(v, int | None) else float(v) for k, v in out.items()}
 
 
 def normalise(model, scores):
@@ -269,9 +270,9 @@ def main(cfg):
 
 def report(path, m):
     """Prints what the reward model is worth.  m: the metrics of its checkpoint."""
-    print(f"wrote {path}: held-out accuracy {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, "
-          f"{m['accuracy_high']:.3f}] on {m['pairs']} pairs; `the longer wins` {m['longer_wins']:.3f}",
-          flush=True)
+    accuracy = Interval(m["accuracy"], m["accuracy_low"], m["accuracy_high"])
+    print(f"wrote {path}: held-out accuracy {accuracy:.3f} on {m['pairs']} pairs; `the longer wins` "
+          f"{m['longer_wins']:.3f}", flush=True)
     if "accuracy_gold" in m:
         print(f"the gold reward agrees with the labels on {m['labels_gold']:.3f} of the pairs, with the "
               f"model on {m['accuracy_gold']:.3f}", flush=True)

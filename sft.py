@@ -48,7 +48,7 @@ class Config(Common):
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
     references: Count = 4       # references a prompt has in the synthetic task
     lr: Positive = 2.5e-3       # peak learning rate, cosine to zero; the paper fine-tunes at 3e-5
-    warmup: Natural = 100       # steps of linear warm-up
+    warmup: Natural = 100       # steps of linear warm-up, at most a tenth of all
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     freeze: Fraction = 0.0      # fraction of the layers frozen with the embeddings; the paper's 0.8 needs a
                                 # pretrained model

@@ -14,7 +14,9 @@ LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the 
 
 def output_path(out, default):
     """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns
-    a Path."""
+    a Path.  Raises UserError on a FILE.pt where no checkpoint is written: it may be one already."""
+    check(not out.endswith(".pt") or default.endswith(".pt"),
+          f"--out {out}: this script writes {default}; name a folder for it")
     path = Path(out) if out.endswith(".pt") else Path(out) / default
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,11 @@ def _encodable(x):
 def read_jsonl(path, needs):
     """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises UserError that names file
     and line."""
+    return [row for _, row in read_numbered(path, needs)]
+
+
+def read_numbered(path, needs):
+    """The same with the lines' numbers: [(number, dict)].  Empty lines count, and are left out."""
     path = Path(path)
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     rows = []
@@ -86,7 +93,7 @@ def read_jsonl(path, needs):
             for number, line in enumerate(iter(lambda: f.readline(LONGEST_LINE), b""), 1):
                 check(len(line) < LONGEST_LINE, f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
                 if line.strip():
-                    rows.append(_parse_line(line, f"{path}, line {number}", needs))
+                    rows.append((number, _parse_line(line, f"{path}, line {number}", needs)))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged ({error})") from None
     return rows

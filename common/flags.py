@@ -73,7 +73,8 @@ class Common:
     data: str = ""              # folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of
                                 # local copies of the paper's data sets; "" takes the checkpoint's
     seed: Seed = 0              # varies initialisation, data order and sampling; never the data
-    out: str = "."              # folder of the files written, or a file name ending in .pt
+    out: str = "."              # folder of the files written; of a training script also a file name that
+                                # ends in .pt
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
     dtype: Literal["fp32", "bf16"] = "fp32"     # of matrix products; trained weights and their optimizer stay
                                                 # fp32

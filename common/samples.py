@@ -11,7 +11,8 @@ A line is a JSON object:
     policy, split    names
     temperature      of sampling; may be absent
     seed             of the run; may be absent
-    trained_against  weights_hash of the reward model that chose the outputs or trained the policy, or null
+    trained_against  weights_hashes of the reward models that trained the policy or chose the outputs: a list,
+                     one alone, or null
 
 Lines with one policy, split, temperature and seed are a run.  bon.py writes each run into a file of its own.
 A .json file holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
@@ -22,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError, check
-from common.files import loads, read_jsonl
+from common.files import loads, read_numbered
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
 OPTIONAL = {"finished": list, "rewards": list, "task": str, "temperature": (int, float), "seed": int}
@@ -62,11 +63,11 @@ def read_runs(path):
     A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  Lines are told
     apart by what they say themselves, so a file may hold several policies.  Raises UserError, which names
     file and line, on one that is no sample."""
-    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
-    check(rows, f"{path}: no samples; python bon.py writes them")
+    listed = Path(path).suffix == ".json"
+    rows = enumerate(read_alpaca_eval(path), 1) if listed else read_numbered(path, NEEDED)
     runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, line {number}"
+    for number, row in rows:
+        where = f"{path}, {'item' if listed else 'line'} {number}"
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
@@ -79,6 +80,7 @@ def read_runs(path):
         seen = first.setdefault((key, str(row["id"])), number)
         check(seen == number, f"{where}: the id {row['id']!r} is that of line {seen} already")
         run.append(row)
+    check(runs, f"{path}: no samples; python bon.py writes them")
     return runs
 
 
@@ -142,14 +144,22 @@ def read_all(paths):
 
 def matched(rows, others, names=("one file", "the other")):
     """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  Raises
-    UserError where one id names two prompts, because then the files are of different data."""
+    UserError where one id names two prompts or two references, because then the files are of different
+    data."""
     place = {str(row["id"]): j for j, row in enumerate(others)}
     pairs = [(i, place[str(row["id"])]) for i, row in enumerate(rows) if str(row["id"]) in place]
     for i, j in pairs:
-        check(rows[i]["prompt"] == others[j]["prompt"],
-              f"the id {rows[i]['id']!r} names one prompt in {names[0]} and another in {names[1]}: they come "
-              "from different data and cannot be compared")
+        for field in ("prompt", "reference"):
+            a, b = rows[i].get(field, ""), others[j].get(field, "")
+            check(a == b or field == "reference" and not (a.strip() and b.strip()),
+                  f"the id {rows[i]['id']!r} names one {field} in {names[0]} and another in {names[1]}: they "
+                  "come from different data and cannot be compared")
     return pairs
+
+
+def list_of_hashes(hashes):
+    """The field trained_against, as a list of weights_hashes."""
+    return [hashes] if isinstance(hashes, str) else hashes or []
 
 
 def study_order(key):

@@ -43,8 +43,9 @@ class Interval(NamedTuple):
 def t_quantile(freedom):
     """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to four digits.
 
-    With t = sqrt(freedom) tan(a), the angle a has a density proportional to cos(a)^(freedom - 1)."""
-    angle = np.linspace(0, np.pi / 2, 10_001)
+    With t = sqrt(freedom) tan(a), the angle a has a density proportional to cos(a)^(freedom - 1), which for
+    many degrees of freedom is narrow."""
+    angle = np.linspace(0, min(np.pi / 2, 40 / math.sqrt(freedom)), 10_001)
     density = np.cos(angle) ** (freedom - 1)
     mass = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2)))
     return float(math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], angle)))
@@ -212,10 +213,12 @@ def bootstrap_statistic(statistic, n, draws=500):
 
 def bootstrap_ratio(sums, draws=1000):
     """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
-    of each of n prompts; prompts are resampled."""
+    of each of n prompts; prompts are resampled.  Without ends if n is 1."""
     sums = np.asarray(sums)
-    totals = sums[resampled_rows(len(sums), draws, np.random.default_rng(0))].sum(axis=1)       # (draws, 2)
     hits, pairs = sums.sum(axis=0)
+    if len(sums) == 1:
+        return Interval(float(hits / pairs), None, None)
+    totals = sums[resampled_rows(len(sums), draws, np.random.default_rng(0))].sum(axis=1)       # (draws, 2)
     return interval_of_draws(totals[:, 0] / totals[:, 1], hits / pairs)
 
 
@@ -257,8 +260,10 @@ def auc(a, b):
 
 def auc_interval(a, b):
     """`auc` with its interval, which has a width at 0 and 1 too: Wilson's score interval with the variance of
-    DeLong et al. (1988), over the choice of a and of b."""
+    DeLong et al. (1988), over the choice of a and of b.  Without ends if one of them is one score."""
     won = _wins(a, b)
+    if min(won.shape) < 2:
+        return Interval(float(won.mean()), None, None)
     of_b, of_a = won.mean(axis=1), won.mean(axis=0)
     variance = of_b.var(ddof=1) / len(of_b) + of_a.var(ddof=1) / len(of_a)
     return _wilson(float(won.mean()), variance, min(won.shape))

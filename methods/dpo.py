@@ -47,7 +47,7 @@ class Config(Common):
     shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
     freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint
     lr: Positive = 5e-4         # peak learning rate, cosine to zero
-    warmup: Natural = 50        # steps of linear warm-up
+    warmup: Natural = 50        # steps of linear warm-up, at most a tenth of all
     max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
     log_every: Count = 100      # steps between log lines
     quiet: bool = False         # no progress bar and no log lines

@@ -26,3 +26,11 @@ def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
     with pytest.raises(UserError, match="--temperature 1e-40: it must be 0 \\(greedy\\), or a number from 0.01"):
         bon.Config(temperature=1e-40)
     assert bon.Config(temperature=0.).temperature == 0
+
+
+def test_a_pool_needs_a_reward_model_and_a_reward_model_different_samples():
+    with pytest.raises(UserError, match="--pool 64: only best-of-N draws from a pool; it needs --reward"):
+        bon.pool_size(bon.Config(pool=64))
+    with pytest.raises(UserError, match="--temperature 0: all samples of a prompt are the same"):
+        bon.pool_size(bon.Config(reward="ckpt_reward.pt", temperature=0.))
+    assert bon.pool_size(bon.Config(pool=16)) == bon.pool_size(bon.Config(temperature=0.)) == 16

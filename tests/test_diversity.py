@@ -13,7 +13,8 @@ from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import write_jsonl
 from common.ngrams import count_ngrams, in_parts, numbered
-from conftest import call, json_lines
+from common.stats import rate_interval
+from conftest import call, json_lines, refused
 from tasks import synthetic
 
 
@@ -127,7 +128,7 @@ def test_self_bleu_equals_nltk(refs):
     r = refs["self_bleu"]
     for n in range(1, 5):
         nltk = dict(max_n=n, tokenise=str.split, short_as_nltk=True)
-        got = D.self_bleu(r["sentences"], each=True, **nltk)
+        got = D.self_bleus([[s.split() for s in r["sentences"]]], n, short_as_nltk=True)
         np.testing.assert_allclose(got, r[f"sentence_method1_bleu{n}"], atol=1e-9)
         mean = r[f"sentence_method1_bleu{n}_mean"]
         assert D.self_bleu(r["sentences"], **nltk) == pytest.approx(mean, abs=1e-9)
@@ -199,11 +200,9 @@ def test_vendi_equals_reference(refs):
     v = refs["vendi"]
     x = np.array(v["X"])
     assert D.vendi_score(x) == pytest.approx(v["score_X_q1"], abs=1e-6)
-    u = x / np.linalg.norm(x, axis=1, keepdims=True)
-    for q, expected in v["score_K"].items():
-        assert D.vendi_of_kernel(u @ u.T, float(q)) == pytest.approx(expected, abs=1e-6)
-        # through the smaller, dual matrix
-        assert D.vendi_score(x, float(q)) == pytest.approx(expected, abs=1e-6)
+    assert v["score_K"]["1"] == pytest.approx(v["score_X_q1"], abs=1e-6)
+    twice = np.concatenate((x, x))      # more rows than columns: through the smaller, dual matrix
+    assert D.vendi_score(twice) == pytest.approx(D.vendi_score(x))
     assert D.vendi_score(np.eye(4)) == pytest.approx(4) and D.vendi_score(np.ones((4, 2))) == pytest.approx(1)
 
 
@@ -380,7 +379,7 @@ def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_
     wrong = call("diversity", one, "--convention", "mine", cwd=tmp_path)
     assert wrong.returncode == 2 and "--convention mine: choose from sound, paper" in wrong.stderr
     wrong = call("diversity", one, "--vocabulary", "1", cwd=tmp_path)
-    assert wrong.returncode == 2 and "--vocabulary 1: it must be 0, or an integer of at least 2" in wrong.stderr
+    assert wrong.returncode == 2 and "--vocabulary 1: it must be 0, or an integer from 2 to" in wrong.stderr
     wrong = call("diversity", one, "--max-n", "1000", cwd=tmp_path)
     assert wrong.returncode == 2 and "--max-n 1000: it must be an integer from 1 to 20" in wrong.stderr
 
@@ -410,6 +409,57 @@ def test_what_is_not_there_becomes_no_number(tmp_path):
     assert table[1].split() == ["sft", "1.0", "0", "-", "-", "-", "-", "0.000", "[0.000,", "0.000]"]
     line, = strict(tmp_path / "diversity.json")["results"]
     assert line["per_input_self_bleu"] is line["across_ead"] is None and line["undefined"]["ead"] == 6
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    """Runs of different size, a script without spaces, empty outputs, and V that depends on the files read."""
+    files = [samples(tmp_path / "sft.jsonl", "sft", "test"), samples(tmp_path / "ppo.jsonl", "ppo", "test", k=3)]
+    said = one_line(call("diversity", *files, "--encoder", "", cwd=tmp_path).stdout)
+    assert "test: runs differ in size (sft: 6 inputs x 4 outputs; ppo: 6 inputs x 3 outputs). Distinct" in said
+    assert "V of EAD: the different words in the references of all files read; --vocabulary V makes" in said
+    rows = json_lines(files[0])
+    write_jsonl(files[0], [row | {"outputs": ["", "一只猫", *row["outputs"][:2]]} for row in rows])
+    said = one_line(call("diversity", files[0], "--encoder", "", "--vocabulary", "400", cwd=tmp_path).stdout)
+    assert "6 of 24 outputs are empty: distinct, EAD and entropy are of the others" in said
+    assert "a token is a whole phrase there" in said and "differ in size" not in said and "V of EAD:" not in said
+
+
+def test_a_cut_leaves_white_space_and_no_gold_measures(tmp_path):
+    assert D.first_words([{"outputs": [" a\nb  c d", "e", ""]}], 3) == [{"outputs": [" a\nb  c", "e", ""]}]
+    path = samples(tmp_path / "s.jsonl", "sft", "test")
+    for cut, has_gold in ((0, True), (4, False)):
+        got = call("diversity", path, "--encoder", "", "--cut", cut, cwd=tmp_path)
+        line, = json_lines_of_results(tmp_path)
+        assert got.returncode == 0 and ("among_good" in line) == ("per_input_gold_diversity" in line) == has_gold
+
+
+def json_lines_of_results(folder):
+    return json.loads((folder / "diversity.json").read_text())["results"]
+
+
+def test_rates_keep_their_intervals_in_0_to_1(tmp_path):
+    """One of 6 inputs has a good output, and the facts of almost all outputs differ."""
+    path = samples(tmp_path / "s.jsonl", "sft", "test", k=2)
+    rows = json_lines(path)
+    write_jsonl(path, [row | {"outputs": [row["reference"] if i == 0 else " my cat .", " x y z ."]}
+                       for i, row in enumerate(rows)])
+    call("diversity", path, "--encoder", "", cwd=tmp_path)
+    line, = json_lines_of_results(tmp_path)
+    for mean, low, high in (line["among_good"]["good"], line["per_input_fact_sets"],
+                            line["per_input_gold_diversity"], line["per_input_distinct_n"]):
+        assert 0 <= low <= mean <= high <= 1 and low < high
+    mean, low, high = line["among_good"]["good"]
+    assert mean == pytest.approx(1 / 12) and [low, high] == pytest.approx(rate_interval([.5] + [0] * 5)[1:])
+
+
+def test_a_prompt_of_another_task_and_an_embedding_of_zeros_are_refused(tmp_path):
+    path = samples(tmp_path / "s.jsonl", "sft", "test")
+    write_jsonl(path, [row | {"prompt": "hello"} for row in json_lines(path)])
+    refused(tmp_path, "diversity", path, "--encoder", "", says=("policy sft", "leave out the field task"))
+    row = {"outputs": ["a", "b"], "policy": "sft", "id": "i"}
+    with pytest.raises(UserError, match="embedding of output 2 of policy sft to prompt 'i' is not finite, or zero"):
+        D.embed_outputs([row], lambda texts: np.array([[1., 0.], [0., 0.]]))
+    refused(tmp_path, "diversity", path, "--out", "ckpt_x.pt", says="this script writes diversity.json")
 
 
 def one_line(text):
@@ -454,7 +504,7 @@ def test_without_references_the_outputs_give_v_and_ead_above_1_is_explained(tmp_
     write_jsonl(path, [row | {"reference": "", "outputs": ["a b c d", "e f g h", "a b", "c d"]}
                        for row in json_lines(path)])
     got = call("diversity", path, "--encoder", "", cwd=tmp_path)
-    assert "no references: V of EAD is the number of different words in all outputs" in got.stdout
+    assert "V of EAD: the different words in the outputs of all files read;" in got.stdout
     assert json.loads((tmp_path / "diversity.json").read_text())["vocabulary"] == 8
     distinct = samples(tmp_path / "d.jsonl", "sft", "test", task="tldr")
     write_jsonl(distinct, [row | {"outputs": ["a b c d e f"]} for row in json_lines(distinct)])

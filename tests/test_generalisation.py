@@ -94,6 +94,20 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert [[of_k[0] for of_k in x.values()] for x in of_test] == [[0, 0], [0, 0], [1, 1]]    # k = 1, 2
 
 
+def test_a_reference_that_rouge_cannot_read_gives_no_number(tmp_path):
+    path = samples(tmp_path / "a", "sft", "test", good, reference="一只猫坐在垫子上", task="tldr")
+    got = call("generalisation", path, cwd=tmp_path)
+    line, = json.loads((tmp_path / "generalisation.json").read_text())["rouge"]
+    assert got.returncode == 0 and line["rouge1"] is line["rougeL"] is None
+
+
+def test_a_reward_model_says_what_it_cuts(work, tmp_path):
+    path = samples(tmp_path / "a", "sft", "test", lambda row: [row["reference"], " my cat" * 40])
+    got = call("generalisation", path, "--judge", work / "ckpt_reward.pt", cwd=tmp_path)
+    assert got.returncode == 0, got.stderr
+    assert "6 of 18 outputs and references are longer than the judge's 32 tokens" in got.stdout
+
+
 def test_other_tasks_are_judged_by_rouge(tmp_path):
     path = samples(tmp_path / "a", "sft", "test", good, task="tldr")
     got = call("generalisation", path, cwd=tmp_path)
@@ -170,6 +184,10 @@ def test_a_policy_is_marked_where_it_was_trained_against_its_judge():
     runs = {("ppo", 1.0, 0, "test"): [row | {"trained_against": "abc", "finished": [True]}],
             ("sft", 1.0, 0, "test"): [row | {"trained_against": None, "finished": [False]}]}
     scores = dict.fromkeys(runs, ([[1.]], [[0.]]))
+    both = {key: [row | {"trained_against": row["trained_against"] and ["abc", "xyz"]} for row in rows]
+            for key, rows in runs.items()}      # trained against the one, chosen by the other
+    for judge in ("abc", "xyz"):
+        assert [x["judge_is_trained_against"] for x in G.win_rates(both, scores, judge)] == [True, False]
     lines = G.win_rates(runs, scores, "abc")
     assert [(x["judge_is_trained_against"], x["unfinished"]) for x in lines] == [(True, 0), (False, 1)]
     assert not any(x["judge_is_trained_against"] for x in G.win_rates(runs, scores, None))
@@ -220,3 +238,15 @@ def test_interval_at_equal_length_holds_the_truth():
         _, low, high = G.length_controlled(np.repeat(once, 4, axis=1), longer)
         held += low < truth < high
     assert 180 <= held <= 199
+
+
+@pytest.mark.parametrize("p", [.9, .97, .99])
+def test_interval_at_equal_length_holds_the_truth_near_1(p):
+    """Where hardly a prompt is lost the prompts' spread says nothing; 30 of 30 won is not certainty."""
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        longer = rng.normal(0, 50, (30, 1))
+        _, low, high = G.length_controlled(rng.random((30, 1)) < p, longer)
+        held += low < p < high
+    assert held >= 180
+    assert G.length_controlled(np.ones((30, 1)), rng.normal(0, 50, (30, 1))).low < .95

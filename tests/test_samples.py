@@ -51,6 +51,24 @@ def test_without_ids_policies_meet_by_prompt_whatever_the_order(tmp_path):
     assert pairs == [("x a", "y a"), ("x a", "y a"), ("x b", "y b")]
 
 
+def test_lines_are_counted_as_they_stand_in_the_file(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text("\n\n" + json.dumps(line()) + "\n\n" + json.dumps(line(id="b", outputs=[])) + "\n")
+    with pytest.raises(UserError, match="line 5: outputs must be a non-empty list"):
+        read_runs(path)
+    items = [{"instruction": "i", "output": "o", "generator": "g"}] * 2
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps([*items, items[0] | {"generator": ""}]))
+    assert len(read_runs(path)) == 2
+
+
+def test_one_id_with_two_references_is_refused():
+    """An empty reference says nothing, so it meets any."""
+    assert matched([line()], [line(reference=" ")]) == [(0, 0)]
+    with pytest.raises(UserError, match="the id 'a' names one reference in"):
+        matched([line()], [line(reference="a dog")])
+
+
 @pytest.mark.parametrize("lines, says", [
     ([], "no samples"),
     ([line(), line()], "line 2: the id 'a' is that of line 1"),

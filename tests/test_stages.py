@@ -268,7 +268,7 @@ def test_splits_may_have_spaces_and_fewer_prompts_than_asked_for_are_said(work, 
     got = call("bon", "--model", work / "ckpt_sft.pt", "--splits", "test, ood_words50", "--inputs", "2", "--n",
                "2", "--quiet", cwd=tmp_path)
     assert got.returncode == 0 and len(json_lines(tmp_path / "samples_sft_ood_words50.jsonl")) == 2
-    splits = bon.read_splits(bon.task_of(bon.Config()), "test", 5000)
+    splits = bon.read_test_sets(bon.task_of(bon.Config()), "test", 5000)
     assert len(splits["test"]) == 1000
 
 

@@ -19,7 +19,7 @@ def coverage(intervals, true):
 
 def test_student_s_t_is_that_of_the_tables():
     for freedom, value in ((1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842),
-                           (10_000, 1.9602)):
+                           (10_000, 1.9602), (10 ** 8, 1.95996)):
         assert t_quantile(freedom) == pytest.approx(value, abs=2e-4)
     assert 4.3027 < t_quantile(1.5) < 12.7062
 
@@ -183,3 +183,8 @@ def test_an_area_has_an_interval_at_its_end_too_and_covers():
     rng, true = np.random.default_rng(0), .9213503964748574     # of two normals 2 apart: Phi(sqrt 2)
     found = [auc_interval(rng.standard_normal(40), rng.standard_normal(60) + 2) for _ in range(400)]
     assert .92 <= coverage(found, true) <= .985
+
+
+def test_one_prompt_or_one_score_has_no_interval():
+    assert bootstrap_ratio([(3, 4)]) == (.75, None, None)
+    assert auc_interval([1.], [2., 3.]) == (1., None, None)
