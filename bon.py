@@ -106,10 +106,10 @@ def pool_size(cfg):
     """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
     pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
     check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
-    check(cfg.reward or pool == cfg.n, f"--pool {pool}: only best-of-N draws from a pool; it needs --reward")
     check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
           "there is no best of N; leave out --reward")
     check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
+    check(cfg.reward or pool == cfg.n, f"--pool {pool}: only best-of-N draws from a pool; it needs --reward")
     check(not cfg.independent or pool >= cfg.n ** 2,
           f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
     return pool

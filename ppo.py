@@ -2,7 +2,8 @@
 
     python ppo.py --model ckpt_sft.pt                    # against ckpt_reward.pt
     python ppo.py --model ckpt_sft.pt --reward gold      # against the synthetic task's gold reward: a ceiling
-    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: the reward rises, the gold reward falls
+    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows, in the end at the gold
+                                                         # reward's cost
 
 Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
 1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
@@ -44,7 +45,7 @@ class Config(Common):
     model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy, from which KL is measured
     reward: str = "ckpt_reward.pt"  # reward model, or gold: the synthetic task's gold reward
     steps: Count = 45           # rollout batches
-    batch_size: Count = 64      # rollouts a step, each of another prompt
+    batch_size: Count = 64      # rollouts a step, one a prompt; the prompts of a small folder come again
     epochs: Count = 2           # passes over a rollout batch; the paper's 4
     minibatches: Count = 2      # optimizer steps a pass
     micro_batch_size: Natural = 0   # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
@@ -58,7 +59,8 @@ class Config(Common):
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations of the
                                 # reward model's scores); the paper's 0.05
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
-    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch
+    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch; a run of few steps needs
+                                # fewer
     temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one.  A greedy
                                     # policy, 0, has no gradient
     gamma: Fraction = 1.0       # discount
@@ -103,7 +105,7 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def token_rewards(score, kl, mask, kl_coef):
-    """R_t = -beta kl_t + [t = last] R(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
+    """R_t = -beta kl_t + [t = last] r(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
     section 4)"""
     rewards = torch.where(mask, -kl_coef * kl, 0.)
     last = mask.sum(1) - 1              # EOS, if the response ended: the position that the reward model reads
@@ -114,7 +116,7 @@ def token_rewards(score, kl, mask, kl_coef):
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).  rewards, values, mask: (B, T).
 
-    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
+    delta_t = R_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
     Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
     rewards, values = rewards.where(mask, 0.), values.where(mask, 0.)
     advantages, next_advantage, next_value = torch.zeros_like(values), 0., 0.
@@ -245,7 +247,7 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
     lengths = torch.tensor(gather_rows([len(r) for r in ro.responses]))     # of all ranks' rollouts
     for _ in range(cfg.epochs):
         # a partition: minibatches do not overlap
-        for mb_idx in torch.randperm(len(lengths), generator=rng).chunk(cfg.minibatches):
+        for mb_idx in torch.randperm(len(lengths), generator=rng).tensor_split(cfg.minibatches):
             n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(len(STATS))
             for idx, weight in run.held_micro_batches(mb_idx.tolist()):
                 loss, part_stats, change = minibatch_loss(policy, value_model, ro, advantages, returns, idx,
@@ -289,20 +291,28 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
 # -------------------------------------------------------------------------------------------- the four models
 
 def load_reward_model(name, policy_name, spec, policy, device, dtype):
-    """--reward -> (reward model, or None for the gold reward; a value model that starts from it, or from the
-    policy; the hash of its weights, or "gold")."""
+    """--reward -> (reward model, or None for the gold reward; hash of its weights, or "gold")."""
     if name == "gold":
-        return None, policy.with_scalar_head(), "gold"
+        return None, "gold"
     reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
     check(same_ids(saved["tokenizer"], spec), f"--reward {name} and --model {policy_name} have different "
           "tokenizers: the same ids would mean different words; train the reward model from this policy's "
           "family (python reward.py --model ...)")
     check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
           f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
-    # a second network, because value updates must not move the reward
-    value_model = copy.deepcopy(reward_model).freeze(policy.config.frozen)
-    M.share_trunk(policy, reward_model, value_model)      # frozen parts that are equal lie in memory once
-    return reward_model.requires_grad_(False), value_model, saved["weights_hash"]
+    M.share_trunk(policy, reward_model)     # frozen parts that are equal lie in memory once
+    return reward_model.requires_grad_(False), saved["weights_hash"]
+
+
+def make_value_model(policy, reward_model):
+    """A second network, because value updates must not move the reward.  It starts from the reward model, or
+    without one from the policy, and as large a part of it is frozen as of the policy."""
+    if reward_model is None:
+        return policy.with_scalar_head()
+    frozen = policy.config.frozen * reward_model.config.n_layer // policy.config.n_layer
+    value_model = copy.deepcopy(reward_model).freeze(frozen)
+    M.share_trunk(policy, value_model)
+    return value_model
 
 
 def build(cfg, device):
@@ -317,8 +327,8 @@ def build(cfg, device):
     check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, value_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device,
-                                                               cfg.dtype)
+    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device, cfg.dtype)
+    value_model = make_value_model(policy, reward_model)
     policy.recompute = value_model.recompute = cfg.recompute
     models = policy, ref_policy, value_model, reward_model
     if cfg.shard:
@@ -340,11 +350,14 @@ def check_batch(batch_size, minibatches, what):
           "processes that share them")
 
 
+MAX_PROMPTS = 100_000       # all of them are tokenised at the start
+
+
 def read_prompts(task, tokenizer, n, context):
-    """At most n rows to sample responses to, and their prompts' ids."""
+    """Rows to sample responses to, at most n and MAX_PROMPTS, and their prompts' ids."""
     # AlpacaFarm keeps prompts without answers for PPO alone
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
-    rows = task.rows(split, min(n, 100_000), references=1)
+    rows = task.rows(split, min(n, MAX_PROMPTS), references=1)
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))
 
 
@@ -395,8 +408,9 @@ def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
 def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg.batch_size, cfg.minibatches, "rollouts")
-    check(cfg.batch_size <= cfg.kl_horizon, f"--kl-horizon {cfg.kl_horizon}: it must be at least the "
-          f"{cfg.batch_size} rollouts of a step (--batch-size)")
+    check(not cfg.kl_target or cfg.batch_size <= cfg.kl_horizon, f"--kl-horizon {cfg.kl_horizon}: it must be "
+          f"at least the {cfg.batch_size} rollouts of a step (--batch-size)")
+    check(not cfg.kl_target or cfg.kl_coef, "--kl-target: it multiplies beta, so --kl-coef must be above 0")
     models, tokenizer, spec, task, hashes = build(cfg, device)
     policy, ref_policy, value_model, reward_model = models
     rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)
@@ -421,12 +435,12 @@ def main(cfg):
         # 4. several epochs of clipped updates
         stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, rng, run)
 
-        metrics = rollout_metrics(ro, score, gold, returns)
+        metrics, seconds = rollout_metrics(ro, score, gold, returns), time.time() - start
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
             run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, tokenizer.eot_token, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
         run.log(**metrics, beta=beta.value, **stats,
-                tokens_per_second=metrics["length"] * cfg.batch_size / (time.time() - start))
+                tokens_per_second=metrics["length"] * cfg.batch_size / seconds)
         beta.update(metrics["kl"], cfg.batch_size)      # of the next step
         run.state |= {"beta": beta.value, "metrics": metrics}
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)

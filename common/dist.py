@@ -124,7 +124,8 @@ def shard(*models):
     mesh = init_device_mesh(models[0].embed.weight.device.type, (world_size(),))
     for model in models:
         for block in model.blocks[model.config.frozen:]:
-            fully_shard(block, mesh=mesh)
+            # gathered for a forward or a backward pass and freed after it, also where no backward pass comes
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
             # gradients are sums over rows, as in `sum_gradients`, not means over ranks
             block.set_gradient_divide_factor(1.)
             block.set_force_sum_reduction_for_comms(True)

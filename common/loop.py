@@ -168,8 +168,8 @@ class Run:
 
 
 def _hash_of(cfg, inputs):
-    """A name for flags and inputs.  Flags that change no result do not count."""
-    no_effect = ("out", "quiet", "device", "threads", "save_every")
+    """A name for flags and inputs.  Flags that change no result, or nothing but rounding, do not count."""
+    no_effect = ("out", "quiet", "device", "threads", "save_every", "micro_batch_size", "recompute")
     flags = {k: v for k, v in asdict(cfg).items() if k not in no_effect}
     return hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
 

@@ -1,14 +1,15 @@
 """Direct preference optimisation: learn from the annotators' pairs, without a reward model or sampling.
 
     python -m methods.dpo --model ckpt_sft.pt                # DPO on the pairs that reward.py learns from
-    python -m methods.dpo --model ckpt_sft.pt --loss ipo     # IPO
+    python -m methods.dpo --model ckpt_sft.pt --loss ipo --out ckpt_ipo.pt      # IPO
     python -m methods.dpo --model ckpt_sft.pt --data DIR     # preferences.jsonl of your own
 
 Writes ckpt_dpo.pt and metrics_dpo.jsonl.  `python bon.py --model ckpt_dpo.pt` samples it.
 
 DPO's optimum is PPO's: the policy that maximises E[r] - beta KL(policy || ref_policy), with the reward that
-explains the pairs best.  But it learns from texts that another policy wrote.  Not in the paper, which
-compares SFT, best-of-N and PPO.
+explains the pairs best.  But it learns from texts that another policy wrote, and its beta is not in PPO's
+unit, because PPO's reward model is scaled to standard deviation 1.  Not in the paper, which compares SFT,
+best-of-N and PPO.
 """
 import copy
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
 from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
 from common.loop import Run
 from common.tokenizer import load_tokenizer
-from model import log_probs, pack, share_trunk
+from model import full_copy, log_probs, pack, share_trunk
 from ppo import check_trainable
 from reward import accuracy, comparisons, winners_and_losers
 from sft import learning_rate
@@ -33,7 +34,9 @@ from splits import length_bucketed_batches, task_of
 class Config(Common):
     model: str = "ckpt_sft.pt"  # policy to start from, also the reference policy
     loss: Literal["dpo", "ipo"] = "dpo"     # ipo: a bounded target for the margin
-    beta: Positive = 0.1        # strength of the pull to the reference policy, as PPO's KL coefficient
+    beta: Positive = 0.1        # strength of the pull to the reference policy: in the unit of the reward that
+                                # explains the pairs, where PPO's is in standard deviations of the reward
+                                # model's scores; of ipo its tau
     prompts: Count = 8000       # prompts with preferences; a folder may hold fewer
     held_out: Count = 500       # prompts of the held-out pairs
     samples: Count = 5          # responses sampled for each prompt in the synthetic task, as in reward.py
@@ -95,7 +98,7 @@ def implicit_rewards(policy, ref_policy, groups, device, batch_size=8):
     return gather_rows(found)
 
 
-def build(cfg, device, rng):
+def build(cfg, device):
     """(policy, ref_policy, task, train groups, held-out groups, the checkpoint's dict)."""
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, policy)
@@ -114,7 +117,7 @@ def build(cfg, device, rng):
 
 def main(cfg):
     device, rng = setup(cfg)
-    policy, ref_policy, task, train, held_out, saved = build(cfg, device, rng)
+    policy, ref_policy, task, train, held_out, saved = build(cfg, device)
     optimizer = torch.optim.AdamW(param_groups(policy.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
     batches = length_bucketed_batches([g.n_tokens for g in train], cfg.batch_size, cfg.epochs, rng)
@@ -140,7 +143,8 @@ def main(cfg):
             names = ("loss", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
             run.log(**dict(zip(names, all_reduce(totals).tolist())), grad_norm=grad_norm)
 
-    metrics = accuracy(held_out, implicit_rewards(policy, ref_policy, held_out, device))
+    full = full_copy(policy), full_copy(ref_policy)     # the ranks have unequal numbers of held-out prompts
+    metrics = accuracy(held_out, implicit_rewards(*full, held_out, device))
     run.save(policy, saved["tokenizer"], task, metrics)
     print(f"wrote {run.path}: its implicit reward is right on {metrics['accuracy']:.3f} of "
           f"{metrics['pairs']} held-out pairs; `the longer wins` on {metrics['longer_wins']:.3f}", flush=True)

@@ -1,15 +1,17 @@
 """GRPO and RLOO: policy gradients without a value model, because N responses to one prompt judge each other.
 
     python -m methods.grpo --model ckpt_sft.pt                       # GRPO against ckpt_reward.pt
-    python -m methods.grpo --model ckpt_sft.pt --advantage rloo      # RLOO
+    python -m methods.grpo --model ckpt_sft.pt --advantage rloo --out ckpt_rloo.pt      # RLOO
     python -m methods.grpo --model ckpt_sft.pt --reward gold         # the synthetic task's gold reward
 
-Writes ckpt_grpo.pt and metrics_grpo.jsonl, with the metrics of ppo.py.
+Writes ckpt_grpo.pt and metrics_grpo.jsonl: the metrics of ppo.py but those of a value model, and `distinct`,
+the fraction of different responses to one prompt.
 
 GRPO (Shao et al. 2024) divides by the group's standard deviation and adds the KL penalty to the loss; RLOO
 (Ahmadian et al. 2024) compares with the mean of the others and puts the penalty into the reward, as PPO does.
-Deviation from GRPO: the loss is a mean over the tokens of a minibatch.  GRPO averages over the tokens of each
-response first, which favours long wrong responses (Liu et al. 2025).
+Deviations: both take PPO's clipped updates, several a rollout, where RLOO's paper takes one step of the plain
+policy gradient.  The loss is a mean over the tokens of a minibatch.  RLOO sums over those of a response, and
+GRPO averages over them first, which favours long wrong responses (Liu et al. 2025).
 """
 import copy
 from dataclasses import dataclass
@@ -19,16 +21,15 @@ import torch
 
 import model as M
 from common import pretrained
-from common.checkpoint import load_checkpoint
 from common.dist import (all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank, shard,
                          world_size)
 from common.errors import check
 from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNegative, Positive, Temperature,
                           launch, setup, use_threads)
 from common.loop import Run
-from common.tokenizer import load_tokenizer, same_ids
-from ppo import (check_batch, check_trainable, gold_rewards, kl_estimate, masked_mean, policy_loss,
-                 read_prompts, stop_if_broken)
+from common.tokenizer import load_tokenizer
+from ppo import (check_batch, check_trainable, gold_rewards, kl_estimate, load_reward_model, masked_mean,
+                 policy_loss, read_prompts, stop_if_broken)
 from splits import task_of
 
 Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
@@ -118,7 +119,7 @@ def update(policy, ro, advantages, cfg, rng, run):
     stats, norms, n = [], [], advantages.shape[1]
     lengths = torch.tensor(gather_rows([sum(map(len, group)) for group in ro.responses]))
     for _ in range(cfg.epochs):
-        for mb_idx in torch.randperm(len(lengths), generator=rng).chunk(cfg.minibatches):
+        for mb_idx in torch.randperm(len(lengths), generator=rng).tensor_split(cfg.minibatches):
             n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(3)
             for idx, weight in run.held_micro_batches(mb_idx.tolist()):
                 loss, part_stats = minibatch_loss(policy, ro, advantages, idx, n, n_tokens, cfg)
@@ -148,19 +149,6 @@ def minibatch_loss(policy, ro, advantages, idx, n, n_tokens, cfg):
 
 # --------------------------------------------------------------------------------------------------- training
 
-def load_reward_model(name, policy, spec, device, dtype):
-    """--reward -> (reward model or None for the gold reward, hash of its weights or "gold")."""
-    if name == "gold":
-        return None, "gold"
-    reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(same_ids(saved["tokenizer"], spec), f"--reward {name} and --model have different tokenizers: the "
-          "same ids would mean different words; train the reward model from this policy's family")
-    check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
-          f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
-    M.share_trunk(policy, reward_model)
-    return reward_model.requires_grad_(False), saved["weights_hash"]
-
-
 def build(cfg, device):
     """(policy, ref_policy, reward_model, the policy's checkpoint's dict, task, hash of the reward model)."""
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
@@ -172,7 +160,8 @@ def build(cfg, device):
     check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, reward_hash = load_reward_model(cfg.reward, policy, saved["tokenizer"], device, cfg.dtype)
+    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], policy, device,
+                                                  cfg.dtype)
     policy.recompute = cfg.recompute
     if cfg.shard:
         shard(*[model for model in (policy, ref_policy, reward_model) if model])

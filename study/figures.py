@@ -267,7 +267,7 @@ def draw_claims(ax, claims):
         ax.plot([], [], marker, color=colour, label=noise)
     ax.plot([], [], "ok", mfc="white", label="hollow: not decided")
     ax.plot([], [], "Xk", label="cross: the opposite holds")
-    ax.set(title="The paper's claims", xlim=(min(-.42, ax.get_xlim()[0]), None), ylim=(.3, len(names) + .5),
+    ax.set(title="The statements tested here", xlim=(min(-.42, ax.get_xlim()[0]), None), ylim=(.3, len(names) + .5),
            xlabel="difference, in the direction that the claim says (win rate or diversity)")
     ax.legend(fontsize=9, frameon=False, loc="lower left")
 
@@ -500,7 +500,7 @@ def draw_seeds(plt, results):
     ax = figure.subplots()
     draw_claims(ax, results["claims"])
     n = len(results["settings"]["seeds"])
-    ax.set_title(f"The paper's claims (bars: {bars(n)}; ticks: seeds)")
+    ax.set_title(f"The statements tested here (bars: {bars(n)}; ticks: seeds)")
     return figure
 
 

@@ -15,6 +15,7 @@ import reward
 import sft
 from common import dist
 from conftest import ROOT, json_lines
+from methods import dpo, grpo
 
 ODD = {"seconds", "peak_mb", "tokens_per_second"}
 
@@ -29,12 +30,19 @@ def same(one, other, most=1e-5):
 
 
 def stages(base):
-    """[(script, config, flags)] of the three training stages, from one small checkpoint."""
+    """[(script, config, flags)] of all that trains, from one small checkpoint."""
     reward_model = str(base / "ckpt_reward.pt")
+    same_model = dict(model=str(base / "ckpt_sft.pt"))
     return [(sft, sft.Config, dict(model=str(base / "ckpt_sft.pt"), rows=96, lr=1e-4, log_every=1)),
             (reward, reward.Config, dict(model=str(base / "ckpt_sft.pt"), prompts=24, held_out=12, log_every=1)),
             (ppo, ppo.Config, dict(model=str(base / "ckpt_sft.pt"), reward=reward_model, steps=3, batch_size=9,
-                                   kl_target=3.))]
+                                   kl_target=3.)),
+            (dpo, dpo.Config, dict(**same_model, prompts=24, held_out=17, log_every=1)),
+            (grpo, grpo.Config, dict(**same_model, reward=reward_model, steps=3, batch_size=3, n=4))]
+
+
+def name_of(script):
+    return script.__name__.removeprefix("methods.")
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +61,23 @@ def base(tmp_path_factory):
 def test_micro_batches_and_recomputed_activations(base, tmp_path):
     for script, config, flags in stages(base):
         script.main(config(**flags, micro_batch_size=2, recompute=True, out=str(tmp_path), quiet=True, threads=1))
-        name = f"metrics_{script.__name__}.jsonl"
+        name = f"metrics_{name_of(script)}.jsonl"
         same(json_lines(base / "one" / name), json_lines(tmp_path / name))
 
 
 def two_processes(script, flags, out, *more):
     """Runs script under torchrun with 2 ranks."""
     given = [x for k, v in flags.items() for x in ("--" + k.replace("_", "-"), str(v))]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--",
-                           str(ROOT / f"{script.__name__}.py"), *given, "--out", str(out), "--threads", "1",
-                           "--device", "cpu", *more], env=os.environ | {"OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=120)
+    torchrun("-m", "--", script.__name__, *given, "--out", out, "--threads", 1, "--device", "cpu", *more)
+
+
+def torchrun(*args):
+    """Runs 2 ranks.  Returns what they print."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *map(str, args)],
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -73,12 +86,35 @@ def test_two_processes(base, tmp_path, more):
     """9 rollouts make the ranks' shares unequal; sharded, every rank has to make as many passes nevertheless."""
     for script, config, flags in stages(base):
         two_processes(script, flags, tmp_path, *more)
-        name = f"metrics_{script.__name__}.jsonl"
+        name = f"metrics_{name_of(script)}.jsonl"
         same(json_lines(base / "one" / name), json_lines(tmp_path / name))
-        one, two = (torch.load(folder / f"ckpt_{script.__name__}.pt", weights_only=True)["state"]
+        one, two = (torch.load(folder / f"ckpt_{name_of(script)}.pt", weights_only=True)["state"]
                     for folder in (base / "one", tmp_path))
         for k, x in one.items():
             torch.testing.assert_close(two[k], x, atol=1e-4, rtol=1e-4)
+
+
+AFTER_A_FORWARD_PASS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import model as M
+from common import dist
+dist.start(torch.device("cpu"))
+model = M.GPT(M.GPTConfig(vocab_size=20, n_layer=3, n_head=2, d_model=8, frozen=1))
+dist.shard(model)
+with torch.no_grad():
+    model(M.pack([[1, 2]], [[[3, 4]]]))
+print("sharded:", [all(map(dist.is_sharded, block.parameters())) for block in model.blocks])
+dist.stop()
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_layer_is_freed_after_a_forward_pass_without_a_backward_one(tmp_path):
+    """Else the reference policy's layers would lie whole on every rank from the first rollout on."""
+    (tmp_path / "script.py").write_text(AFTER_A_FORWARD_PASS)
+    assert torchrun(tmp_path / "script.py", ROOT).count("sharded: [False, True, True]") == 2
 
 
 @pytest.mark.slow

@@ -113,6 +113,43 @@ def test_frozen_trunk_stays_and_is_shared(work, tmp_path):
     assert same["embed.weight"] and same["blocks.2.mlp.up.weight"] and not same["blocks.3.mlp.up.weight"]
 
 
+@pytest.mark.parametrize("script, flags", [(ppo, dict(batch_size=6)), (grpo, dict(batch_size=6, n=2))])
+def test_a_pass_has_as_many_optimizer_steps_as_minibatches(script, flags, work, tmp_path, monkeypatch):
+    """Six rollouts in four parts: 2 + 2 + 1 + 1, not three parts of two."""
+    rows_of_step, step = [], Run.step_optimizer
+
+    def counted(self, *params, rows):
+        rows_of_step.append(len(rows))
+        return step(self, *params, rows=rows)
+    monkeypatch.setattr(Run, "step_optimizer", counted)
+    script.main(script.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=1, epochs=1,
+                              minibatches=4, out=str(tmp_path), quiet=True, threads=1, **flags))
+    assert rows_of_step == [2, 2, 1, 1]
+
+
+def test_a_value_model_of_other_depth_is_frozen_in_the_same_part():
+    policy = M.GPT(M.GPTConfig(vocab_size=20, n_layer=4, n_head=2, d_model=8, frozen=3))
+    for depth, frozen in ((4, 3), (2, 1), (8, 6)):
+        reward_model = M.GPT(M.GPTConfig(vocab_size=20, n_layer=depth, n_head=2, d_model=8), scalar=True)
+        assert ppo.make_value_model(policy, reward_model).config.frozen == frozen
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_in_smaller_parts(work, tmp_path, monkeypatch, capfd):
+    save, cut = Run.save_state, []
+
+    def cut_short(self, step):
+        save(self, step)
+        if not cut:
+            cut.append(step)
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Run, "save_state", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        stage("reward", work, tmp_path)
+    capfd.readouterr()
+    stage("reward", work, tmp_path, micro_batch_size=2, recompute=True)
+    assert "going on after step 1" in capfd.readouterr().out
+
+
 def test_gold_reward_and_adaptive_beta(work, tmp_path):
     ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward="gold", kl_target=1e-4, kl_horizon=8,
                         steps=3, batch_size=8, out=str(tmp_path), quiet=True,
@@ -170,7 +207,9 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "sft", "--context", "1", says="room for a prompt beside 32 new ones: give a new model a larger")
     refused(w, "sft", "--context", "99", "--max-new-tokens", "99", says="new ones: lower --max-new-tokens")
     refused(w, "sft", "--shape", "llama-7b", "--rows", "9", says=["--shape llama-7b: ", "parameters take ", "smaller"])
-    refused(w, "ppo", "--kl-horizon", "10", says=["--kl-horizon 10: it must be at least the 64 rollouts"])
+    refused(w, "ppo", "--kl-horizon", "10", "--kl-target", "3",
+            says=["--kl-horizon 10: it must be at least the 64 rollouts"])
+    refused(w, "ppo", "--kl-target", "3", "--kl-coef", "0", says="--kl-target: it multiplies beta, so --kl-coef")
     refused(w, "ppo", "--minibatches", "65", says="--minibatches 65: a batch of 64 rollouts")
     refused(w, "methods.grpo", "--minibatches", "9", says="--minibatches 9: a batch of 8 prompts")
     for name in ("ppo", "methods.grpo"):

@@ -359,7 +359,7 @@ def main(cfg):
     device, rng = setup(cfg)
     check(cfg.reward != "gold", "--reward gold: the page shows a reward model; give a checkpoint")
     ppo_cfg = ppo.Config(model=cfg.model, reward=cfg.reward, task=cfg.task, seed=cfg.seed,
-                         threads=cfg.threads, quiet=True)
+                         threads=cfg.threads, dtype=cfg.dtype, quiet=True)
     check(cfg.step <= ppo_cfg.steps, f"--step {cfg.step}: a run has {ppo_cfg.steps} steps")
     # what the scripts print is no part of the page
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
