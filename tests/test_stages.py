@@ -568,7 +568,7 @@ def stage(name, work, out, **flags):
     inputs = {} if name == "sft" else {"model": str(work / "ckpt_sft.pt")}
     if name in ("ppo", "bon", "grpo"):
         inputs["reward"] = str(work / "ckpt_reward.pt")
-    script.main(script.Config(quiet=True, threads=1, save_every=0., out=str(out), **inputs, **fixed, **flags))
+    script.main(script.Config(quiet=True, threads=1, save_every=0., out=str(out), **inputs, **fixed | flags))
 
 
 def written(folder):
@@ -662,5 +662,5 @@ def test_gradients_that_are_not_finite_are_skipped_then_stop_the_run(work, tmp_p
 
 def test_a_policy_that_runs_away_stops_and_explains(work, tmp_path):
     with pytest.raises(UserError, match="run away.*raise --kl-coef"):
-        stage("ppo", work, tmp_path, lr=0.05, kl_coef=0., kl_stop=5.)
+        stage("ppo", work, tmp_path, lr=0.05, kl_coef=0., kl_target=0., kl_stop=5.)
     assert not (tmp_path / "ckpt_ppo.pt").exists()
