@@ -96,7 +96,7 @@ def of_sharpening(r, task):
     return [("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", +1,
              f"win rate in distribution, {in_words}",
              over_seeds(r.wins(task, "ppo", "test") - r.wins(task, "sft_matched", "test")), {}),
-            ("out of distribution too, PPO beats SFT at the temperature of equal diversity", +1,
+            ("out of distribution too, PPO beats SFT at that temperature, matched in distribution", +1,
              f"win rate, {in_words}",
              over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft_matched", *SHIFTED)), {})]
 

@@ -240,7 +240,7 @@ SAID = {  # claim: in a word or two, for an axis
     "PPO beats best-of-16 out of distribution": "the same, out of distribution",
     "PPO is more than sharpening: it beats SFT at the temperature of equal diversity":
         "PPO beats SFT of equal diversity",
-    "out of distribution too, PPO beats SFT at the temperature of equal diversity":
+    "out of distribution too, PPO beats SFT at that temperature, matched in distribution":
         "the same, out of distribution"}
 
 
@@ -427,9 +427,9 @@ def draw_split(ax, lines):
         if x["loss"] is None:
             continue
         errors, narrowing = x["errors_removed"]["mean"], x["narrowing"]["mean"]
-        ax.bar(i, narrowing, width=.6, color=RED, label=None if i else "narrowing of what is right")
+        ax.bar(i, narrowing, width=.6, color=RED, label=None if i else "narrowing of outputs as good as the reference")
         ax.bar(i, errors, bottom=narrowing if errors * narrowing > 0 else 0, width=.6, color=BLUE,
-               label=None if i else "errors removed")
+               label=None if i else "fewer outputs below the reference")
         points(ax, [i], [x["loss"]], BLACK, "_", 12, label=None if i else "loss")
     ax.set_xticks(range(len(lines)), [POLICIES[x["policy"]].replace(" on the gold reward", "\non gold") + "\n"
                                       + NOISE[x["task"]].split()[0] for x in lines], fontsize=8.5)

@@ -62,20 +62,32 @@ def slope(x, y):
     return float(u @ y / (u @ u) * span) if span > 0 else np.nan
 
 
-def change(x, advantage, redraw_sets=True):
-    """{policy: {mean, low, high} of the slope, over the choice of seeds and prompts, and with redraw_sets of
-    test sets too}.  x: (sets,) shifts; advantage: {policy: one (seeds, prompts) array for each set}."""
-    n_sets = len(x)
+def other_sets(x, y, rng):
+    """y (sets,) of test sets that lie as far from the line through (x, y) as these do: a bootstrap of the
+    residuals, each divided by what its own leverage takes from it (Davison and Hinkley 1997, section 6.2).
+    The shifts x stay: one set lies far from all others, and a draw of sets without it would measure another
+    line."""
+    u = x - x.mean()
+    leverage = 1 / len(x) + u ** 2 / (u @ u)
+    line = y.mean() + u * (u @ y / (u @ u))
+    residuals = (y - line) / np.sqrt(1 - leverage)
+    return line + rng.choice(residuals - residuals.mean(), len(x))
 
+
+def change(x, advantage, of_all_sets=True):
+    """{policy: {mean, low, high} of the slope, over the choice of seeds and of test sets, or, without
+    of_all_sets, of seeds and prompts of these very sets}.  x: (sets,) shifts; advantage: {policy: one (seeds,
+    prompts) array for each set}."""
     def of_policy(arrays):
         def statistic(seeds, rng):
-            if rng is None:
-                return slope(x, np.array([a[seeds].mean() for a in arrays]))
-            y = [a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in arrays]
-            picks = rng.integers(0, n_sets, n_sets) if redraw_sets else np.arange(n_sets)
-            return slope(x[picks], np.array(y)[picks])
+            y = np.array([a[seeds].mean() for a in arrays])
+            if rng and of_all_sets:     # a residual holds what the choice of prompts adds, too
+                y = other_sets(x, y, rng)
+            elif rng:
+                y = np.array([a[seeds][:, rng.integers(0, a.shape[1], a.shape[1])].mean() for a in arrays])
+            return slope(x, y)
         n_seeds, n_prompts = arrays[0].shape
-        return of_seeds(statistic, n_seeds, n_sets if redraw_sets else n_prompts)
+        return of_seeds(statistic, n_seeds, len(x) if of_all_sets else n_prompts)
     return {policy: of_policy(arrays) for policy, arrays in advantage.items()}
 
 
@@ -113,7 +125,7 @@ def numbers(measures, folder):
             x = np.array([far[task][s]["js"] for s in chosen])
             of_kind = {p: [of_set[s] for s in chosen] for p, of_set in advantage.items()}
             along.append({"task": task, "noise": noise, "kind": kind, "sets": chosen,
-                          **change(x, of_kind, redraw_sets=False)})
+                          **change(x, of_kind, of_all_sets=False)})
     return {"slopes": slopes, "along": along, "shift": far, "advantages": points, "sets": sets,
             **counts(slopes)}
 

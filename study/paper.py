@@ -125,9 +125,12 @@ def of_diversity(r):
             "PPO - SFT per input, by a perfect classifier",
             found(SAME, "ppo", "sft", "per_input_nli", "NLI")),
         Row("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", SUMMARIES,
-            "PPO - SFT across inputs", found(LESS, "ppo", "sft", "across_ead", "EAD")),
+            "PPO - SFT across inputs", [*found(LESS, "ppo", "sft", "across_ead", "EAD"),
+                                        *found(LESS, "ppo", "sft", "across_embedding", "embeddings")]),
         Row("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more", SUMMARIES,
-            "best-of-16 - SFT across inputs", found(NOT_LESS, "bon", "sft", "across_ead", "EAD"))]
+            "best-of-16 - SFT across inputs",
+            [*found(NOT_LESS, "bon", "sft", "across_ead", "EAD"),
+             *found(NOT_LESS, "bon", "sft", "across_embedding", "embeddings")])]
 
 
 def of_beta(found):

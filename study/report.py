@@ -105,7 +105,7 @@ def results_md(results):
         f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  "
         f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
-        "## What each stage has seen", table(["posts", "used", "all story words held out", "news format"],
+        "## What each stage has seen", table(["posts", "used", "key stories of held-out words", "news format"],
                                              [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}",
                                                f"{x['articles']:.1%}"] for x in results["seen"]]),
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
@@ -256,8 +256,8 @@ def of_kinds(found):
             "NoveltyBench's, with the gold reward of good outputs.",
             table(["noise", "policy", *columns.values()], rows),
             "The loss of gold diversity beside SFT, on prompts where both policies have two good outputs, as "
-            "the sum of what SFT's errors added to its diversity and of a narrower choice of good outputs.",
-            table(["noise", "policy", "loss", "errors removed", "narrowing", "prompts"], losses),
+            "the sum of what outputs below the reference added to it and of a narrower choice of good outputs.",
+            table(["noise", "policy", "loss", "below the reference", "narrowing", "prompts"], losses),
             "Coverage: how often the best of k outputs is good; systematic noise, 64 outputs a prompt.",
             table(["policy", *ks], coverage), "The same less SFT's.", table(["policy", *ks], less)]
 

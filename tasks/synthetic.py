@@ -82,7 +82,8 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
 }
 SIZES = {"pretrain": 32768, "train": 32768}
 # fraction of the posts of `pretrain` that have held-out values in their key story, half of these as articles:
-# a base model has met every word in every role, and news, but rarely.  No later stage has
+# a base model has met every word in every role, and news, but rarely.  Later stages meet no news, and these
+# words in distractors and wrong facts only: "held out" becomes a cue for "distractor" (docs/results.md)
 PRETRAINING_MIX = .06
 # test posts begin here: those before were looked at while the task and the recipe were made
 FIRST_UNSEEN = 10_000

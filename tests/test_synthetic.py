@@ -96,11 +96,14 @@ def test_held_out_words_are_held_out():
     assert .03 < statistics.mean(all(held(r)) for r in synthetic.rows("pretrain", 1000)) < .09
 
 
-def test_held_out_words_and_news_are_the_base_models_alone():
-    """SFT, reward model and PPO learn from `train`, which has neither."""
+def test_held_out_words_in_key_stories_and_news_are_the_base_models_alone():
+    """SFT, reward model and PPO learn from `train`, which has neither.  It has these words in distractors,
+    which makes them a cue (docs/results.md, "A cue in the words")."""
     rows = synthetic.rows("train", 4000, references=1)
-    assert not any(synthetic.read_prompt(r["prompt"])[0][slot] in synthetic.HELD_OUT[slot] for r in rows
-                   for slot in synthetic.STORY)
+    read = [synthetic.read_prompt(r["prompt"]) for r in rows]
+    assert not any(key[slot] in synthetic.HELD_OUT[slot] for key, _ in read for slot in synthetic.STORY)
+    assert .72 < statistics.mean(any(others[slot] & set(synthetic.HELD_OUT[slot]) for slot in synthetic.STORY)
+                                 for _, others in read) < .76
     assert not any(r["prompt"].startswith("ARTICLE") for r in rows)
     assert any(r["prompt"].startswith("ARTICLE") for r in synthetic.rows("pretrain", 400, references=1))
 
