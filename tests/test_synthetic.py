@@ -1,10 +1,13 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
+import re
 import statistics
 
 import pytest
 
 import diversity
+from conftest import call, refused
+from study import cue
 from tasks import synthetic
 
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
@@ -134,3 +137,16 @@ def test_gold_diversity_by_hand():
     assert synthetic.gold_diversity([a, b]) == (pytest.approx(2 / 3), 1.)
     assert synthetic.gold_diversity([a, a, a, a]) == (0., .25)
     assert synthetic.gold_diversity(["", "!"]) == (0., .5)
+
+
+def test_the_cue_is_asked_for_with_a_key_story_and_a_distractor(work, tmp_path):
+    for split in cue.SPLITS:
+        found = cue.pairs(split, 100)
+        assert len(found) == 100 and {0, 1, 2} <= {n for *_, n in found}
+        for prompt, key, other, n in found:
+            assert synthetic.gold_reward(prompt, key) == 3 and synthetic.gold_reward(prompt, other) < 0
+            assert n == sum(v in synthetic.HELD_OUT[slot] for slot, v in synthetic.facts(other))
+    got = call("study.cue", "--reward", work / "ckpt_reward.pt", "--posts", "40", cwd=tmp_path)
+    assert got.returncode == 0 and "ood_words100" in got.stdout, got.stderr
+    assert sum(int(n) for n in re.findall(r"of (\d+)", got.stdout)) == 80
+    refused(tmp_path, "study.cue", "--reward", work / "ckpt_sft.pt", says="ckpt_sft.pt")
