@@ -47,8 +47,8 @@ class Config(Common):
                                     # sbert:NAME; "" or a missing default: no embeddings
     nli: str = ""               # a published classifier of entailment for NLI diversity (the paper's:
                                 # roberta-large-mnli); "": none
-    cut: Natural = 0            # words of each output that are measured, from its start, so that outputs of at
-                                # least so many are equally long; 0: all.  With a cut there are no gold
+    cut: Natural = 0            # words of each output that are measured, from its start, so that outputs of
+                                # at least so many are equally long; 0: all.  With a cut there are no gold
                                 # measures: half a text states other facts
     convention: Literal["sound", "paper"] = "sound"     # paper: the authors' tokens and counts, V = 50,257
     max_n: Orders = 5           # distinct-n, EAD and entropy are means over n = 1..max_n
@@ -395,7 +395,8 @@ def half_spread(rows, embeddings, measured, draws=20, seed=0):
 
 # ------------------------------------------------------------------------------------------------- the tables
 
-RATES = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")   # in [0, 1]
+# measures in [0, 1]
+RATES = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
            "fact_sets": "fact sets", "length": "length"}
@@ -502,19 +503,19 @@ def cautions(line, rows):
     found, missing = [], {COLUMNS[m]: n for m, n in line["undefined"].items() if m in COLUMNS}
     for n in sorted(set(missing.values())):
         names = [name for name, of_name in missing.items() if of_name == n]
-        found.append(f"{', '.join(names)} leave{'s' * (len(names) == 1)} out {n} of {len(rows)} inputs, whose "
-                     "outputs are empty or too short")
+        found.append(f"{', '.join(names)} leave{'s' * (len(names) == 1)} out {n} of {len(rows)} inputs, "
+                     "whose outputs are empty or too short")
     texts = [text for row in rows for text in row["outputs"]]
     empty = sum(not text.strip() for text in texts)
     if empty:
-        found.append(f"{empty} of {len(texts)} outputs are empty: distinct, EAD and entropy are of the others, "
-                     "and self-BLEU counts an empty one as unlike all")
+        found.append(f"{empty} of {len(texts)} outputs are empty: distinct, EAD and entropy are of the "
+                     "others, and self-BLEU counts an empty one as unlike all")
     if any(map(UNSPACED.search, texts)):
         found.append("some outputs are in a script without spaces between words: a token is a whole phrase "
                      "there, and distinct, EAD, self-BLEU and entropy say little")
     if any(line.get(key) and line[key][0] > 1 for key in ("per_input_ead", "across_ead")):
-        found.append("EAD is above 1, because the outputs repeat n-grams less often than random draws of that "
-                     "many kinds do")
+        found.append("EAD is above 1, because the outputs repeat n-grams less often than random draws of "
+                     "that many kinds do")
     return found
 
 
@@ -533,8 +534,8 @@ def print_unequal_sizes(results):
         if len(policies) > 1:
             sizes = "; ".join(f"{', '.join(names)}: {size}" for size, names in policies.items())
             print("\n" + textwrap.fill(
-                f"{short_name(split)}: runs differ in size ({sizes}). Distinct, EAD, self-BLEU, Vendi, entropy "
-                "and fact sets depend on it: compare runs of one size by these", WIDTH))
+                f"{short_name(split)}: runs differ in size ({sizes}). Distinct, EAD, self-BLEU, Vendi, "
+                "entropy and fact sets depend on it: compare runs of one size by these", WIDTH))
 
 
 def print_cautions(results, runs):
@@ -553,7 +554,8 @@ def measures_of_good(key, rows, gold):
     try:
         return good_measures(rows, gold)
     except ValueError as error:
-        raise UserError(f"{run_name(key)}: {error}; leave out the field task, or name the right one") from None
+        raise UserError(f"{run_name(key)}: {error}; leave out the field task, or name the right one"
+                        ) from None
 
 
 def vocabulary_for(cfg, runs):
@@ -561,8 +563,8 @@ def vocabulary_for(cfg, runs):
     if cfg.vocabulary or cfg.convention == "paper":
         return cfg.vocabulary or 50257
     known = reference_vocabulary(runs)
-    print(f"V of EAD: the different words in the {'references' if known >= 2 else 'outputs'} of all files read; "
-          "--vocabulary V makes EAD\ncomparable with that of other files")
+    print(f"V of EAD: the different words in the {'references' if known >= 2 else 'outputs'} of all files "
+          "read; --vocabulary V makes EAD\ncomparable with that of other files")
     return known if known >= 2 else output_vocabulary(runs)
 
 

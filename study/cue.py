@@ -3,9 +3,9 @@
     python -m study.cue --reward ckpt_reward.pt
 
 Held-out words stand in no key story of `train`, but in the distractors of three quarters of its posts
-(tasks/synthetic.py).  So "this word is held out" tells a distractor.  For posts with one distractor the reward
-model scores the key story and the distractor in the same phrasing.  The table has how often the key story
-scores higher: 0.5 is a coin.
+(tasks/synthetic.py).  So "this word is held out" tells a distractor.  For posts with one distractor the
+reward model scores the key story and the distractor in the same phrasing.  The table has how often the key
+story scores higher: 0.5 is a coin.
 """
 from dataclasses import dataclass
 
@@ -30,8 +30,8 @@ class Config(Common):
 
 
 def pairs(split, n):
-    """Up to n posts with one distractor: [(prompt, key story, distractor, words of it that are held out)], both
-    stories as summaries in the same phrasing."""
+    """Up to n posts with one distractor: [(prompt, key story, distractor, how many words of the distractor are
+    held out)], both stories as summaries in the same phrasing."""
     found = []
     for row in synthetic.rows(split, 4 * n, references=1):
         key, others = synthetic.read_prompt(row["prompt"])
@@ -47,12 +47,14 @@ def main(cfg):
     device, _ = setup(cfg)
     model, saved = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    check(task.synthetic is synthetic, f"--reward {cfg.reward}: its task is {task.name}, and not one of posts")
+    check(task.synthetic is synthetic,
+          f"--reward {cfg.reward}: its task is {task.name}, and not one of posts")
     table = []
     for split in SPLITS:
         prompts, key, other, held_out = zip(*pairs(split, cfg.posts))
         ids = encode_prompts(tokenizer, prompts, task.max_prompt_len(model.config.context))
-        scores = np.array(score(model, ids, encode_responses(tokenizer, zip(key, other), task.max_new_tokens)))
+        responses = encode_responses(tokenizer, zip(key, other), task.max_new_tokens)
+        scores = np.array(score(model, ids, responses))
         higher, cue = scores[:, 0] > scores[:, 1], np.array(held_out) > 0
         table.append([split, *(f"{higher[part].mean():.2f} of {part.sum()}" for part in (~cue, cue))])
     print("how often the key story scores higher than the distractor\n")

@@ -267,7 +267,8 @@ def draw_claims(ax, claims):
         ax.plot([], [], marker, color=colour, label=noise)
     ax.plot([], [], "ok", mfc="white", label="hollow: not decided")
     ax.plot([], [], "Xk", label="cross: the opposite holds")
-    ax.set(title="The statements tested here", xlim=(min(-.42, ax.get_xlim()[0]), None), ylim=(.3, len(names) + .5),
+    ax.set(title="The statements tested here", xlim=(min(-.42, ax.get_xlim()[0]), None),
+           ylim=(.3, len(names) + .5),
            xlabel="difference, in the direction that the claim says (win rate or diversity)")
     ax.legend(fontsize=9, frameon=False, loc="lower left")
 
@@ -427,7 +428,8 @@ def draw_split(ax, lines):
         if x["loss"] is None:
             continue
         errors, narrowing = x["errors_removed"]["mean"], x["narrowing"]["mean"]
-        ax.bar(i, narrowing, width=.6, color=RED, label=None if i else "narrowing of outputs as good as the reference")
+        ax.bar(i, narrowing, width=.6, color=RED,
+               label=None if i else "narrowing of outputs as good as the reference")
         ax.bar(i, errors, bottom=narrowing if errors * narrowing > 0 else 0, width=.6, color=BLUE,
                label=None if i else "fewer outputs below the reference")
         points(ax, [i], [x["loss"]], BLACK, "_", 12, label=None if i else "loss")

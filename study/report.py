@@ -105,15 +105,17 @@ def results_md(results):
         f"{len(settings['seeds'])} seeds, {settings['inputs']} prompts a test set, 16 outputs a prompt.  "
         f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
-        "## What each stage has seen", table(["posts", "used", "key stories of held-out words", "news format"],
-                                             [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}",
-                                               f"{x['articles']:.1%}"] for x in results["seen"]]),
-        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
+        "## What each stage has seen",
+        table(["posts", "used", "key stories of held-out words", "news format"],
+              [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}", f"{x['articles']:.1%}"]
+               for x in results["seen"]]),
+        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`, whose distractors "
+        "do hold held-out words.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
         "Some turn a claim of the paper round, which for example finds best-of-16 above RLHF; its own claims "
-        "stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of the difference over the choice of "
-        "seeds and prompts lies on one side of zero (common/stats.py, over_seeds).  Else it is not shown; "
+        "stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
+        "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, over_seeds).  Else it is not shown; "
         "fewer than four seeds do not decide.",
         claims)
 
@@ -256,7 +258,8 @@ def of_kinds(found):
             "NoveltyBench's, with the gold reward of good outputs.",
             table(["noise", "policy", *columns.values()], rows),
             "The loss of gold diversity beside SFT, on prompts where both policies have two good outputs, as "
-            "the sum of what outputs below the reference added to it and of a narrower choice of good outputs.",
+            "the sum of what outputs below the reference added to it and of a narrower choice of good "
+            "outputs.",
             table(["noise", "policy", "loss", "below the reference", "narrowing", "prompts"], losses),
             "Coverage: how often the best of k outputs is good; systematic noise, 64 outputs a prompt.",
             table(["policy", *ks], coverage), "The same less SFT's.", table(["policy", *ks], less)]
