@@ -30,8 +30,8 @@ class Config(Common):
 
 
 def pairs(split, n):
-    """Up to n posts with one distractor: [(prompt, key story, distractor, how many words of the distractor are
-    held out)], both stories as summaries in the same phrasing."""
+    """Up to n posts with one distractor: [(prompt, key story, distractor, how many words of the distractor
+    are held out)], both stories as summaries in the same phrasing."""
     found = []
     for row in synthetic.rows(split, 4 * n, references=1):
         key, others = synthetic.read_prompt(row["prompt"])

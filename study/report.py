@@ -109,14 +109,14 @@ def results_md(results):
         table(["posts", "used", "key stories of held-out words", "news format"],
               [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}", f"{x['articles']:.1%}"]
                for x in results["seen"]]),
-        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`, whose distractors "
-        "do hold held-out words.",
+        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`, whose "
+        "distractors do hold held-out words.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
         "Some turn a claim of the paper round, which for example finds best-of-16 above RLHF; its own claims "
         "stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
-        "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, over_seeds).  Else it is not shown; "
-        "fewer than four seeds do not decide.",
+        "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, "
+        "over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
         claims)
 
 
