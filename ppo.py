@@ -2,8 +2,8 @@
 
     python ppo.py --model ckpt_sft.pt                    # against ckpt_reward.pt
     python ppo.py --model ckpt_sft.pt --reward gold      # against the synthetic task's gold reward: a ceiling
-    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows, in the end at the gold
-                                                         # reward's cost
+    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows; trained on, the gold reward
+                                                         # rises and then falls
 
 Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
 1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
@@ -45,7 +45,8 @@ class Config(Common):
     model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy, from which KL is measured
     reward: str = "ckpt_reward.pt"  # reward model, or gold: the synthetic task's gold reward
     steps: Count = 45           # rollout batches
-    batch_size: Count = 64      # rollouts a step, one a prompt; the prompts of a small folder come again
+    batch_size: Count = 64      # rollouts a step, one a prompt; prompts come again if there are fewer than
+                                # steps x batch_size
     epochs: Count = 2           # passes over a rollout batch; the paper's 4
     minibatches: Count = 2      # optimizer steps a pass
     micro_batch_size: Natural = 0   # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
@@ -59,8 +60,8 @@ class Config(Common):
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations of the
                                 # reward model's scores); the paper's 0.05
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
-    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch; a run of few steps needs
-                                # fewer
+    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch: more is slower; a short
+                                # run needs fewer
     temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one.  A greedy
                                     # policy, 0, has no gradient
     gamma: Fraction = 1.0       # discount

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teach a language model the references of a task.
 
-    python sft.py                                    # synthetic task, from scratch: 2 minutes on 2 CPU cores
+    python sft.py                                    # synthetic task, from scratch: 3 minutes on a CPU core
     python sft.py --data DIR                         # your own JSONL files, from scratch
     python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, 80 % of the layers frozen
     python sft.py --preset small-llama --task tldr   # a published model on one of the paper's tasks
