@@ -46,7 +46,7 @@ class Config(Common):
     splits: str = ""            # comma-separated; "" is test and every ood_*
     inputs: Count = 100         # prompts of each split; the paper's 500
     n: Count = 16               # outputs kept for each prompt (K in the paper), and the N of best-of-N
-    pool: Natural = 0           # scored samples a prompt for best-of-N; 0: 4 x n with --reward, n without
+    pool: Natural = 0           # scored samples a prompt for best-of-N; 0: 4 x n.  Without --reward: just n
     independent: bool = False   # best-of-N outputs from disjoint parts of the pool, which must hold n x n
     temperature: OrGreedy = 1.0     # 0 is greedy; the paper measures diversity at 1
     top_k: Natural = 0          # 0: all tokens
@@ -103,16 +103,16 @@ def build(cfg, device):
 
 
 def pool_size(cfg):
-    """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
-    pool = cfg.pool or (4 * cfg.n if cfg.reward else cfg.n)
+    """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
+    outputs cannot be drawn from so many."""
+    pool = cfg.pool or 4 * cfg.n
     check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
     check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
           "there is no best of N; leave out --reward")
     check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
-    check(cfg.reward or pool == cfg.n, f"--pool {pool}: only best-of-N draws from a pool; it needs --reward")
     check(not cfg.independent or pool >= cfg.n ** 2,
           f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
-    return pool
+    return pool if cfg.reward else cfg.n
 
 
 def policy_name(name):

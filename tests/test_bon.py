@@ -28,9 +28,8 @@ def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
     assert bon.Config(temperature=0.).temperature == 0
 
 
-def test_a_pool_needs_a_reward_model_and_a_reward_model_different_samples():
-    with pytest.raises(UserError, match="--pool 64: only best-of-N draws from a pool; it needs --reward"):
-        bon.pool_size(bon.Config(pool=64))
+def test_a_pool_is_sampled_for_a_reward_model_only_and_that_needs_different_samples():
     with pytest.raises(UserError, match="--temperature 0: all samples of a prompt are the same"):
         bon.pool_size(bon.Config(reward="ckpt_reward.pt", temperature=0.))
-    assert bon.pool_size(bon.Config(pool=16)) == bon.pool_size(bon.Config(temperature=0.)) == 16
+    assert bon.pool_size(bon.Config(pool=64)) == bon.pool_size(bon.Config(temperature=0.)) == 16
+    assert bon.pool_size(bon.Config(pool=64, reward="ckpt_reward.pt")) == 64
