@@ -150,14 +150,14 @@ class Run:
     # -------- the end
 
     def save(self, model, tokenizer, task, metrics, **args):
-        """Writes the checkpoint.  tokenizer: its specification; task: the Task; metrics: {name: number};
-        args: more than the flags to remember.  Raises UserError if no step was taken, or if a metric is not
-        finite."""
+        """Writes the checkpoint.  tokenizer: its specification; task: the Task; metrics: {name: number, or
+        None for what one number cannot tell}; args: more than the flags to remember.  Raises UserError if no
+        step was taken, or if a metric is not finite."""
         check(self.state.get("steps_taken"), "no step was taken, because no gradient was finite: lower --lr. "
               "No checkpoint was written")
         for name, value in metrics.items():
-            check(math.isfinite(value), f"{name} of the trained model is not finite: lower --lr. No "
-                  "checkpoint was written")
+            check(value is None or math.isfinite(value), f"{name} of the trained model is not finite: lower "
+                  "--lr. No checkpoint was written")
         save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args,
                         metrics)
         self.finish()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from common import published_fields as fields
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, check, first_line
 from common.flags import DTYPES, check_memory
 from common.tokenizer import load_tokenizer, published_spec, read_json_object
@@ -47,7 +47,7 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
     saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
-                 weights_hash=name)
+                 weights_hash=weights_hash(model.state_dict()))     # not its name: a folder may change
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 

@@ -26,7 +26,8 @@ from common.errors import UserError, check
 from common.files import loads, read_numbered
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
-OPTIONAL = {"finished": list, "rewards": list, "task": str, "temperature": (int, float), "seed": int}
+OPTIONAL = {"finished": list, "rewards": list, "task": str, "temperature": (int, float), "seed": int,
+            "trained_against": (str, list)}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
 NAMES = ["split", "policy", "T", "seed"]            # of the columns that name a run in a table
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables

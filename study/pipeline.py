@@ -51,8 +51,11 @@ def mark_of(stage, folder):
     path = Path(folder) / f"{stage.name}.done"
     if not path.is_file() or not all((Path(folder) / left).exists() for left in stage.leaves):
         return None
-    mark = json.loads(path.read_text())
-    return mark if mark["command"] == _command_of(stage) else None
+    try:
+        mark = json.loads(path.read_text())
+        return mark if mark["command"] == _command_of(stage) and mark["seconds"] >= 0 else None
+    except (ValueError, KeyError, TypeError):       # cut, or not written by `do_stage`
+        return None
 
 
 def _command_of(stage):
@@ -68,6 +71,14 @@ def marks(stages, folder):
         if mark and all(name in found for name in stage.needs):
             found[stage.name] = mark
     return found
+
+
+def forget(done, stages, folder):
+    """Removes the marks that do not count.  Else the mark of a stage would count again once what it needs is
+    done anew.  done: names of the stages whose marks count."""
+    for stage in stages:
+        if stage.name not in done:
+            Path(folder, f"{stage.name}.done").unlink(missing_ok=True)
 
 
 def cost(stages, folder):
@@ -156,6 +167,7 @@ def run_stages(stages, folder, jobs=1):
     """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
     fails; what runs beside it is finished first."""
     order, done = by_urgency(stages), marks(stages, folder)
+    forget(done, stages, folder)
     running = {}        # {future: (stage, when it started)}
     with _bar(stages) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):

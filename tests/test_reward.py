@@ -1,4 +1,6 @@
 """The reward model's held-out accuracy."""
+import re
+
 import pytest
 
 import reward
@@ -16,3 +18,10 @@ def test_reward_accuracy_by_hand():
     assert got["accuracy_gap1"] == pytest.approx(.75)           # the pairs with gaps 2 and -2: right, tied
     # the second label contradicts the gold reward: winning it is losing there
     assert got["accuracy_gold"] == pytest.approx((1 + 1 + .5) / 3)
+
+
+def test_one_held_out_prompt_has_an_accuracy_and_no_interval(work, tmp_path, capfd):
+    reward.main(reward.Config(model=str(work / "ckpt_sft.pt"), prompts=10, held_out=1, out=str(tmp_path), quiet=True,
+                              threads=1))
+    said = re.search(r"held-out accuracy (.*) on", capfd.readouterr().out)[1]
+    assert re.fullmatch(r"[01]\.\d\d\d", said)

@@ -90,6 +90,7 @@ def test_one_id_with_two_references_is_refused():
     ([line(temperature=True)], "line 1: field 'temperature' is of type bool"),
     ([line(seed=True)], "line 1: field 'seed' is of type bool"),
     ([line(task=["synthetic"])], "line 1: field 'task' is of type list"),
+    ([line(trained_against=5)], "line 1: field 'trained_against' is of type int"),
     ([line(temperature=[1])], "line 1: field 'temperature' is of type list"),
     ([{k: v for k, v in line().items() if k != "policy"}], "line 1: field 'policy' is missing")])
 def test_what_is_wrong_and_where(lines, says, tmp_path):

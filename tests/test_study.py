@@ -73,6 +73,22 @@ def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
     assert pipeline.mark_of(stage(), tmp_path) is None
 
 
+def test_a_damaged_mark_is_no_mark_and_what_needs_a_stage_is_done_after_it(tmp_path):
+    """Cut between a stage that is done anew and the one behind it, the old mark behind must not count."""
+    made = []
+    first, second = (pipeline.Stage(name, needs, (), 1., partial(made.append, name))
+                     for name, needs in (("first", ()), ("second", ("first",))))
+    for stage in (first, second):
+        pipeline.do_stage(stage, tmp_path)
+    for damage in ("", "{}", "[]", '{"command": null}'):
+        (tmp_path / "first.done").write_text(damage)
+        assert pipeline.mark_of(first, tmp_path) is None and not pipeline.marks([first, second], tmp_path)
+    pipeline.forget(pipeline.marks([first, second], tmp_path), [first, second], tmp_path)
+    pipeline.do_stage(first, tmp_path)
+    assert list(pipeline.marks([first, second], tmp_path)) == ["first"] and made == ["first", "second", "first"]
+
+
+
 def test_a_stage_that_fails_names_its_log(tmp_path):
     (tmp_path / "script.py").write_text("print('no good'); raise SystemExit(3)")
     stage = Stage("s", (), (), 1, [sys.executable, str(tmp_path / "script.py")])
