@@ -211,7 +211,8 @@ class Metrics:
 
     def __init__(self, checkpoint, quiet=False, after=0):
         path = Path(checkpoint)
-        self.path = path.with_name(path.stem.replace("ckpt_", "metrics_", 1) + ".jsonl")
+        # never just train.jsonl: --out DATA/train.pt would replace the data
+        self.path = path.with_name(f"metrics_{path.stem.removeprefix('ckpt_')}.jsonl")
         kept = self._lines(after) if after and self.path.is_file() else []
         self.kept = [line for line, _ in kept]
         self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)

@@ -103,6 +103,12 @@ def test_same_seed_same_result_other_seed_other(work, tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_a_log_replaces_no_data(work, tmp_path):
+    (tmp_path / "train.jsonl").write_text("data")
+    stage("reward", work, tmp_path / "train.pt")
+    assert (tmp_path / "train.jsonl").read_text() == "data" and json_lines(tmp_path / "metrics_train.jsonl")
+
+
 def test_frozen_trunk_stays_and_is_shared(work, tmp_path):
     model, _ = load_checkpoint(work / "ckpt_sft.pt", "lm")
     ppo.main(ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), steps=1,
