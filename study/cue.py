@@ -56,7 +56,8 @@ def main(cfg):
         responses = encode_responses(tokenizer, zip(key, other), task.max_new_tokens)
         scores = np.array(score(model, ids, responses))
         higher, cue = scores[:, 0] > scores[:, 1], np.array(held_out) > 0
-        table.append([split, *(f"{higher[part].mean():.2f} of {part.sum()}" for part in (~cue, cue))])
+        table.append([split, *(f"{higher[part].mean():.2f} of {part.sum()}" if part.any() else "-"
+                               for part in (~cue, cue))])
     print("how often the key story scores higher than the distractor\n")
     print(text_table(["posts", "no held-out word in the distractor", "with one"], table, labels=1))
 
