@@ -187,8 +187,7 @@ def main(cfg):
     per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
     parts = [(split, start) for split, rows in splits.items() for start in range(0, len(rows), per_step)]
     sample_folder(cfg.out)
-    inputs = [saved["weights_hash"], reward_hash, per_step,
-              [[(row["id"], row["prompt"], row["reference"]) for row in rows] for rows in splits.values()]]
+    inputs = [saved["weights_hash"], reward_hash, per_step, splits]
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
               path=sample_path(cfg.out, policy, "+".join(splits)))  # a small state, so one after each step
     numpy_rng = numpy_generator(cfg.seed, run.state.get("numpy_rng"))

@@ -283,8 +283,8 @@ def content_measures(groups, embeddings=None, gold=None):
 
 
 # -------------------------------------------------------------------- what kind of diversity, of what is good
-# A policy may lose diversity because it errs less, or because it narrows what is right.  Both need to know
-# which outputs are good: a bool each, such as "its reward is at least the reference's".
+# A policy may lose diversity because fewer of its outputs are bad, or because the good ones narrow.  Both
+# need to know which outputs are good: a bool each, such as "its reward is at least the reference's".
 
 def distinct_k(classes):
     """Number of different outputs among k, by their classes of equal content, such as fact sets
@@ -311,7 +311,8 @@ def among_good(outputs, good, measure):
 
 
 def split_of_loss(all_before, all_after, good_before, good_after):
-    """How much of a loss of diversity is errors removed, and how much is narrowing.
+    """How much of a loss of diversity goes with outputs that are not good ("errors"), and how much is a
+    narrower choice among the good ones.
 
     All (n,), of the same n inputs: the diversity of all outputs and of the good ones, before and after.  With
     e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +

@@ -5,8 +5,8 @@ micro-batches, takes the optimizer step, writes the log line, and saves the resu
 and has no hooks: the forward pass, the loss and `.backward()` stand in the script.
 
 Killed at any moment, the same command continues to the same result.  A state counts only for the flags and
-inputs that it was made with.  The threads and the device that computed it do not count, but only a run on the
-same ones is equal to the last bit.
+inputs that it was made with.  Threads, device and micro-batches do not count, but only a run with the same
+ones is equal to the last bit.
 """
 import hashlib
 import json

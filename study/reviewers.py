@@ -7,7 +7,7 @@
     frontier   is PPO more than SFT at a lower temperature, or best-of-N?                    study/frontier.py
     seeds      what the claims' intervals owe to the choice of seeds                         study/claims.py
     instruct   the same study in a second task, whose shift is composition                   study/instruct.py
-    kinds      errors, or what is right: which kind of diversity is lost                     study/kinds.py
+    kinds      of bad outputs, or of good ones: which kind of diversity is lost              study/kinds.py
     methods    which method keeps diversity, and what becomes of it out of distribution      study/methods.py
     opt        the claims on a base model of OPT's kind
     paper      the paper's claims row by row, and whether ours agree                         study/paper.py
