@@ -1,9 +1,9 @@
 """What kind of diversity is lost: that of bad outputs, or that of good ones?
 
-`python reproduce.py --full` runs this in distribution, at temperature 1.  A policy with fewer bad outputs is less
-varied too, so its loss is split: what SFT's errors added to its diversity, and how much less varied the good
-outputs are.  Good: of a gold reward at least the reference's.  Then how many different good answers there are
-among 16, and coverage: whether the best of k outputs is good.
+`python reproduce.py --full` runs this in distribution, at temperature 1.  A policy with fewer bad outputs is
+less varied too, so its loss is split: what SFT's bad outputs added to its diversity, and how much less varied
+the good ones are.  Good: of a gold reward at least the reference's.  Then how many different good answers
+there are among 16, and coverage: whether the best of k outputs is good.
 """
 import json
 
