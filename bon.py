@@ -189,7 +189,7 @@ def main(cfg):
     sample_folder(cfg.out)
     inputs = [saved["weights_hash"], reward_hash, per_step, splits]
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
-              path=sample_path(cfg.out, policy, "+".join(splits)))  # a small state, so one after each step
+              path=sample_path(cfg.out, policy, "+".join(splits)[:99]))     # a small state after each step
     numpy_rng = numpy_generator(cfg.seed, run.state.get("numpy_rng"))
     pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
 

@@ -422,7 +422,7 @@ def main(cfg):
 
     for step in run.steps(cfg.steps):
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
-        start, batch = time.time(), run.next_rows(len(prompts), cfg.batch_size)
+        start, batch = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size)
         # 1. sample; everything that the update compares with is fixed here
         ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token,
                      cfg.temperature, rng)
@@ -436,7 +436,7 @@ def main(cfg):
         # 4. several epochs of clipped updates
         stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, rng, run)
 
-        metrics, seconds = rollout_metrics(ro, score, gold, returns), time.time() - start
+        metrics, seconds = rollout_metrics(ro, score, gold, returns), time.monotonic() - start
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
             run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, tokenizer.eot_token, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}

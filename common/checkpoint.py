@@ -6,6 +6,7 @@ reward model their policy was trained against.
 """
 import hashlib
 import io
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,15 @@ from model import GPT, GPTConfig
 
 MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py --model ckpt_sft.pt",
            "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
+
+
+def read_checked(path):
+    """The dict that torch.save wrote to a file, read with weights only: a pickle that would run code is
+    refused.  Raises ValueError where a byte has changed since, which torch itself does not notice."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():        # compares the checksum of every part
+            raise ValueError(f"{damaged} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def weights_hash(state):
@@ -43,14 +53,14 @@ def save_checkpoint(path, model, tokenizer, task, args, metrics):
 
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
-    hostile or wrong file.  torch.load reads weights only, so it refuses a pickle that would run code."""
+    hostile or wrong file."""
     check(path, f"{flag} is empty: name a checkpoint; `python reward.py` writes ckpt_reward.pt")
     path = Path(path)
     if not path.is_file():
         made = MADE_BY.get(path.name) or MADE_BY["ckpt_sft.pt" if kind == "lm" else "ckpt_reward.pt"]
         raise UserError(f"{flag} {path}: no such file; `{made}` makes one")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checked(path)
         found, config = saved["kind"], GPTConfig(**saved["config"])
         check(found == kind,
               f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
@@ -99,7 +109,7 @@ def load_state(path, name, rng, optimizer, models):
     """Puts a saved state back into rng, optimizer and models.  Returns (steps done, what the loop carried),
     or None if the state belongs to a run with other flags or inputs.  Raises UserError on a damaged state."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checked(path)
         if saved["name"] != name:
             return None
         for key, model in models.items():

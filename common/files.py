@@ -1,8 +1,11 @@
 """Files that are complete or not there, and JSON lines whose errors name file and line."""
+import fcntl
 import glob
 import gzip
+import hashlib
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from common import dist
 from common.errors import UserError, check
 
 LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the memory
+LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 
 def output_path(out, default):
@@ -22,7 +26,25 @@ def output_path(out, default):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot make the folder {path.parent} ({error.strerror})") from None
+    check(os.access(path.parent, os.W_OK), f"--out {out}: no permission to write in {path.parent}")
     return path
+
+
+def lock(path):
+    """Makes the file `path` and holds it until it is closed or the process ends, so that two processes never
+    write the same results.  Returns the open file.  Raises UserError if another process holds it for
+    LOCK_SECONDS, in which a worker whose parent was killed has stopped."""
+    held, until = open(path, "w"), time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except (BlockingIOError, PermissionError):
+            check(time.monotonic() < until, f"{path}: another process still writes here; wait for its end, "
+                  "or name another --out")
+            time.sleep(0.2)
+        except OSError:         # a file system without locks
+            return held
 
 
 def atomic_write(path, payload):
@@ -44,6 +66,17 @@ def atomic_write(path, payload):
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error.strerror}); the file that stood there before is "
                         "unchanged") from None
+
+
+def hash_of(path):
+    """A name for the content of a folder and all below it; of a path that is no folder, the path."""
+    folder, sha = Path(path), hashlib.sha256()
+    if not path or not folder.is_dir():
+        return str(path)
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        with open(file, "rb") as f:
+            sha.update(f"{file.relative_to(folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def write_json(path, content, indent=1, allow_nan=False):

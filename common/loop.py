@@ -26,7 +26,7 @@ from tqdm import tqdm
 from common import dist
 from common.checkpoint import load_state, save_checkpoint, save_state
 from common.errors import UserError, check
-from common.files import atomic_write, output_path
+from common.files import atomic_write, lock, output_path
 from common.flags import Interrupted
 from model import full_copy
 
@@ -46,7 +46,11 @@ class Run:
     def __init__(self, name, cfg, optimizer, rng, inputs, path=None, **models):
         self.cfg, self.name, self.optimizer, self.rng, self.models = cfg, name, optimizer, rng, models
         self.path = path or output_path(cfg.out, f"ckpt_{name}.pt")
-        self.state_path = self.path.with_suffix(".resume")
+        # killed between the result and the end, the run would start from its own result and train twice
+        check(Path(cfg.model).resolve() != self.path.resolve(), f"--model {cfg.model}: the result would "
+              f"replace it; name another file, as --out {self.path.with_stem(self.path.stem + '2')}")
+        self.state_path, self.lock_path = self.path.with_suffix(".resume"), self.path.with_suffix(".lock")
+        self.lock = lock(self.lock_path) if dist.rank() == 0 else None
         self.inputs_hash = _hash_of(cfg, inputs)
         self.state, self.step, self.skipped = {}, 0, 0
         if self.state_path.is_file():
@@ -68,18 +72,18 @@ class Run:
         """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the
         state every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
         with _Signals() as signals:
-            started, first, saved_at = time.time(), self.step, time.time()
+            started, first, saved_at = time.monotonic(), self.step, time.monotonic()
             for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
                              disable=self.cfg.quiet or None):
                 self.step = step
                 yield step
-                self._say_time_left(step + 1 - first, total, time.time() - started)
+                self._say_time_left(step + 1 - first, total, time.monotonic() - started)
                 # all ranks must agree: rank 0's clock counts, and anyone's signal
-                due = dist.rank() == 0 and time.time() - saved_at >= self.cfg.save_every
+                due = dist.rank() == 0 and time.monotonic() - saved_at >= self.cfg.save_every
                 due, number = dist.all_reduce(torch.tensor([int(due), signals.number]), "max").tolist()
                 if due or number:
                     self.save_state(step + 1)
-                    saved_at = time.time()
+                    saved_at = time.monotonic()
                 if number:
                     raise Interrupted(number, self.state_path, step + 1)
 
@@ -164,7 +168,10 @@ class Run:
 
     def finish(self):
         """The result is written, so the state is no longer needed."""
-        self.state_path.unlink(missing_ok=True)
+        if dist.rank() == 0:
+            self.state_path.unlink(missing_ok=True)
+            self.lock_path.unlink(missing_ok=True)
+            self.lock.close()
 
 
 def _hash_of(cfg, inputs):
@@ -215,7 +222,7 @@ class Metrics:
         self.path = path.with_name(f"metrics_{path.stem.removeprefix('ckpt_')}.jsonl")
         kept = self._lines(after) if after and self.path.is_file() else []
         self.kept = [line for line, _ in kept]
-        self.start = time.time() - (kept[-1][1]["seconds"] if kept else 0)
+        self.start = time.monotonic() - (kept[-1][1]["seconds"] if kept else 0)
         self.quiet, self.columns = quiet, []
         self.file = self._open() if after else None
 
@@ -238,7 +245,7 @@ class Metrics:
     def log(self, **row):
         row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v
                for k, v in row.items()}
-        row["seconds"] = round(time.time() - self.start, 2)
+        row["seconds"] = round(time.monotonic() - self.start, 2)
         try:
             self.file = self.file or self._open()
             print(json.dumps(row), file=self.file, flush=True)

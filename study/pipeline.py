@@ -28,7 +28,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from common.errors import UserError, check, first_line
-from common.files import write_json
+from common.files import lock, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CODE_OF_A_STUDY = ("tests", "tools", "docs")     # folders whose changes leave its results as they are
@@ -38,24 +38,36 @@ PRIOR_SECONDS = 20.     # weight of the usual pace against the pace seen
 class Stage(NamedTuple):
     name: str               # and the path of its mark and its log: <folder>/<name>.done, <folder>/<name>.log
     needs: tuple            # names of the stages that must be done before
-    leaves: tuple           # paths in <folder> that must stand afterwards
+    leaves: tuple           # paths in <folder>, or patterns of them, that must stand afterwards
     seconds: float          # what it usually takes
     work: object            # a function without arguments, or a command: list of strings
+    inputs: str = ""        # a name for what it reads besides what other stages leave
 
 
 # ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """{"seconds", "processor_seconds", "command"} of a stage that has run, or None.  A mark counts for the
-    same command only, and while everything stands that the stage left."""
-    path = Path(folder) / f"{stage.name}.done"
-    if not path.is_file() or not all((Path(folder) / left).exists() for left in stage.leaves):
-        return None
+    """{"seconds", "processor_seconds", "command", "inputs", "left"} of a stage that has run, or None.  A mark
+    counts for the same command and inputs only, and while every file stands, as long as it was, that the
+    stage left."""
     try:
-        mark = json.loads(path.read_text())
-        return mark if mark["command"] == _command_of(stage) and mark["seconds"] >= 0 else None
-    except (ValueError, KeyError, TypeError):       # cut, or not written by `do_stage`
+        mark = json.loads((Path(folder) / f"{stage.name}.done").read_text())
+        stands = all((Path(folder) / path).stat().st_size == size for path, size in mark["left"].items())
+        same = (mark["command"], mark["inputs"]) == (_command_of(stage), stage.inputs)
+        return mark if same and stands and mark["seconds"] >= 0 else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, cut, or of other code
         return None
+
+
+def left_by(stage, folder):
+    """{path: bytes} of the files that a stage left, those in folders too.  Raises UserError where it did not
+    leave what it should."""
+    found = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
+    missing = [pattern for pattern, paths in found.items() if not paths]
+    check(not missing, f"it ended without {', '.join(missing)}")
+    files = [file for paths in found.values() for path in paths
+             for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
 def _command_of(stage):
@@ -166,14 +178,20 @@ def duration(seconds):
 def run_stages(stages, folder, jobs=1):
     """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
     fails; what runs beside it is finished first."""
-    order, done = by_urgency(stages), marks(stages, folder)
-    forget(done, stages, folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with lock(Path(folder) / "running.lock"):
+        order, done = by_urgency(stages), marks(stages, folder)
+        forget(done, stages, folder)
+        _run_stages(stages, order, done, folder, jobs)
+
+
+def _run_stages(stages, order, done, folder, jobs):
     running = {}        # {future: (stage, when it started)}
     with _bar(stages) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):
             names = {stage.name for stage, _ in running.values()}
             for stage in next_stages(order, done, names, jobs - len(running)):
-                running[pool.submit(do_stage, stage, folder)] = stage, time.time()
+                running[pool.submit(do_stage, stage, folder)] = stage, time.monotonic()
             _show(bar, order, done, running.values(), jobs)
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 stage, _ = running.pop(future)
@@ -197,7 +215,7 @@ def _bar(stages):
 
 
 def _show(bar, order, done, running, jobs):
-    passed = {stage.name: time.time() - start for stage, start in running}
+    passed = {stage.name: time.monotonic() - start for stage, start in running}
     pace = pace_of(order, done, passed)
     left = time_left(order, done, passed, jobs, pace)
     part = sum(min(passed[stage.name] / pace, 0.95 * stage.seconds) for stage, _ in running)
@@ -217,13 +235,12 @@ def do_stage(stage, folder):
     """One stage from start to mark.  Returns the mark."""
     path = Path(folder) / stage.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, processor = time.time(), _processor_seconds()
+    start, processor = time.monotonic(), _processor_seconds()
     with open(f"{path}.log", "a") as log:
         (_call if callable(stage.work) else _run_command)(stage.work, log)
-    missing = [left for left in stage.leaves if not (Path(folder) / left).exists()]
-    check(not missing, f"it ended without {', '.join(missing)}")
-    mark = {"seconds": round(time.time() - start, 2),
-            "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage)}
+    mark = {"seconds": round(time.monotonic() - start, 2),
+            "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage),
+            "inputs": stage.inputs, "left": left_by(stage, folder)}
     write_json(f"{path}.done", mark)
     return mark
 

@@ -23,7 +23,7 @@ import diversity
 from common.checkpoint import load_checkpoint
 from common.embed import load_encoder
 from common.errors import check
-from common.files import atomic_write, write_json
+from common.files import atomic_write, hash_of, write_json
 from common.samples import read_samples
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
@@ -98,12 +98,12 @@ def plan(study):
     common = ["--device", study.device, "--threads", str(study.threads), "--quiet"]
     task = ["--task", study.task] if study.task else []
     data = ["--data", study.data] if study.data else []
-    stages = []
+    inputs, stages = " ".join(map(hash_of, (study.model, study.data, study.judge_data))), []
 
     def add(name, needs, leaves, script, *flags):
         script_and_flags = [str(ROOT / f"{script}.py"), *study.flags[script], *map(str, flags), *common]
         command = [sys.executable, *script_and_flags]
-        stages.append(Stage(name, needs, leaves, SECONDS[name.split("/")[-1]], command))
+        stages.append(Stage(name, needs, leaves, SECONDS[name.split("/")[-1]], command, inputs))
     for seed in study.seeds:
         home, here = f"seed-{seed}", study.out / f"seed-{seed}"
         own = ["--seed", seed, "--out", here]
@@ -112,8 +112,10 @@ def plan(study):
         add(f"{home}/reward", (f"{home}/sft",), (f"{home}/ckpt_reward.pt",), "reward", "--model", sft, *own)
         add(f"{home}/ppo", (f"{home}/reward",), (f"{home}/ckpt_ppo.pt",), "ppo", "--model", sft,
             "--reward", reward, *own)
-        add(f"{home}/sampled_sft", (f"{home}/reward",), (), "bon", "--model", sft, "--reward", reward, *own)
-        add(f"{home}/sampled_ppo", (f"{home}/ppo",), (), "bon", "--model", ppo, *own)
+        samples = [f"{home}/samples_{policy}_*.jsonl" for policy in POLICIES]       # of sft, bon and ppo
+        add(f"{home}/sampled_sft", (f"{home}/reward",), tuple(samples[:2]), "bon",
+            "--model", sft, "--reward", reward, *own)
+        add(f"{home}/sampled_ppo", (f"{home}/ppo",), tuple(samples[2:]), "bon", "--model", ppo, *own)
     if study.judge_data:
         first = study.seeds[0]
         add("judge", (f"seed-{first}/sft",), ("ckpt_judge.pt",), "reward",

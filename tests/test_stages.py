@@ -533,6 +533,27 @@ def test_damaged_and_hostile_checkpoints_are_refused(work, tmp_path):
         refused(tmp_path, "bon", "--model", f"{name}.pt",
                 says=[f"{name}.pt", "not a checkpoint of this project, or damaged"])
     assert not (tmp_path / "owned").exists()
+    # one bit of the tokenizer's words: torch reads such a file without a word
+    word = good.index(b"guitar")
+    (tmp_path / "bit.pt").write_bytes(good[:word] + b"e" + good[word + 1:])
+    assert torch.load(tmp_path / "bit.pt", weights_only=True)
+    refused(tmp_path, "bon", "--model", "bit.pt", says=["bit.pt", "or damaged"])
+
+
+def test_a_run_neither_replaces_its_own_start_nor_shares_its_files(work, tmp_path, monkeypatch):
+    shutil.copy(work / "ckpt_ppo.pt", tmp_path)
+    own = ["--model", "ckpt_ppo.pt", "--reward", work / "ckpt_reward.pt"]
+    refused(tmp_path, "ppo", *own, says=["--model ckpt_ppo.pt: the result would replace it", "--out ckpt_ppo2.pt"])
+    monkeypatch.setattr(files, "LOCK_SECONDS", .3)
+    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); input()")
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "ckpt_sft.lock")],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    refused(tmp_path, "sft", "--rows", "160", says="ckpt_sft.lock: another process still writes here")
+    other.communicate(b"\n")
+    stage("sft", work, tmp_path)
+    assert not (tmp_path / "ckpt_sft.lock").exists()
 
 
 def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -627,10 +648,16 @@ def test_a_state_of_other_flags_or_a_damaged_one(work, tmp_path, monkeypatch, ca
     monkeypatch.setattr(Run, "save_state", real)
     stage("ppo", work, tmp_path, lr=5e-4)
     assert "other flags or inputs: starting anew" in capfd.readouterr().out
-    (tmp_path / "ckpt_ppo.resume").write_bytes(b"PK\x03\x04 torn")
-    before = (tmp_path / "ckpt_ppo.pt").read_bytes()
-    with pytest.raises(UserError, match="damaged state .*remove it to start anew"):
+    monkeypatch.setattr(Run, "save_state", stop)
+    with pytest.raises(KeyboardInterrupt):
         stage("ppo", work, tmp_path)
+    monkeypatch.setattr(Run, "save_state", real)
+    good, before = ((tmp_path / f"ckpt_ppo.{kind}").read_bytes() for kind in ("resume", "pt"))
+    bit = good.index(b"steps_taken")
+    for damaged in (b"PK\x03\x04 torn", good[:bit] + b"S" + good[bit + 1:]):
+        (tmp_path / "ckpt_ppo.resume").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged state .*remove it to start anew"):
+            stage("ppo", work, tmp_path)
     assert (tmp_path / "ckpt_ppo.pt").read_bytes() == before
 
 

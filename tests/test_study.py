@@ -16,7 +16,7 @@ import torch
 import ppo
 import reward
 import sft
-from common import pretrained
+from common import files, pretrained
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.stats import over_seeds
@@ -69,8 +69,39 @@ def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
     pipeline.do_stage(stage(), tmp_path)
     assert pipeline.mark_of(stage(), tmp_path) and made.read_text() == "x"
     assert pipeline.mark_of(stage("--other"), tmp_path) is None
+    assert pipeline.mark_of(stage()._replace(inputs="other data"), tmp_path) is None
+    made.write_text("")             # cut
+    assert pipeline.mark_of(stage(), tmp_path) is None
+    made.write_text("x")
+    assert pipeline.mark_of(stage(), tmp_path)
     made.unlink()
     assert pipeline.mark_of(stage(), tmp_path) is None
+
+
+def test_a_stage_leaves_files_by_patterns_and_in_folders(tmp_path):
+    (tmp_path / "t1").mkdir()
+    for path in ("t1/a.jsonl", "t1/b.jsonl", "samples_sft_x.jsonl", "other"):
+        append(tmp_path / path, path)
+    stage = Stage("s", (), ("t1", "samples_*.jsonl"), 1, time.time)
+    pipeline.do_stage(stage, tmp_path)
+    assert pipeline.left_by(stage, tmp_path) == {"t1/a.jsonl": 10, "t1/b.jsonl": 10, "samples_sft_x.jsonl": 19}
+    assert pipeline.mark_of(stage, tmp_path)
+    (tmp_path / "t1/b.jsonl").unlink()
+    assert pipeline.mark_of(stage, tmp_path) is None
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", .3)
+    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); input()")
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "running.lock")],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(UserError, match="running.lock: another process still writes here"):
+        pipeline.run_stages(toy_stages(tmp_path, "a"), tmp_path)
+    other.communicate(b"\n")
+    pipeline.run_stages(toy_stages(tmp_path, "a"), tmp_path)
+    assert (tmp_path / "order").read_text() == "a\n"
 
 
 def test_a_damaged_mark_is_no_mark_and_what_needs_a_stage_is_done_after_it(tmp_path):
@@ -402,6 +433,9 @@ def test_the_plan_of_a_published_model(tmp_path):
     assert command[1] == str(ROOT / "ppo.py") and command[command.index("--seed") + 1] == "1"
     assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
     assert "judge" not in {s.name for s in published.plan(toy_study(tmp_path, "m", "d", judge_data=""))}
+    before = published.plan(toy_study(tmp_path, "m", tmp_path))[0].inputs
+    (tmp_path / "test.jsonl").write_text("{}\n")
+    assert published.plan(toy_study(tmp_path, "m", tmp_path))[0].inputs != before       # changed data
     with pytest.raises(UserError, match="2 are needed"):
         published.run_study(toy_study(tmp_path, "m", "d", judge_data=""), torch.device("cpu"))
 
