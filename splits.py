@@ -214,12 +214,16 @@ def _non_empty(source, rows, fields):
 
 def _make_ids_unique(source, split, rows):
     """Gives every row an id that names it alone, because policies are compared by id."""
-    seen, repeated = Counter(), 0
-    for i, row in enumerate(rows):
-        name = str(row.get("id", f"{split}-{i}"))
-        seen[name] += 1
-        repeated += seen[name] > 1
-        row["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
+    names = [f"{split}-{i}" if row.get("id") is None else str(row["id"]) for i, row in enumerate(rows)]
+    taken, times, repeated = set(names), Counter(), 0
+    for row, name in zip(rows, names):
+        times[name] += 1
+        row["id"] = name
+        while times[name] > 1 and row["id"] in taken:       # a file may have both a#2 and a second a
+            row["id"] = f"{name}#{times[name]}"
+            times[name] += row["id"] in taken
+        repeated += row["id"] != name
+        taken.add(row["id"])
     if repeated:
         print(f"{source}: {repeated} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
               flush=True)

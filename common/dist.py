@@ -22,10 +22,14 @@ import os
 import torch
 import torch.distributed as dist
 
+from common.errors import check
+
 
 def start(device):
     """Joins the ranks that torchrun started, if it did.  Returns the device of this rank."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        check(all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
+              "WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)

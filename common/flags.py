@@ -39,6 +39,7 @@ class Domain:
 
 Count = Annotated[int, Domain("an integer of at least 1", lambda x: x >= 1)]
 Natural = Annotated[int, Domain("an integer of at least 0", lambda x: x >= 0)]
+Threads = Annotated[int, Domain("an integer from 0 to 1024", lambda x: 0 <= x <= 1024)]
 Seed = Annotated[int, Domain("an integer from 0 to 2^63 - 1", lambda x: 0 <= x < 2 ** 63)]
 Positive = Annotated[float, Domain("a finite number above 0", lambda x: 0 < x < math.inf)]
 NonNegative = Annotated[float, Domain("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
@@ -78,7 +79,7 @@ class Common:
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
     dtype: Literal["fp32", "bf16"] = "fp32"     # of matrix products; trained weights and their optimizer stay
                                                 # fp32
-    threads: Natural = 0        # CPU threads; 0: one for a small model, torch's choice for others
+    threads: Threads = 0        # CPU threads; 0: one for a small model, torch's choice for others
     save_every: NonNegative = 60.0      # seconds between the states that a killed run continues from; 0:
                                         # after each step
 
@@ -163,6 +164,9 @@ class Interrupted(Exception):
 
 def launch(main, config, doc, presets=None):
     """The last line of every script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):      # texts of all languages, on a screen that may not know them
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(parse(config, doc, presets=presets))
     except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission

@@ -236,7 +236,7 @@ class Metrics:
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
                 row = json.loads(line)
-                if row["step"] <= after and line.endswith(b"\n"):
+                if row["step"] <= after and row["seconds"] >= 0 and line.endswith(b"\n"):
                     kept.append((line, row))
             except (ValueError, KeyError, TypeError):
                 print(f"{self.path}: a torn line is dropped", flush=True)

@@ -71,9 +71,11 @@ def mean_log_probs(model, prompt, responses):
 def read_pairs(path, of):
     """(train groups, held-out groups) of a file that `annotated` wrote.  Raises UserError if its pairs are
     others than `of`."""
-    first, *lines = read_jsonl(path, {}) or [None]
-    check(first == {"pairs of": of}, f"--pairs {path}: these pairs are of another model or of other flags; "
+    first, *lines = read_jsonl(path, {}) or [{}]
+    check(first.get("pairs of") == of, f"--pairs {path}: these pairs are of another model or of other flags; "
           "name a new file")
+    check(first.get("prompts") == len(lines), f"--pairs {path}: cut short, it has {len(lines)} of "
+          f"{first.get('prompts')} prompts; remove the file")
     try:
         return tuple([Group(*line["group"]) for line in lines if line["train"] == train]
                      for train in (True, False))
@@ -94,7 +96,7 @@ def annotated(cfg, sft, weights_hash, tokenizer, task):
                                      cfg.typicality)
                        for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
     if cfg.pairs and rank() == 0:
-        write_jsonl(cfg.pairs, [{"pairs of": of}, *(
+        write_jsonl(cfg.pairs, [{"pairs of": of, "prompts": len(train) + len(held_out)}, *(
             {"train": groups is train, "group": [g.prompt, g.responses, g.pairs, g.gaps]}
             for groups in (train, held_out) for g in groups)])
     return train, held_out

@@ -132,14 +132,15 @@ def field(row, name, source, kind=str):
     """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
     if not isinstance(row.get(name), kind):
         found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
-        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
+        needed = getattr(kind, "__name__", kind)
+        raise UserError(f"{source.name}: column {name!r} of type {needed} is needed; found {found}")
     return row[name]
 
 
 def instruction_row(row, source):
     """A row with an instruction, an input or none, and its answer."""
     answers = [name for name in ("output", "reference", "response") if name in row] or ["response"]
-    given = row.get("input") or ""
+    given = field({"input": ""} | row, "input", source, str | None) or ""
     return {"prompt": instruction_prompt(field(row, "instruction", source), given),
             "reference": field(row, answers[0], source), "instruction": row["instruction"], "input": given}
 
@@ -209,11 +210,12 @@ def comparison(row, source):
     choice = field(row, "choice", source, int)
     if not info.get("post"):
         return None
-    check(len(pair) == 2 and choice in (0, 1),
+    check(len(pair) == 2 and choice in (0, 1) and all(isinstance(summary, dict) for summary in pair),
           f"{source.name}: two summaries and a choice of 0 or 1 are needed")
-    texts = [summary["text"].strip() for summary in pair]
-    return {"prompt": tldr_prompt(info["subreddit"], info["title"], info["post"]), "chosen": texts[choice],
-            "rejected": texts[1 - choice], "post": info["post"], "subreddit": info["subreddit"]}
+    texts = [field(summary, "text", source).strip() for summary in pair]
+    subreddit, title, post = (field(info, name, source) for name in ("subreddit", "title", "post"))
+    return {"prompt": tldr_prompt(subreddit, title, post), "chosen": texts[choice],
+            "rejected": texts[1 - choice], "post": post, "subreddit": subreddit}
 
 
 def instruction_comparison(row, source):
@@ -224,7 +226,8 @@ def instruction_comparison(row, source):
     if better not in (1, 2):
         return None
     chosen, rejected = (first, second) if better == 1 else (second, first)
-    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    given = field({"input": ""} | row, "input", source, str | None) or ""
+    prompt = instruction_prompt(field(row, "instruction", source), given)
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 

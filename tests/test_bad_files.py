@@ -69,6 +69,8 @@ def test_what_is_dropped_or_renamed_is_counted(folder, capfd):
     assert [r["id"] for r in task.rows("train")] == ["a", "a#2", "3", "['odd']", "train-4"]
     said = capfd.readouterr().out
     assert "1 of 6 rows dropped" in said and "1 rows have an id that an earlier row has" in said
+    task = folder(line(id="a") + line(id="a") + line(id="a#2") + line(id="a"))
+    assert [r["id"] for r in task.rows("train")] == ["a", "a#3", "a#2", "a#4"]
 
 
 def test_odd_text_survives_to_the_tokenizer_and_back(folder):

@@ -121,6 +121,7 @@ def test_time_outs_and_garbage_are_tried_again(fake, endpoint):
 
 
 @pytest.mark.parametrize("trouble", [fails(500), fails(429), lambda h, r: h.reply(200, "[1]"),
+                                     lambda h, r: h.reply(200, "[" * 100_000),
                                      lambda h, r: h.reply(200, json.dumps({
                                          "choices": [{"message": {"content": None}}]}))])
 def test_endless_trouble_ends_with_one_line(trouble, fake, endpoint):
@@ -141,8 +142,13 @@ def test_nobody_listens(tmp_path):
     endpoint = J.Endpoint("http://127.0.0.1:9", KEY, "judge", tmp_path / "c", tries=2, sleep=lambda s: None)
     with pytest.raises(UserError, match="gave up after 2 tries"):
         endpoint.ask(J.messages("p", "a", "b"))
-    with pytest.raises(UserError, match="must begin with"):
-        J.Endpoint("file:///etc/passwd", KEY, "judge", tmp_path / "c")
+    for url in ("file:///etc/passwd", "http://", "http://[::1", "https://host:port/v1", ""):
+        with pytest.raises(UserError, match="OPENAI_BASE_URL .*: a URL such as"):
+            J.Endpoint(url, KEY, "judge", tmp_path / "c")
+    for key in ("sk-1\n", "sk-\N{BULLET}"):
+        with pytest.raises(UserError, match="OPENAI_API_KEY has a character") as error:
+            J.Endpoint("http://127.0.0.1:9", key, "judge", tmp_path / "c")
+        assert key not in str(error.value)
 
 
 def test_redirects_are_not_followed(fake, endpoint):

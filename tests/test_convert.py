@@ -53,6 +53,10 @@ def test_rows_as_others_write_them(row, ours):
     ({"chosen": [BOT, USER], "rejected": [USER, WORSE]}, "do not end with the assistant's"),
     ({"messages": [{"role": "tool", "content": "x"}, BOT]}, "role 'tool'"),
     ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, "content of type list"),
+    ({"prompt": "P", "completion": "a", "label": "wrong"}, "a label that is neither true"),
+    ({"prompt": [5], "completion": "a"}, "a message of type int"),
+    ({"messages": [{"role": ["user"], "content": "a"}]}, "do not end with the assistant's"),
+    ({"instruction": "Add.", "input": [1, 1], "output": "2"}, "an input of type list"),
     ({"prompt": "P", "completion": 3}, "neither a text nor messages"),
     ({"text": "a"}, "fields text: no answer"),
     ({"completion": "a"}, "no prompt")])
@@ -82,7 +86,7 @@ def test_a_stage_names_the_converter_and_reads_what_it_writes(tmp_path, capsys):
 
 def test_labels_become_pairs(tmp_path, capsys):
     rows = [{"prompt": p, "completion": c, "label": label} for p, c, label in (
-        ("P", "a", True), ("Q", "x", False), ("P", "b", False), ("P", "c", False), ("Q", "y", True),
+        ("P", "a", True), ("Q", "x", 0), ("P", "b", False), ("P", "c", False), ("Q", "y", 1),
         ("R", "z", True))]
     (tmp_path / "in.json").write_text(json.dumps(rows))
     out = tmp_path / "new" / "preferences.jsonl"

@@ -64,6 +64,11 @@ WRONG = [  # script, flag, value
     ("ppo", "--temperature", "1e-40"), ("methods.grpo", "--temperature", "0")]
 
 
+def test_ranks_that_no_torchrun_started_get_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(tmp_path, "sft", says="WORLD_SIZE is set, but not by torchrun")
+
+
 def test_wrong_values_get_one_line_that_names_flag_and_domain(tmp_path):
     for name, flag, value in WRONG:
         refused(tmp_path, name, flag, value, says=[f"error: {flag} ", ": it must be "])

@@ -66,6 +66,18 @@ def test_comparisons_become_preferences_and_articles_are_left_out(local):
     assert len(task.preferences(validation=True)) == 1
 
 
+@pytest.mark.parametrize("read, row, says", [
+    (paper.comparison, compared(0) | {"summaries": ["a", "b"]}, "two summaries and a choice"),
+    (paper.comparison, compared(0) | {"summaries": [{"text": "a"}, {}]}, "column 'text' of type str is needed"),
+    (paper.comparison, compared(0, title=None), "column 'title' of type str is needed"),
+    (paper.instruction_row, {"instruction": "Add.", "input": [1], "output": "2"}, "column 'input' of type str"),
+    (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": 1, "instruction": "Add.",
+                                    "input": 3}, "column 'input' of type str")])
+def test_odd_fields_are_named(read, row, says):
+    with pytest.raises(UserError, match=says):
+        read(row, paper.ALPACA_PREFERENCES)
+
+
 @pytest.mark.parametrize("name, inside, shifted", [("tldr-length", ["p0", "p1", "p3"], ("ood_long", ["p2"])),
                                                    ("tldr-subreddit", ["p0", "p1", "p2"],
                                                     ("ood_subreddit", ["p3"]))])

@@ -6,6 +6,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_jsonl
+from conftest import refused
 from tasks import synthetic
 from tools import curves, page, show
 
@@ -201,6 +202,16 @@ def test_other_logs_are_drawn_alone(tmp_path, capsys):
     log.write_text('{"step": 200, "loss": 1.5}\n{"step": 400, "loss": 1.25}\n')
     text = screen(capsys, files=[str(log)], png=str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").is_file() and "1.25" in text and "sick" not in text
+
+
+def test_odd_logs_are_drawn_or_refused_in_one_line(tmp_path, capsys):
+    log = tmp_path / "metrics_$a$.jsonl"
+    odd = {"step": 2, "a_$b": 1, "big": 10 ** 400, "flag": True, "text": "x"}
+    log.write_text(f'{{"step": 1}}\n{json.dumps(odd)}\n{{"step": {10 ** 400}, "a_$b": 2}}\n')
+    text = screen(capsys, files=[str(log)])
+    assert (tmp_path / "metrics_$a$.png").is_file() and "big" not in text and "flag" not in text
+    (tmp_path / "empty.jsonl").write_text('{"step": 1, "text": "x"}\n')
+    refused(tmp_path, "tools.show", "empty.jsonl", says="empty.jsonl: none of its lines holds a number")
 
 
 def test_files_of_two_kinds_are_refused(files, tmp_path):

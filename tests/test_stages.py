@@ -380,7 +380,10 @@ def test_pairs_are_sampled_once_and_change_nothing(work, tmp_path):
         logs.append({k: v for k, v in step.items() if k not in ("seconds", "peak_mb")})
     assert logs[0] == logs[1] == logs[2]
     refused(tmp_path, "reward", *flags, *pairs, "--seed", "1", says="pairs are of another model or of other flags")
-    (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().replace("group", "grope"))
+    whole = (tmp_path / "pairs.jsonl").read_text()
+    (tmp_path / "pairs.jsonl").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    refused(tmp_path, "reward", *flags, *pairs, says=["pairs.jsonl: cut short", "of 28 prompts"])
+    (tmp_path / "pairs.jsonl").write_text(whole.replace("group", "grope"))
     refused(tmp_path, "methods.dpo", *flags, *pairs, says="pairs.jsonl: these are not pairs that reward.py wrote")
 
 

@@ -22,6 +22,7 @@ import os
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError, check
-from common.files import atomic_write, output_path, write_json
+from common.files import atomic_write, loads, output_path, write_json
 from common.flags import Common, Count, Natural, NonNegative, Positive, launch
 from common.samples import KEY, NAMES, matched, names_of, read_all, read_samples, run_name
 from common.stats import FEW_PROMPTS, Interval, rate_interval
@@ -104,8 +105,9 @@ class Endpoint:
     when `tries` are used up."""
 
     def __init__(self, base, key, model, cache, tries=6, timeout=60., sleep=time.sleep, reply_tokens=4):
-        check(base.startswith(("https://", "http://")),
-              "OPENAI_BASE_URL must begin with https:// or http://")
+        check(is_url(base), f"OPENAI_BASE_URL {base}: a URL such as https://api.openai.com/v1 is needed")
+        check(key.isascii() and key.isprintable(),
+              "OPENAI_API_KEY has a character that no key has, such as a line end")
         self.url, self.key, self.model = base.rstrip("/") + "/chat/completions", key, model
         self.tries, self.timeout, self.sleep, self.path = tries, timeout, sleep, Path(cache)
         self.open = urllib.request.build_opener(_NoRedirect).open
@@ -121,7 +123,7 @@ class Endpoint:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = loads(line)
                 known[row["request"]] = str(row["reply"])
             except (ValueError, KeyError, TypeError):
                 check(number == len(lines),
@@ -196,7 +198,7 @@ class Endpoint:
         may mend, _OtherParameters, or UserError on a refusal."""
         try:
             with self.open(request, timeout=self.timeout) as response:
-                choice = json.loads(response.read(2 ** 20))["choices"][0]
+                choice = loads(response.read(2 ** 20))["choices"][0]
                 content = choice["message"]["content"]
         except urllib.error.HTTPError as error:
             if error.code in (408, 409, 429) or error.code >= 500:
@@ -217,6 +219,15 @@ class Endpoint:
         if not isinstance(content, str):
             raise _Retry("a reply without text", 0.)
         return content
+
+
+def is_url(text):
+    """Whether a text is a URL that a request can go to."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:          # brackets, or a port that is no number
+        return False
 
 
 def _retry_after(headers):

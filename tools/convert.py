@@ -9,7 +9,7 @@ The last line reads JSON lines, or one JSON list, of
     {"chosen", "rejected"}              texts with one beginning, as HH-RLHF; or lists of messages
     {"prompt", "chosen", "rejected"}    any of the three a text or a list of messages
     {"prompt", "completion"}            also question or instruction with response, output or answer
-    {"prompt", "completion", "label"}   true and false answers to one prompt become pairs
+    {"prompt", "completion", "label"}   true (1) and false (0) answers to one prompt become pairs
     {"messages"}                        a conversation, whose last answer is the reference
 and writes lines of {"prompt", "chosen", "rejected"}, or of {"prompt", "reference"}.  Messages become a text
 as in HH-RLHF: "\\n\\nHuman: ...\\n\\nAssistant:".
@@ -63,6 +63,7 @@ def nats_per_token(model, ids):
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT}
+ASSISTANTS = [name for name, speaker in SPEAKERS.items() if speaker == ASSISTANT]
 PROMPTS = ("prompt", "question", "query", "instruction")
 ANSWERS = ("reference", "completion", "response", "output", "answer", "summary", "messages", "conversations")
 
@@ -75,6 +76,8 @@ def text_of(messages):
     """Messages [{"role", "content"}] (or "from", "value") as a dialogue like HH-RLHF's.  Raises Dropped."""
     out = ""
     for message in messages:
+        if not isinstance(message, dict):
+            raise Dropped(f"a message of type {type(message).__name__}")
         role, content = (message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value")))
         if not isinstance(content, str) or role not in (*SPEAKERS, "system"):
             raise Dropped(f"a message of role {role!r} with content of type {type(content).__name__}")
@@ -89,7 +92,7 @@ def prompt_and_answer(prompt, answer):
         if isinstance(prompt, list) and answer[:len(prompt)] != prompt:
             answer = prompt + answer
         *before, last = [m for m in answer if isinstance(m, dict)] or [{}]
-        if SPEAKERS.get(last.get("role", last.get("from"))) != ASSISTANT:
+        if last.get("role", last.get("from")) not in ASSISTANTS:
             raise Dropped("messages that do not end with the assistant's")
         if before or prompt is None:
             prompt = before
@@ -114,16 +117,23 @@ def common_beginning(chosen, rejected):
 
 
 def prompt_of(row):
-    """The prompt of a row: a text, messages or None."""
+    """The prompt of a row: a text, messages or None.  Raises Dropped on an input that is no text."""
     if isinstance(row.get("instruction"), str) and "prompt" not in row:
-        return instruction_prompt(row["instruction"], row.get("input") or "")
+        given = row.get("input") or ""
+        if not isinstance(given, str):
+            raise Dropped(f"an input of type {type(given).__name__}")
+        return instruction_prompt(row["instruction"], given)
     return next((row[name] for name in PROMPTS if name in row), None)
 
 
 def convert_row(row):
     """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, with its
     id and label if it has them.  Raises Dropped."""
-    kept = {name: row[name] for name in ("id", "label") if name in row}
+    kept = {"id": row["id"]} if isinstance(row.get("id"), str | int) else {}
+    if row.get("label") is not None:
+        if row["label"] not in (0, 1):      # which True and False are too
+            raise Dropped("a label that is neither true (1) nor false (0)")
+        kept["label"] = bool(row["label"])
     prompt = prompt_of(row)
     if "chosen" in row and "rejected" in row:
         if prompt is None and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
@@ -179,8 +189,7 @@ def convert_files(paths, out):
                 rows.append(convert_row(row))
             except Dropped as reason:
                 dropped[str(reason)] += 1
-    kinds = {"pair" if "chosen" in row else "labelled" if isinstance(row.get("label"), bool) else "answer"
-             for row in rows}
+    kinds = {"pair" if "chosen" in row else "labelled" if "label" in row else "answer" for row in rows}
     check(len(kinds) < 2, f"{', '.join(paths)}: rows of several kinds ({', '.join(sorted(kinds))}): convert "
           "them apart")
     if kinds == {"labelled"}:

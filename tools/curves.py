@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import check
 from common.files import read_jsonl
 
 RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
@@ -34,24 +35,30 @@ PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy
 COLUMNS = 4             # of panels
 
 
+def _is_number(x):
+    """Whether x can be drawn: a boolean, and an integer beyond every float, cannot."""
+    return type(x) is float or type(x) is int and abs(x) < 2 ** 63
+
+
 def known_panels(rows):
     """{key: (what, unit, healthy)} of what a log holds: PANELS for PPO, every number for another script."""
-    keys = {key for row in rows for key, value in row.items() if type(value) in (int, float)}
+    keys = {key for row in rows for key, value in row.items() if _is_number(value)}
     if "kl" in keys:
         return {k: panel for k, panel in PANELS.items() if k in keys}
-    return {k: (k.replace("_", " "), "", "") for k in rows[0] if k in keys - {"step", "seconds"}}
+    names = dict.fromkeys(key for row in rows for key in row if key in keys - {"step", "seconds"})
+    return {k: (k.replace("_", " ").replace("$", r"\$"), "", "") for k in names}
 
 
 def references_of(rows):
     """{name: rows} of the committed runs; none for a log that is not PPO's."""
-    if "kl" not in rows[0]:
+    if not any(_is_number(row.get("kl")) for row in rows):
         return {}
     return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
 
 
 def series(rows, key):
     """(steps, values) of one key, each (n,); lines without it are left out."""
-    pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+    pairs = [(row["step"], row[key]) for row in rows if _is_number(row["step"]) and _is_number(row.get(key))]
     return np.array(pairs, dtype=float).reshape(-1, 2).T
 
 
@@ -61,12 +68,13 @@ def draw_curves(rows, path, name):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     panels, references = known_panels(rows), references_of(rows)
+    check(panels, f"{name}: none of its lines holds a number to draw")
     n_rows = math.ceil(len(panels) / COLUMNS)
     figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
-        axis.plot(*series(rows, key), label=name, color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
+        axis.plot(*series(rows, key), label=name.replace("$", r"\$"), color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
         axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
         axis.set_ylabel(unit or what, fontsize=9)
         axis.set_xlabel("PPO step" if references else "step", fontsize=9)
