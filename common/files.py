@@ -75,7 +75,8 @@ def hash_of(path):
         return str(path)
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         with open(file, "rb") as f:
-            sha.update(f"{file.relative_to(folder)} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(f, "sha256").hexdigest()
+        sha.update(f"{file.relative_to(folder)} {content}\n".encode())
     return sha.hexdigest()[:16]
 
 

@@ -128,18 +128,16 @@ def seen(settings):
     return found
 
 
-def results(r, settings, cost):
-    """Everything in results.json."""
+def results(r, settings, study, cost):
+    """Everything in results.json.  study: a name for settings and code."""
     def row(key):
         return dict(zip(("task", "policy", "split", "temperature"), key))
     lines = {key: r.lines[(*key, r.seeds[0])] for key in r.keys()}
-    return {"settings": settings | {"seeds": r.seeds}, "cost": cost,
+    return {"settings": settings | {"seeds": r.seeds}, "study": study, "cost": cost,
             "claims": claims(r),
             "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
             "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
                           for m in line if m.startswith(("per_input_", "across_"))],
-            "head_to_head": [row(key) | r.estimate(*key, "beats_sft") for key, line in lines.items()
-                             if "beats_sft" in line and key[1] != "sft"],
             "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
             "seen": seen(settings),
             "reward_by_set": [{"task": task, "policy": policy, "split": split,

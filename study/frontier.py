@@ -24,7 +24,7 @@ from reward import score
 from splits import Task, encode_prompts, encode_response
 from study.measures import encoder_of, sample_files, vocabulary_of
 from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, METHODS, QUALITY, TYPICALITY, method_name,
-                         pick, ppo_name)
+                         ppo_name)
 
 SAMPLED = ("base", "sft", "ppo_gold", *map(ppo_name, BETAS))    # policies whose sample files are read
 OF_METHODS = (*(method_name(method, beta) for method, betas in METHODS.items() for beta in betas),
@@ -230,14 +230,7 @@ def numbers(seeds):
     larger = {m: over_seeds(f.get((ppo_name(BETAS[-1]), DIVERSITY), m) - f.get(usual, m))
               for m in ("wins", "ead", "embedding", "gold_diversity")}
     without = {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")}
-    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without, "larger_beta": larger,
-            "highest_gold_reward_of_ppo": highest_gold_reward(lines)}
-
-
-def highest_gold_reward(lines):
-    """Which PPO policy, at the temperature of diversity, has the highest gold reward."""
-    at_one = [pick(lines, curve="PPO", knob=b, temperature=DIVERSITY) for b in BETAS]
-    return max(at_one, key=lambda line: line["gold_reward"]["mean"])["policy"]
+    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without, "larger_beta": larger}
 
 
 def read_seeds(folder, seeds, task="synthetic"):

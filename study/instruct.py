@@ -45,5 +45,4 @@ def numbers(folder, seeds):
             "ppo_advantage_less_in_distribution": {
                 s: over_seeds(less("ppo", s) - home) for s in shifted},
             "ppo_less_base": {s: over_seeds(less("ppo", s, "base")) for s in INSTRUCT_SETS},
-            "shift": json.loads((folder / f"seed{i.seeds[0]}" / TASK / "shift.json").read_text()),
-            "reward_model": {str(s): i.reward[TASK, s] for s in i.seeds}}
+            "shift": json.loads((folder / f"seed{i.seeds[0]}" / TASK / "shift.json").read_text())}

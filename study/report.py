@@ -434,11 +434,12 @@ def differences_of_ppo(found):
 # -------------------------------------------------------------------------------------------------- the files
 
 def read_numbers(out):
-    """(results.json, reviewers.json or None) of the folder `out`.  The second counts only for the same seeds
-    and sizes."""
+    """(results.json, reviewers.json or None) of the folder `out`.  The second counts only for the same seeds,
+    sizes and code."""
     results, path = json.loads((Path(out) / "results.json").read_text()), Path(out) / "reviewers.json"
-    reviewers = json.loads(path.read_text()) if path.is_file() else None
-    return results, reviewers if reviewers and reviewers["settings"] == results["settings"] else None
+    reviewers = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(reviewers.get(key) == results.get(key) for key in ("settings", "study"))
+    return results, reviewers if reviewers and same else None
 
 
 def write_tables(out):

@@ -22,11 +22,12 @@ from study.names import OPT
 
 
 def numbers(measures, folder, settings, cost, stated):
-    """Everything in reviewers.json.  stated: the claims."""
+    """Everything in reviewers.json.  folder: of the stages, whose name stands for settings and code; stated:
+    the claims."""
     seeds = measures.seeds
     paths = [folder / f"seed{s}" / "synthetic" / "conditions.json" for s in seeds]
     conditions = [json.loads(path.read_text()) for path in paths]
-    found = {"settings": settings | {"seeds": seeds}, "cost": cost,
+    found = {"settings": settings | {"seeds": seeds}, "study": folder.name, "cost": cost,
              "shift": growth.numbers(measures, folder),
              "proxies": proxy_tests(conditions),
              "frontier": frontier.numbers(frontier.read_seeds(folder, seeds)),
@@ -40,24 +41,9 @@ def numbers(measures, folder, settings, cost, stated):
 
 
 def proxy_tests(seeds):
-    """The tests of study.proxies over the conditions of all seeds, and what they come to.  seeds:
-    conditions.json of each."""
+    """The tests of study.proxies over the conditions of all seeds.  seeds: conditions.json of each."""
     conditions = [c for seed in seeds for c in seed["conditions"]]
     # of the form test (value, low, high) over sets, means over seeds, because only the encoder differs
     # between seeds
     form = {m: np.mean([seed["form"][m] for seed in seeds], axis=0).tolist() for m in seeds[0]["form"]}
-    tests = proxies.all_tests(conditions, form)
-    return {"tests": tests} | in_short(tests)
-
-
-def in_short(tests):
-    """Which measures call 16 phrasings of one story more varied than 16 stories, which the other way round;
-    which measure ranks a policy farthest from its place by gold diversity."""
-    measures = [t for t in tests if t["measure"] not in (proxies.GOLD, "length")]
-    phrasings = [t["measure"] for t in measures if t["form"][2] < 0.5]      # high end of the interval
-    stories = [t["measure"] for t in measures if t["form"][1] > 0.5]        # low end
-    worst = max(measures, key=lambda t: abs(t["breaks"][2] - t["breaks"][3]))
-    fields = ("policy", "temperature", "by_measure", "by_gold_diversity", "conditions")
-    steepest = dict(zip(fields, worst["breaks"]))
-    return {"prefer_phrasings": phrasings, "prefer_stories": stories,
-            "steepest_break": {"measure": worst["measure"], **steepest}}
+    return {"tests": proxies.all_tests(conditions, form)}

@@ -23,7 +23,7 @@ def run_study(recipe, seeds, runs, out, full, jobs):
         path.mkdir(parents=True, exist_ok=True)
     run_stages(plan(recipe, seeds, folder, full), folder, jobs)
     measures = Measures(folder, seeds, NOISE)
-    results = claims.results(measures, settings, cost(plan(recipe, seeds, folder), folder))
+    results = claims.results(measures, settings, folder.name, cost(plan(recipe, seeds, folder), folder))
     said = on_screen(results)       # before the new results may replace the committed ones
     write_json(out / "results.json", results)
     if full:

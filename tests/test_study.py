@@ -271,6 +271,16 @@ def test_tables_show_ranges_of_few_seeds_and_intervals_of_many():
     assert figures.arms([few, over_seeds(np.array([[.2, .4]]))]) == pytest.approx(np.array([[.1, 0], [.1, 0]]))
 
 
+def test_reviewers_numbers_count_beside_results_of_the_same_run_only(tmp_path):
+    results = {"settings": {"seeds": [0]}, "study": "study-a"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert report.read_numbers(tmp_path) == (results, None)
+    for other, counts in ((results, True), (results | {"study": "study-b"}, False),
+                          (results | {"settings": {"seeds": [1]}}, False)):
+        (tmp_path / "reviewers.json").write_text(json.dumps(other))
+        assert report.read_numbers(tmp_path) == (results, other if counts else None)
+
+
 def test_slope_is_least_squares_over_the_range():
     x = np.array([0., 1., 2., 4.])
     assert growth.slope(x, .1 + .05 * x) == pytest.approx(.05 * 4)

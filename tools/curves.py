@@ -58,7 +58,8 @@ def references_of(rows):
 
 def series(rows, key):
     """(steps, values) of one key, each (n,); lines without it are left out."""
-    pairs = [(row["step"], row[key]) for row in rows if _is_number(row["step"]) and _is_number(row.get(key))]
+    pairs = [(row["step"], row[key]) for row in rows
+             if _is_number(row["step"]) and _is_number(row.get(key))]
     return np.array(pairs, dtype=float).reshape(-1, 2).T
 
 
