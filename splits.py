@@ -9,6 +9,7 @@ is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompt
 response is a space, the text and EOS (the paper's TL;DR format).  `python -m study.shift` measures how far
 each split lies from train.
 """
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +235,8 @@ def task_of(cfg, saved=None):
     an unknown one, and on one whose data are not there."""
     try:
         base = Task(**saved["task"]) if saved and saved["task"] else None
+        wrong = [f.name for f in dataclasses.fields(Task) if base and type(getattr(base, f.name)) is not type(f.default)]
+        check(not wrong, f"the checkpoint's task is damaged: {', '.join(wrong)}; train it anew")
     except TypeError as error:
         raise UserError(f"the checkpoint's task is of another version of this code ({error}); train it "
                         "anew") from None

@@ -6,8 +6,9 @@ reward model their policy was trained against.
 """
 import hashlib
 import io
+import math
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from common import dist
 from common.errors import UserError, check
 from common.files import atomic_write
 from common.flags import DTYPES
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rope_frequencies
 
 MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py --model ckpt_sft.pt",
            "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
@@ -29,6 +30,17 @@ def read_checked(path):
         if damaged := archive.testzip():        # compares the checksum of every part
             raise ValueError(f"{damaged} is damaged")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def typed(config):
+    """The GPTConfig itself.  Raises ValueError where a value has the type of another, or is out of range."""
+    for field in fields(config):
+        value, kind, smallest = getattr(config, field.name), type(field.default), int(field.name != "frozen")
+        right = {int: type(value) is int and smallest <= value < 2 ** 31, bool: type(value) is bool,
+                 float: type(value) in (int, float) and math.isfinite(value)}
+        if not right.get(kind, True):
+            raise ValueError(f"{value!r} is no possible {field.name}")
+    return config
 
 
 def weights_hash(state):
@@ -61,7 +73,8 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
         raise UserError(f"{flag} {path}: no such file; `{made}` makes one")
     try:
         saved = read_checked(path)
-        found, config = saved["kind"], GPTConfig(**saved["config"])
+        found, config = saved["kind"], typed(GPTConfig(**saved["config"]))
+        rope_frequencies(config)        # fails on a rope_scaling that it cannot read
         check(found == kind,
               f"{flag} {path}: this is a checkpoint of kind {found!r}, {kind!r} is needed here")
         model = GPT(config, scalar=kind == "reward")

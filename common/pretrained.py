@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from common import published_fields as fields
-from common.checkpoint import load_checkpoint, weights_hash
+from common.checkpoint import load_checkpoint, typed, weights_hash
 from common.errors import UserError, check, first_line
 from common.flags import DTYPES, check_memory
 from common.tokenizer import load_tokenizer, published_spec, read_json_object
@@ -302,22 +302,11 @@ def config_of(hf):
         hf = {name: value for name, value in hf.items() if value is not None}       # null is the default
         shared = dict(vocab_size=hf["vocab_size"],
                       tied=hf.get("tie_word_embeddings", kind in ("gpt2", "opt")))
-        return kind, _typed(GPTConfig(**shared, **READERS[kind](hf)))
+        return kind, typed(GPTConfig(**shared, **READERS[kind](hf)))
     except KeyError as missing:
         raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"config.json: {error}") from None
-
-
-def _typed(config):
-    """The GPTConfig itself.  Raises ValueError where a value of config.json has the type of another."""
-    for field in dataclasses.fields(config):
-        value, kind, smallest = getattr(config, field.name), type(field.default), int(field.name != "frozen")
-        right = {int: type(value) is int and smallest <= value < 2 ** 31, bool: type(value) is bool,
-                 float: type(value) in (int, float) and math.isfinite(value)}
-        if not right.get(kind, True):
-            raise ValueError(f"{value!r} is no possible {field.name}")
-    return config
 
 
 def check_config(kind, hf):

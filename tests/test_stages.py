@@ -330,6 +330,9 @@ def edited(work, path, change):
     (lambda c: c.update(tokenizer=[]), "damaged: its tokenizer"),
     (lambda c: c["tokenizer"].clear(), "--tokenizer None: no such tokenizer"),
     (lambda c: c["tokenizer"].update(pattern="("), "its pattern '(' cannot be read"),
+    (lambda c: c["task"].update(data=-1), "the checkpoint's task is damaged: data"),
+    (lambda c: c["config"].update(norm_eps={}), "odd.pt: not a checkpoint of this project, or damaged"),
+    (lambda c: c["config"].update(rope_scaling=-1), "odd.pt: not a checkpoint of this project, or damaged"),
     (lambda c: c["task"].update(later=1), "task is of another version of this code"),
     (lambda c: c["task"].update(name="nope"), "--task nope: choose from")])
 def test_checkpoints_whose_fields_are_not_what_they_should_be(change, says, work, tmp_path):
