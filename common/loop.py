@@ -53,6 +53,7 @@ class Run:
         self.lock = lock(self.lock_path) if dist.rank() == 0 else None
         self.inputs_hash = _hash_of(cfg, inputs)
         self.state, self.step, self.skipped = {}, 0, 0
+        self.others_state = False       # whether a state of other flags or inputs lies at state_path
         if self.state_path.is_file():
             self._continue()
         logged = self.state.get("logged", 0)
@@ -64,7 +65,9 @@ class Run:
             self.step, self.state = found
             print(f"{self.state_path}: going on after step {self.step}", flush=True)
         else:
-            print(f"{self.state_path} is of other flags or inputs: starting anew", flush=True)
+            self.others_state = True
+            print(f"{self.state_path} is of other flags or inputs: starting anew, it becomes "
+                  f"{self.state_path.name}.old", flush=True)
 
     # -------- the loop
 
@@ -95,7 +98,14 @@ class Run:
             say(f"{self.name}: step {self.step + 1} of {total} after {seconds:.1f} s, about "
                 f"{tqdm.format_interval(left * seconds / done)} left")
 
+    def _keep_others_state(self):
+        """So that a mistyped flag costs no hours: stop, and move the old state back."""
+        if self.others_state and dist.rank() == 0:
+            os.replace(self.state_path, f"{self.state_path}.old")
+        self.others_state = False
+
     def save_state(self, step):
+        self._keep_others_state()
         save_state(self.state_path, self.inputs_hash, step, self.state, self.rng, self.optimizer, self.models)
 
     def next_rows(self, n_rows, batch_size):
@@ -168,6 +178,7 @@ class Run:
 
     def finish(self):
         """The result is written, so the state is no longer needed."""
+        self._keep_others_state()
         if dist.rank() == 0:
             self.state_path.unlink(missing_ok=True)
             self.lock_path.unlink(missing_ok=True)

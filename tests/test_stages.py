@@ -653,7 +653,11 @@ def test_a_state_of_other_flags_or_a_damaged_one(work, tmp_path, monkeypatch, ca
             stage("ppo", work, tmp_path)
     monkeypatch.setattr(Run, "save_state", real)
     stage("ppo", work, tmp_path, lr=5e-4)
-    assert "other flags or inputs: starting anew" in capfd.readouterr().out
+    assert "other flags or inputs: starting anew, it becomes ckpt_ppo.resume.old" in capfd.readouterr().out
+    # moved back, the run with the old flags goes on from it
+    (tmp_path / "ckpt_ppo.resume.old").rename(tmp_path / "ckpt_ppo.resume")
+    stage("ppo", work, tmp_path)
+    assert "going on after step 2" in capfd.readouterr().out
     monkeypatch.setattr(Run, "save_state", stop)
     with pytest.raises(KeyboardInterrupt):
         stage("ppo", work, tmp_path)
