@@ -230,16 +230,23 @@ def _make_ids_unique(source, split, rows):
               flush=True)
 
 
-def task_of(cfg, saved=None):
-    """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
-    an unknown one, and on one whose data are not there."""
+def _task_in(saved):
+    """The Task of a checkpoint's dict.  Raises UserError on fields that are not a Task's."""
     try:
-        base = Task(**saved["task"]) if saved and saved["task"] else None
-        wrong = [f.name for f in dataclasses.fields(Task) if base and type(getattr(base, f.name)) is not type(f.default)]
-        check(not wrong, f"the checkpoint's task is damaged: {', '.join(wrong)}; train it anew")
+        task = Task(**saved["task"])
     except TypeError as error:
         raise UserError(f"the checkpoint's task is of another version of this code ({error}); train it "
                         "anew") from None
+    wrong = [field.name for field in dataclasses.fields(Task)
+             if type(getattr(task, field.name)) is not type(field.default)]
+    check(not wrong, f"the checkpoint's task is damaged: {', '.join(wrong)}; train it anew")
+    return task
+
+
+def task_of(cfg, saved=None):
+    """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
+    an unknown one, and on one whose data are not there."""
+    base = _task_in(saved) if saved and saved["task"] else None
     name = cfg.task or ("folder" if cfg.data else (base or Task()).name)
     check(name in MAX_NEW_TOKENS, f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
     if base is None or name != base.name:

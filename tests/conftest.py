@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,17 @@ def refused(folder, name, *args, says):
     for part in [says] if isinstance(says, str) else says:
         assert part in got.stderr, got.stderr
     assert contents(folder) == before
+
+
+@contextlib.contextmanager
+def held_by_another_process(path):
+    """Another process holds the lock file `path`."""
+    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); input()")
+    other = subprocess.Popen([sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    yield
+    other.communicate(b"\n")
 
 
 def json_lines(path):

@@ -23,7 +23,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
-from conftest import ROOT, call, json_lines, refused
+from conftest import ROOT, call, held_by_another_process, json_lines, refused
 from methods import dpo, grpo
 from tasks import annotators
 
@@ -551,13 +551,8 @@ def test_a_run_neither_replaces_its_own_start_nor_shares_its_files(work, tmp_pat
     own = ["--model", "ckpt_ppo.pt", "--reward", work / "ckpt_reward.pt"]
     refused(tmp_path, "ppo", *own, says=["--model ckpt_ppo.pt: the result would replace it", "--out ckpt_ppo2.pt"])
     monkeypatch.setattr(files, "LOCK_SECONDS", .3)
-    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-            "print('held', flush=True); input()")
-    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "ckpt_sft.lock")],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    other.stdout.readline()
-    refused(tmp_path, "sft", "--rows", "160", says="ckpt_sft.lock: another process still writes here")
-    other.communicate(b"\n")
+    with held_by_another_process(tmp_path / "ckpt_sft.lock"):
+        refused(tmp_path, "sft", "--rows", "160", says="ckpt_sft.lock: another process still writes here")
     stage("sft", work, tmp_path)
     assert not (tmp_path / "ckpt_sft.lock").exists()
 

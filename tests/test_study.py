@@ -20,7 +20,7 @@ from common import files, pretrained
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.stats import over_seeds
-from conftest import ROOT, json_lines, refused
+from conftest import ROOT, held_by_another_process, json_lines, refused
 from study import claims, figures, frontier, growth, names, pipeline, published, report, stages
 from study.frontier import Frontier
 from study.pipeline import Stage
@@ -92,14 +92,9 @@ def test_a_stage_leaves_files_by_patterns_and_in_folders(tmp_path):
 
 def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", .3)
-    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-            "print('held', flush=True); input()")
-    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "running.lock")],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    other.stdout.readline()
-    with pytest.raises(UserError, match="running.lock: another process still writes here"):
+    with (held_by_another_process(tmp_path / "running.lock"),
+          pytest.raises(UserError, match="running.lock: another process still writes here")):
         pipeline.run_stages(toy_stages(tmp_path, "a"), tmp_path)
-    other.communicate(b"\n")
     pipeline.run_stages(toy_stages(tmp_path, "a"), tmp_path)
     assert (tmp_path / "order").read_text() == "a\n"
 

@@ -75,7 +75,8 @@ def draw_curves(rows, path, name):
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
-        axis.plot(*series(rows, key), label=name.replace("$", r"\$"), color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
+        axis.plot(*series(rows, key), label=name.replace("$", r"\$"), color="black", linewidth=1.8,
+                  marker="o" * (len(rows) == 1))
         axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
         axis.set_ylabel(unit or what, fontsize=9)
         axis.set_xlabel("PPO step" if references else "step", fontsize=9)
