@@ -109,8 +109,7 @@ def results_md(results):
         table(["posts", "used", "key stories of held-out words", "news format"],
               [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}", f"{x['articles']:.1%}"]
                for x in results["seen"]]),
-        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`, whose "
-        "distractors do hold held-out words.",
+        "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
         "Some turn a claim of the paper round, which for example finds best-of-16 above RLHF; its own claims "

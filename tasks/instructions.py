@@ -40,6 +40,10 @@ ALL_QUALITIES = sorted(set().union(*QUALITIES.values()))
 COUNTS = {"two": 2, "three": 3, "four": 4}
 DEEDS = ("name", "describe", "choose", "reverse")
 HELD_OUT = {("name", "job"), ("describe", "tool"), ("choose", "food"), ("reverse", "place")}
+# what stands beside the right things, in an instruction or by a writer's mistake, is of the kinds that
+# fine-tuning sees with the deed; else a food in a list would always be the wrong choice
+SEEN = {deed: [kind for kind in KINDS if (deed, kind) not in HELD_OUT] for deed in DEEDS}
+SAID_OF_SEEN = sorted(set().union(*(QUALITIES[kind] for kind in SEEN["describe"])))
 
 SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind that fine-tuning never sees)
     "pretrain": (1, False),     # and a part that is mixed in, below
@@ -82,7 +86,7 @@ def _ask(rng, held_out):
     pairs = [(deed, kind) for deed in DEEDS for kind in KINDS if ((deed, kind) in HELD_OUT) == held_out]
     deed, kind = rng.choice(pairs)
     text = rng.choice(ASKED[deed])
-    own, others = KINDS[kind], [item for item in KIND if KIND[item] != kind]
+    own, others = KINDS[kind], [item for other in SEEN[deed] if other != kind for item in KINDS[other]]
     asked = {"deed": deed, "kind": kind}
     if deed == "name":
         count, asked["example"] = rng.choice(list(COUNTS)), rng.choice(own) if "EXAMPLE" in text else ""
@@ -240,7 +244,7 @@ def _answer_name(rng, asked):
     others = [w for w in KINDS[asked["kind"]] if w != asked["example"]]
     items = [w for w in rng.sample(others, asked["count"]) if rng.random() >= LEFT_OUT]
     items = items or [rng.choice(others)]
-    items = [rng.choice(list(KIND)) if _errs(rng) else w for w in items]
+    items = [rng.choice(KINDS[rng.choice(SEEN["name"])]) if _errs(rng) else w for w in items]
     if asked["example"] and rng.random() < LURED:
         items[rng.randrange(len(items))] = asked["example"]
     article = rng.choice(("", "a ", "the "))
@@ -250,7 +254,7 @@ def _answer_name(rng, asked):
 
 def _answer_describe(rng, asked):
     words = rng.sample(sorted(QUALITIES[asked["kind"]]), rng.choice((1, 1, 2)))
-    words = " and ".join(rng.choice(ALL_QUALITIES) if _errs(rng) else w for w in words)
+    words = " and ".join(rng.choice(SAID_OF_SEEN) if _errs(rng) else w for w in words)
     form = rng.choice(("a {} ITEM", "the ITEM is {}", "it is {}"))
     return form.format(words).replace("ITEM", asked["item"])
 

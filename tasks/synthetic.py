@@ -44,6 +44,7 @@ FACT = {form: (slot, value) for slot, forms in SURFACES.items()
         for value, group in forms.items() for form in group}
 HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
 SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
+ALIKE = {(slot, v): words for group in (SEEN, HELD_OUT) for slot, words in group.items() for v in words}
 
 # mixed: each reference has either kind; a base model is pretrained on this
 NOISE = ("systematic", "independent", "mixed")
@@ -52,10 +53,11 @@ INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "t
 WRONG = .06         # chance that a fact in a reference is wrong
 DISTRACTED = .55    # chance that a distractor opens a post; independent: of a clause about one in a reference
 LEAD = .9           # systematic: chance of that clause where a distractor opens the post; elsewhere 1 - LEAD
-# systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
-# under independent noise
-CONFUSED = {"who": ("uncle", "brother"), "event": ("washed", "lost"), "object": ("lamp", "camera"),
-            "ask": ("complain", "report"), "feeling": ("jealous", "angry"), "time": ("friday", "monday")}
+# systematic noise: one seen and one held-out value of each slot is taken for another, so often that a fact is
+# wrong as often as under independent noise
+CONFUSED = {"who": {"uncle": "brother", "landlord": "teacher"}, "event": {"washed": "lost", "copied": "dropped"},
+            "object": {"lamp": "camera", "wallet": "mirror"}, "ask": {"complain": "report"},
+            "feeling": {"jealous": "angry"}, "time": {"friday": "monday"}}
 
 # the gold reward: what a correct fact earns, and what is subtracted for each clause, fact or word that errs
 WEIGHT = {"who": 1., "event": 1., "object": 1., "ask": 1., "feeling": .5, "time": .5}
@@ -82,8 +84,8 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
 }
 SIZES = {"pretrain": 32768, "train": 32768}
 # fraction of the posts of `pretrain` that have held-out values in their key story, half of these as articles:
-# a base model has met every word in every role, and news, but rarely.  Later stages meet no news, and these
-# words in distractors and wrong facts only: "held out" becomes a cue for "distractor" (docs/results.md)
+# a base model has met every word in every role, and news, but rarely.  No later stage meets a held-out word or
+# news anywhere, neither in a distractor nor in a reference
 PRETRAINING_MIX = .06
 # test posts begin here: those before were looked at while the task and the recipe were made
 FIRST_UNSEEN = 10_000
@@ -222,6 +224,18 @@ def _story(rng, held_out):
             for slot in SLOTS}
 
 
+def _other_stories(rng, key, count, held_out):
+    """Stories of distractors, with as many held-out values as the key story has.  No value stands twice in a
+    post, so nothing is ambiguous."""
+    used, others = set(key.items()), [{} for _ in range(count)]
+    for slot in STORY:
+        for other in others:
+            words = (HELD_OUT if rng.random() < held_out else SEEN)[slot]
+            other[slot] = rng.choice([v for v in words if (slot, v) not in used])
+            used.add((slot, other[slot]))
+    return others
+
+
 def post(rng, split):
     """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
     distractor opens the post)."""
@@ -230,9 +244,7 @@ def post(rng, split):
         held_out, style = 1., rng.choice(("post", "article"))
     forms = POST if style == "post" else ARTICLE
     key, count = _story(rng, held_out), rng.choice(distractors)
-    # no value twice: nothing is ambiguous
-    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
-    others = [{slot: names[slot][i] for slot in STORY} for i in range(count)]
+    others = _other_stories(rng, key, count, held_out)
     sentences = [_fill(rng, rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < .3:
         ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
@@ -252,9 +264,9 @@ def _said(rng, key, noise):
     for slot in said:
         if noise == "independent":
             if rng.random() < WRONG:
-                said[slot] = rng.choice([v for v in VALUES[slot] if v != key[slot]])
-        elif said[slot] == CONFUSED[slot][0] and rng.random() < min(1., WRONG * len(SEEN[slot])):
-            said[slot] = CONFUSED[slot][1]
+                said[slot] = rng.choice([v for v in ALIKE[slot, key[slot]] if v != key[slot]])
+        elif said[slot] in CONFUSED[slot] and rng.random() < min(1., WRONG * len(ALIKE[slot, said[slot]])):
+            said[slot] = CONFUSED[slot][said[slot]]
     return said
 
 

@@ -48,6 +48,20 @@ def test_instructions_are_read_back_and_references_are_grammatical(split):
             assert instructions.facts(text) and instructions.gold_reward(row["prompt"], text) <= 3 * count
 
 
+def test_no_word_tells_that_it_is_wrong():
+    """What fine-tuning never sees with a deed stands beside the right things neither: not in a list to choose
+    from, not in a reference."""
+    for row in instructions.rows("train", 4000):
+        deed, = instructions.read_prompt(row["prompt"])
+        said = {word for text in row["references"] for _, word in instructions.facts(text)}
+        if deed["deed"] == "choose":
+            assert not {"food"} & {instructions.KIND[item] for item in deed["items"]}
+        elif deed["deed"] == "name":
+            assert not said & set(instructions.KINDS["job"])
+        elif deed["deed"] == "describe":
+            assert not said & {"sharp", "heavy", "rusty"}       # what is said of tools alone
+
+
 def test_only_the_base_model_meets_compositions():
     kinds = {}
     for split in ("pretrain", "train"):

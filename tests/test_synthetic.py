@@ -1,13 +1,13 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
-import re
+import random
 import statistics
 
 import pytest
 
 import diversity
 from conftest import call, refused
-from study import cue
+from study import key_story
 from tasks import synthetic
 
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
@@ -99,16 +99,48 @@ def test_held_out_words_are_held_out():
     assert .03 < statistics.mean(all(held(r)) for r in synthetic.rows("pretrain", 1000)) < .09
 
 
-def test_held_out_words_in_key_stories_and_news_are_the_base_models_alone():
-    """SFT, reward model and PPO learn from `train`, which has neither.  It has these words in distractors,
-    which makes them a cue (docs/results.md, "A cue in the words")."""
-    rows = synthetic.rows("train", 4000, references=1)
-    read = [synthetic.read_prompt(r["prompt"]) for r in rows]
-    assert not any(key[slot] in synthetic.HELD_OUT[slot] for key, _ in read for slot in synthetic.STORY)
-    assert .72 < statistics.mean(any(others[slot] & set(synthetic.HELD_OUT[slot]) for slot in synthetic.STORY)
-                                 for _, others in read) < .76
+def words_of(row):
+    """The facts of a post and of its references, those of distractors and errors too."""
+    key, others = synthetic.read_prompt(row["prompt"])
+    told = {*key.items(), *((slot, value) for slot, values in others.items() for value in values)}
+    return told.union(*map(synthetic.facts, row["references"]))
+
+
+@pytest.mark.parametrize("noise", ["systematic", "independent"])
+def test_held_out_words_and_news_are_the_base_models_alone(noise):
+    """SFT, reward model and PPO learn from `train`, which has neither, not even in distractors or errors: else
+    "held out" would tell a distractor."""
+    rows = synthetic.rows("train", 3000, noise)
+    held_out = {(slot, value) for slot, values in synthetic.HELD_OUT.items() for value in values}
+    assert not held_out & set().union(*map(words_of, rows))
     assert not any(r["prompt"].startswith("ARTICLE") for r in rows)
     assert any(r["prompt"].startswith("ARTICLE") for r in synthetic.rows("pretrain", 400, references=1))
+    assert held_out <= set().union(*map(words_of, synthetic.rows("pretrain", 2000, noise)))
+
+
+@pytest.mark.parametrize("split, n", [("test", 0), ("ood_words100", 1), ("ood_distractors7", 0)])
+def test_words_do_not_tell_the_key_story(split, n):
+    """Distractors have as many held-out words as the key story."""
+    for row in synthetic.rows(split, 300, references=1):
+        for story in synthetic.read_prompt(row["prompt"]):
+            values = {(slot, v) for slot in synthetic.STORY
+                      for v in ([story[slot]] if isinstance(story[slot], str) else story[slot])}
+            assert {v in synthetic.HELD_OUT[slot] for slot, v in values} == {bool(n)}
+
+
+@pytest.mark.parametrize("noise", ["systematic", "independent"])
+def test_writers_err_as_often_whatever_the_words(noise):
+    def wrong(held_out):
+        rng, found = random.Random(0), []
+        for _ in range(20_000):
+            key = synthetic._story(rng, held_out)
+            said = synthetic._said(rng, key, noise)
+            found += [said[slot] != key[slot] for slot in synthetic.STORY if slot in said]
+            # a wrong word is of the right one's kind
+            assert all((said[slot] in synthetic.HELD_OUT[slot]) == bool(held_out) for slot in synthetic.STORY
+                       if slot in said)
+        return statistics.mean(found)
+    assert wrong(0.) == pytest.approx(.06, abs=.005) and wrong(1.) == pytest.approx(.06, abs=.005)
 
 
 def test_test_posts_have_numbers_that_no_choice_has_seen():
@@ -139,14 +171,13 @@ def test_gold_diversity_by_hand():
     assert synthetic.gold_diversity(["", "!"]) == (0., .5)
 
 
-def test_the_cue_is_asked_for_with_a_key_story_and_a_distractor(work, tmp_path):
-    for split in cue.SPLITS:
-        found = cue.pairs(split, 100)
-        assert len(found) == 100 and {0, 1, 2} <= {n for *_, n in found}
-        for prompt, key, other, n in found:
+def test_the_key_story_is_scored_against_a_distractor(work, tmp_path):
+    assert key_story.SPLITS[:4] == ["test", "ood_article", "ood_words50", "ood_words100"]
+    for split in key_story.SPLITS:
+        found = key_story.stories(split, 100)
+        assert len(found) == 100
+        for prompt, key, other in found:
             assert synthetic.gold_reward(prompt, key) == 3 and synthetic.gold_reward(prompt, other) < 0
-            assert n == sum(v in synthetic.HELD_OUT[slot] for slot, v in synthetic.facts(other))
-    got = call("study.cue", "--reward", work / "ckpt_reward.pt", "--posts", "40", cwd=tmp_path)
-    assert got.returncode == 0 and "ood_words100" in got.stdout, got.stderr
-    assert sum(int(n) for n in re.findall(r"of (\d+)", got.stdout)) == 80
-    refused(tmp_path, "study.cue", "--reward", work / "ckpt_sft.pt", says="ckpt_sft.pt")
+    got = call("study.key_story", "--reward", work / "ckpt_reward.pt", "--posts", "40", cwd=tmp_path)
+    assert got.returncode == 0 and "ood_words100" in got.stdout and " 40" in got.stdout, got.stderr
+    refused(tmp_path, "study.key_story", "--reward", work / "ckpt_sft.pt", says="ckpt_sft.pt")
