@@ -8,6 +8,7 @@ with fewer than four seeds, these do not decide.
 import numpy as np
 
 from common.stats import over_seeds
+from study import key_story
 from study.names import DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, short
 from tasks import synthetic
 
@@ -143,6 +144,9 @@ def results(r, settings, study, cost):
             "reward_by_set": [{"task": task, "policy": policy, "split": split,
                                **over_seeds(r.ranked_rightly(task, policy, split), rate=True)}
                               for task in NOISE for policy in ("sft", "ppo") for split in SETS],
+            "key_story": [{"task": task, "split": split,
+                           **over_seeds(r.key_scores_higher(task, split), rate=True)}
+                          for task in NOISE for split in key_story.SPLITS],
             "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
             "unfinished": {task: unfinished(r, task) for task in NOISE}}
 

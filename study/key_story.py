@@ -19,18 +19,19 @@ from reward import score
 from splits import encode_prompts, encode_responses, task_of
 from tasks import synthetic
 
-# test sets of posts with one distractor or two
+POSTS = 500         # of each test set
+# the sets of posts with one distractor or two
 SPLITS = [name for name, (distractors, *_) in synthetic.SPLITS.items()
-          if synthetic.is_test(name) and 1 in distractors]
+          if name.startswith(("test", "ood_")) and 1 in distractors]
 
 
 @dataclass
 class Config(Common):
     reward: str = "ckpt_reward.pt"  # reward model of a synthetic task of posts
-    posts: Count = 500              # posts with one distractor of each test set
+    posts: Count = POSTS            # posts with one distractor of each test set
 
 
-def stories(split, n):
+def both_stories(split, n):
     """Up to n posts with one distractor: [(prompt, key story, distractor)], both as summaries in the same
     phrasing."""
     found = []
@@ -43,6 +44,16 @@ def stories(split, n):
     return found[:n]
 
 
+def key_scores_higher(model, tokenizer, task, split, n=POSTS):
+    """For up to n posts of a split: 1 where the reward model scores the key story above the distractor, 0
+    where below, a half for a tie."""
+    prompts, key, other = zip(*both_stories(split, n))
+    ids = encode_prompts(tokenizer, prompts, task.max_prompt_len(model.config.context))
+    responses = encode_responses(tokenizer, zip(key, other), task.max_new_tokens)
+    scores = np.array(score(model, ids, responses))
+    return np.sign(scores[:, 0] - scores[:, 1]) / 2 + .5
+
+
 def main(cfg):
     device, _ = setup(cfg)
     model, saved = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
@@ -51,12 +62,8 @@ def main(cfg):
           f"--reward {cfg.reward}: its task is {task.name}, and not one of posts")
     table = []
     for split in SPLITS:
-        prompts, key, other = zip(*stories(split, cfg.posts))
-        ids = encode_prompts(tokenizer, prompts, task.max_prompt_len(model.config.context))
-        responses = encode_responses(tokenizer, zip(key, other), task.max_new_tokens)
-        scores = np.array(score(model, ids, responses))
-        higher = rate_interval(np.sign(scores[:, 0] - scores[:, 1]) / 2 + .5)       # a tie counts half
-        table.append([split, f"{higher:.2f}", len(prompts)])
+        higher = key_scores_higher(model, tokenizer, task, split, cfg.posts)
+        table.append([split, f"{rate_interval(higher):.2f}", len(higher)])
     print("how often the key story scores higher than the distractor [95 % interval over posts]\n")
     print(text_table(["posts", "key story higher", "number"], table, labels=1))
 

@@ -18,7 +18,9 @@ from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from splits import Task, synthetic_task
+from study import key_story
 from study.names import DIVERSITY, QUALITY, VARIED
+from tasks import synthetic
 
 
 def vocabulary_of(task):
@@ -56,22 +58,25 @@ def measure(here, name):
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
-    accuracy = load_checkpoint(here / "ckpt_reward.pt", "reward")[1]["metrics"]
-    found = {"samples": lines, "reward": accuracy, "reward_by_set": reward_by_set(here)}
-    write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
+    # outputs without n-grams: nan
+    write_json(here / "measures.json", {"samples": lines} | of_reward_model(here), indent=None, allow_nan=True)
 
 
-def reward_by_set(here):
-    """{policy: {split: `agreement` of the reward model with the gold reward}}, of SFT, which it was trained
-    on, and of PPO, which was trained against it."""
-    reward_model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    tokenizer, task, found = load_tokenizer(saved["tokenizer"]), Task(**saved["task"]), {}
+def of_reward_model(here):
+    """What the reward model is worth: {"reward": its accuracy, "reward_by_set": {policy: {split: `agreement`
+    with the gold reward}} of SFT, which it was trained on, and of PPO, which was trained against it,
+    "key_story": {split: as study.key_story} of posts}."""
+    model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
+    tokenizer, task, by_set = load_tokenizer(saved["tokenizer"]), Task(**saved["task"]), {}
     for policy in ("sft", "ppo"):
         for split in task.evaluation_splits():
             rows = read_samples(sample_path(here / f"t{QUALITY:g}", policy, split))
-            scores, _ = reward_scores(rows, reward_model, tokenizer, task)
-            found.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
-    return found
+            scores, _ = reward_scores(rows, model, tokenizer, task)
+            by_set.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
+    splits = key_story.SPLITS if task.synthetic is synthetic else ()
+    return {"reward": saved["metrics"], "reward_by_set": by_set,
+            "key_story": {split: key_story.key_scores_higher(model, tokenizer, task, split).tolist()
+                          for split in splits}}
 
 
 def agreement(scores, gold):
@@ -117,12 +122,13 @@ class Measures:
 
     def __init__(self, folder, seeds, tasks):
         self.seeds, self.tasks, self.lines = list(seeds), list(tasks), {}
-        self.reward, self.reward_by_set = {}, {}
+        self.reward, self.reward_by_set, self.key_story = {}, {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
                 self.reward[task, seed] = found["reward"]
                 self.reward_by_set[task, seed] = found["reward_by_set"]
+                self.key_story[task, seed] = found["key_story"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
                     t = "matched" if line["policy"] == "sft_matched" else line["temperature"]
@@ -145,6 +151,10 @@ class Measures:
     def ranked_rightly(self, task, policy, split):
         """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
         return np.array([self.reward_by_set[task, seed][policy][split] for seed in self.seeds], dtype=float)
+
+    def key_scores_higher(self, task, split):
+        """(seeds, posts): whether the reward model scores the key story above the distractor."""
+        return np.array([self.key_story[task, seed][split] for seed in self.seeds], dtype=float)
 
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""

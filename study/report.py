@@ -12,7 +12,7 @@ import diversity
 from common.files import atomic_write
 from common.flags import Common, launch
 from common.stats import Interval
-from study import frontier, methods, paper, proxies
+from study import frontier, key_story, methods, paper, proxies
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
@@ -167,7 +167,10 @@ def accuracy(results, task):
         ["gold rewards more than 1 apart", *(f"{x:.3f}" for x in far_apart), "", ""]]),
         "How often the reward model ranks two outputs to one prompt as the gold reward does",
         table(["outputs of", *map(short, SETS)], [[POLICIES[p], *(cell(pick(
-            results["reward_by_set"], task=task, policy=p, split=s)) for s in SETS)] for p in ("sft", "ppo")])
+            results["reward_by_set"], task=task, policy=p, split=s)) for s in SETS)] for p in ("sft", "ppo")]),
+        "How often the reward model scores the key story of a post above its distractor in the same phrasing",
+        table([*map(short, key_story.SPLITS)], [[cell(pick(results["key_story"], task=task, split=s))
+                                                 for s in key_story.SPLITS]])
     ).rstrip()
 
 
