@@ -273,7 +273,7 @@ def read_splits(task, limit):
 
 
 def tokenizer_of(rows):
-    """A word tokenizer built from rows of train."""
+    """A word tokenizer built from rows."""
     texts = [text for row in rows for text in (row["prompt"], *row["references"])]
     return load_tokenizer(build_tokenizer(texts))
 

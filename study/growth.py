@@ -12,7 +12,6 @@ import numpy as np
 from common.files import write_json
 from common.samples import read_samples
 from common.stats import of_seeds, over_seeds
-from common.tokenizer import build_tokenizer, load_tokenizer
 from generalisation import gold_scores, wins
 from study.claims import decided
 from study.measures import encoder_of
@@ -41,14 +40,11 @@ def measure_graded(here):
 
 def measure_shift(here, task, splits, n, **draws):
     """How far the prompts of each split lie from train -> shift.json: {split: as `study.shift.shift`}.  The
-    SFT model in the folder `here` embeds them.  task: module of the synthetic task; n: prompts a side; draws:
-    numbers of resampling."""
-    encode, _ = encoder_of(here / "ckpt_sft.pt")
-    train = task.rows("train", 2 * n)
-    texts = [text for row in train for text in (row["prompt"], *row["references"])]
-    words = load_tokenizer(build_tokenizer(texts))
-    prompts = [row["prompt"] for row in train]
-    found = {split: shift(prompts, [row["prompt"] for row in task.rows(split, n)], words, encode, **draws)
+    SFT model in the folder `here` embeds them; its tokenizer, the base model's, has every word as one token.
+    task: module of the synthetic task; n: prompts a side; draws: numbers of resampling."""
+    encode, tokenizer = encoder_of(here / "ckpt_sft.pt")
+    prompts = [row["prompt"] for row in task.rows("train", 2 * n)]
+    found = {split: shift(prompts, [row["prompt"] for row in task.rows(split, n)], tokenizer, encode, **draws)
              for split in splits}
     write_json(here / "shift.json", found, indent=None)
 

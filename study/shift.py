@@ -182,7 +182,9 @@ def main(cfg):
     rows_of = read_splits(task, cfg.rows)
     train = task.rows("train", 2 * cfg.rows)
     check(len(train) >= 8, f"train has {len(train)} rows; at least 8 are needed")
-    tokenizer, prompts = tokenizer_of(train), [row["prompt"] for row in train]
+    # of all splits, so that a word is one token where only one of them has it
+    tokenizer = tokenizer_of([*train, *(row for rows in rows_of.values() for row in rows)])
+    prompts = [row["prompt"] for row in train]
     embed = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     measures = list(SHIFTS) if embed else ["js", "auc"]
     table = []

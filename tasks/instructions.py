@@ -15,6 +15,7 @@ compositions was raised once, after a pilot whose base model could not do them.
 """
 import re
 import random
+import zlib
 from functools import lru_cache
 
 from tasks import synthetic
@@ -39,10 +40,10 @@ QUALITIES = {kind: set(words.split()) for kind, words in QUALITIES.items()}
 ALL_QUALITIES = sorted(set().union(*QUALITIES.values()))
 COUNTS = {"two": 2, "three": 3, "four": 4}
 DEEDS = ("name", "describe", "choose", "reverse")
-HELD_OUT = {("name", "job"), ("describe", "tool"), ("choose", "food"), ("reverse", "place")}
-# what stands beside the right things, in an instruction or by a writer's mistake, is of the kinds that
-# fine-tuning sees with the deed; else a food in a list would always be the wrong choice
+# none of `choose`: whether its kind stood among the wrong things of other lists, or did not, would tell it
+HELD_OUT = {("name", "job"), ("describe", "tool"), ("reverse", "place")}
 SEEN = {deed: [kind for kind in KINDS if (deed, kind) not in HELD_OUT] for deed in DEEDS}
+# what a writer says by mistake; of tools alone it would tell a mistake
 SAID_OF_SEEN = sorted(set().union(*(QUALITIES[kind] for kind in SEEN["describe"])))
 
 SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind that fine-tuning never sees)
@@ -86,7 +87,7 @@ def _ask(rng, held_out):
     pairs = [(deed, kind) for deed in DEEDS for kind in KINDS if ((deed, kind) in HELD_OUT) == held_out]
     deed, kind = rng.choice(pairs)
     text = rng.choice(ASKED[deed])
-    own, others = KINDS[kind], [item for other in SEEN[deed] if other != kind for item in KINDS[other]]
+    own, others = KINDS[kind], [item for item in KIND if KIND[item] != kind]
     asked = {"deed": deed, "kind": kind}
     if deed == "name":
         count, asked["example"] = rng.choice(list(COUNTS)), rng.choice(own) if "EXAMPLE" in text else ""
@@ -273,13 +274,28 @@ ANSWERS = {"name": _answer_name, "describe": _answer_describe, "choose": _answer
 
 
 def reference(rng, deeds):
-    """One human-like response to an instruction: incomplete, sometimes wrong."""
-    answers = [ANSWERS[asked["deed"]](rng, asked) for i, asked in enumerate(deeds)
-               if i == 0 or rng.random() >= FORGOTTEN]
-    text = answers[0]
-    for answer in answers[1:]:
-        text += rng.choice((" , then ", " . then ", " . ")) + answer
+    """One human-like response to an instruction: incomplete, sometimes wrong.  A writer who forgets a deed
+    has forgotten those behind it too."""
+    text = ""
+    for i, asked in enumerate(deeds):
+        if i and rng.random() < FORGOTTEN:
+            break
+        text += (rng.choice((" , then ", " . then ", " . ")) if i else "") + ANSWERS[asked["deed"]](rng, asked)
     return f" {text} ."
+
+
+def _instruction(rng, count, held_out):
+    """(prompt, its deeds) of `count` deeds in a row."""
+    texts, deeds = zip(*(_ask(rng, held_out) for _ in range(count)))
+    text = texts[0] + "".join(rng.choice(JOINED) + more for more in texts[1:])
+    return f"INSTRUCTION {text} .\nRESPONSE", deeds
+
+
+def _may_stand_in(split, prompt):
+    """Whether a prompt belongs to a split.  There are so few that most would stand in train and test, so a
+    tenth of all is for the test sets alone, another for validation."""
+    tenth = zlib.crc32(prompt.encode()) % 10
+    return tenth == 0 if synthetic.is_test(split) else tenth == 1 if split == "validation" else tenth > 1
 
 
 def rows(split, n, noise="usual", references=4, start=0):
@@ -294,13 +310,11 @@ def rows(split, n, noise="usual", references=4, start=0):
         count, held_out = SPLITS[split]
         if split == "pretrain" and rng.random() < PRETRAINING_MIX:
             count, held_out = rng.choice(((2, False), (1, True)))
-        texts, deeds = zip(*(_ask(rng, held_out) for _ in range(count)))
-        text = texts[0]
-        for more in texts[1:]:
-            text += rng.choice(JOINED) + more
+        prompt, deeds = _instruction(rng, count, held_out)
+        while not _may_stand_in(split, prompt):
+            prompt, deeds = _instruction(rng, count, held_out)
         written = [reference(rng, deeds) for _ in range(references)]
-        out.append({"id": f"{split}-{i}", "prompt": f"INSTRUCTION {text} .\nRESPONSE",
-                    "reference": written[0], "references": written})
+        out.append({"id": f"{split}-{i}", "prompt": prompt, "reference": written[0], "references": written})
     return out
 
 

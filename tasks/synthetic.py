@@ -28,11 +28,11 @@ from itertools import combinations, product
 
 SLOTS = {  # slot: its values; a value's other surface forms after the slash
     "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
-           "coworker/colleague cousin landlord teacher",
+           "coworker/colleague cousin landlord/owner teacher/tutor",
     "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped "
-             "returned copied",
+             "returned copied/traced",
     "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera "
-              "book/novel watch lamp piano tent mirror wallet",
+              "book/novel watch lamp piano/keyboard tent mirror wallet/purse",
     "ask": "forgive/pardon confront sue report apologize leave/quit wait complain",
     "feeling": "angry/mad sad/unhappy guilty scared/afraid confused jealous",
     "time": "yesterday today monday friday sunday christmas/xmas easter recently/lately",
@@ -83,10 +83,10 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "graded_distractors6": ((6,), .0, "post"),
 }
 SIZES = {"pretrain": 32768, "train": 32768}
-# fraction of the posts of `pretrain` that have held-out values in their key story, half of these as articles:
-# a base model has met every word in every role, and news, but rarely.  No later stage meets a held-out word or
-# news anywhere, neither in a distractor nor in a reference
-PRETRAINING_MIX = .06
+# fraction of the posts of `pretrain` that are of any kind: with held-out words, as news, with up to seven
+# distractors.  So a base model has met whatever a test set holds, but rarely.  No later stage meets a held-out
+# word anywhere, neither in a distractor nor in a reference, nor news, nor a third distractor
+PRETRAINING_MIX = .12
 # test posts begin here: those before were looked at while the task and the recipe were made
 FIRST_UNSEEN = 10_000
 
@@ -107,7 +107,7 @@ ARTICLE = {  # known words in an order no post has, and nothing but the title te
     "mood": ("now FEELING since TIME",),
     "ask": ("maybe ASK",),
     "other_ask": ("people ASK",),
-    "title": ("the WHO and the OBJECT", "the OBJECT and the WHO"),
+    "title": ("the WHO with the OBJECT", "the OBJECT with the WHO"),
 }
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
@@ -126,6 +126,9 @@ SINCE = ("since TIME",)
 _stories = [f for forms in CLAUSES.values() for f in forms]
 GRAMMAR = {f for f in (*_stories, *MOOD, *ASK, *SINCE)}
 GRAMMAR |= {f"TIME {f}" for f in _stories} | {f"{f} TIME" for f in _stories} | {f"also {f}" for f in _stories}
+# and what a text says itself, so that copying pays as much from news as from a post
+GRAMMAR |= {f.removesuffix(" ?") for style in (POST, ARTICLE) for kind in (
+    "title", "story", "other_story", "mood", "ask") for f in style[kind]}
 
 
 # ------------------------------------------------------------------------------------------------ gold reward
@@ -241,7 +244,8 @@ def post(rng, split):
     distractor opens the post)."""
     distractors, held_out, style = SPLITS[split]
     if split == "pretrain" and rng.random() < PRETRAINING_MIX:
-        held_out, style = 1., rng.choice(("post", "article"))
+        held_out, style = rng.choice((0., .5, 1.)), rng.choice(("post", "article"))
+        distractors = (1, 2) if held_out else range(1, 8)       # there are few held-out words
     forms = POST if style == "post" else ARTICLE
     key, count = _story(rng, held_out), rng.choice(distractors)
     others = _other_stories(rng, key, count, held_out)

@@ -1,4 +1,7 @@
 """The instruction task: gold rewards are worked by hand, prompts are read back, splits are what they say."""
+import random
+from collections import Counter
+
 import pytest
 
 from tasks import instructions
@@ -49,17 +52,39 @@ def test_instructions_are_read_back_and_references_are_grammatical(split):
 
 
 def test_no_word_tells_that_it_is_wrong():
-    """What fine-tuning never sees with a deed stands beside the right things neither: not in a list to choose
-    from, not in a reference."""
+    """What fine-tuning never sees with a deed stands in no reference's error either, and choosing, whose lists
+    hold wrong things of all kinds, has no unseen kind."""
+    assert "choose" not in {deed for deed, _ in instructions.HELD_OUT}
     for row in instructions.rows("train", 4000):
         deed, = instructions.read_prompt(row["prompt"])
         said = {word for text in row["references"] for _, word in instructions.facts(text)}
-        if deed["deed"] == "choose":
-            assert not {"food"} & {instructions.KIND[item] for item in deed["items"]}
-        elif deed["deed"] == "name":
+        if deed["deed"] == "name":
             assert not said & set(instructions.KINDS["job"])
         elif deed["deed"] == "describe":
             assert not said & {"sharp", "heavy", "rusty"}       # what is said of tools alone
+
+
+def test_no_prompt_of_a_test_set_is_learned_from():
+    learned = {row["prompt"] for split in ("pretrain", "train")
+               for row in instructions.rows(split, 6000, references=1)}
+    validation = {row["prompt"] for row in instructions.rows("validation", 300, references=1)}
+    assert not learned & validation
+    for split in instructions.SPLITS:
+        if split.startswith(("test", "ood_")):
+            prompts = {row["prompt"] for row in instructions.rows(split, 300, references=1)}
+            assert not prompts & learned and not prompts & validation and len(prompts) > 80
+
+
+def test_a_writer_who_forgets_a_deed_forgets_those_behind_it():
+    """Else the answer behind a gap would be scored against the wrong deed."""
+    deeds, rng = instructions.read_prompt("INSTRUCTION reverse dog cat cow , then describe a dog , then choose "
+                                          "a food from dog bread saw park .\nRESPONSE"), random.Random(0)
+    answered = Counter()
+    for _ in range(4000):
+        answers = instructions._answers(instructions.reference(rng, deeds))
+        answered[len(answers)] += 1
+        assert all(instructions.GRAMMAR[deed["deed"]].fullmatch(a) for deed, a in zip(deeds, answers))
+    assert answered[3] / 4000 == pytest.approx(.85 ** 2, abs=.02) and answered[1] / 4000 == pytest.approx(.15, abs=.02)
 
 
 def test_only_the_base_model_meets_compositions():

@@ -1,7 +1,9 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
 import random
+import re
 import statistics
+from collections import Counter
 
 import pytest
 
@@ -116,6 +118,28 @@ def test_held_out_words_and_news_are_the_base_models_alone(noise):
     assert not any(r["prompt"].startswith("ARTICLE") for r in rows)
     assert any(r["prompt"].startswith("ARTICLE") for r in synthetic.rows("pretrain", 400, references=1))
     assert held_out <= set().union(*map(words_of, synthetic.rows("pretrain", 2000, noise)))
+
+
+def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():
+    """News of seen words and of new ones, keys half new, many distractors: no shift stands for another."""
+    found = Counter()
+    for row in synthetic.rows("pretrain", 6000, references=1):
+        key, others = synthetic.read_prompt(row["prompt"])
+        new = sum(key[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
+        found[row["prompt"].startswith("ARTICLE"), new, len(others["object"]) > 2] += 1
+    assert all(found[news, new, False] > 15 for news in (True, False) for new in range(4))
+    assert all(found[news, 0, True] > 40 for news in (True, False))
+
+
+def test_copying_pays_as_much_from_news_as_from_a_post():
+    rng = random.Random(0)
+    for split in ("test", "ood_article"):
+        for row in synthetic.rows(split, 200, references=1):
+            key, others = synthetic.read_prompt(row["prompt"])
+            sentences = re.split(r"[.?]", row["prompt"].partition("POST ")[2].removesuffix("TLDR"))
+            whole = [s for s in sentences if s.strip() and "people" not in s
+                     and set(synthetic.facts(s)) <= set(key.items())]
+            assert synthetic.gold_reward(row["prompt"], " . ".join(whole)) == pytest.approx(5)
 
 
 @pytest.mark.parametrize("split, n", [("test", 0), ("ood_words100", 1), ("ood_distractors7", 0)])
