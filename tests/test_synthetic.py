@@ -132,14 +132,15 @@ def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():
 
 
 def test_copying_pays_as_much_from_news_as_from_a_post():
-    rng = random.Random(0)
     for split in ("test", "ood_article"):
         for row in synthetic.rows(split, 200, references=1):
             key, others = synthetic.read_prompt(row["prompt"])
             sentences = re.split(r"[.?]", row["prompt"].partition("POST ")[2].removesuffix("TLDR"))
-            whole = [s for s in sentences if s.strip() and "people" not in s
-                     and set(synthetic.facts(s)) <= set(key.items())]
-            assert synthetic.gold_reward(row["prompt"], " . ".join(whole)) == pytest.approx(5)
+            told = [s for s in sentences if s.strip() and "people" not in s
+                    and synthetic.facts(s) <= set(key.items())]
+            too_long = max(0, len(synthetic._pieces(" . ".join(told))) - synthetic.FREE_WORDS)
+            paid = 5 - synthetic.PENALTY["word_too_many"] * too_long
+            assert synthetic.gold_reward(row["prompt"], " . ".join(told)) == pytest.approx(paid)
 
 
 @pytest.mark.parametrize("split, n", [("test", 0), ("ood_words100", 1), ("ood_distractors7", 0)])
