@@ -8,7 +8,7 @@ with fewer than four seeds, these do not decide.
 import numpy as np
 
 from common.stats import over_seeds
-from study import key_story
+from study import key_story, rules
 from study.names import DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, short
 from tasks import synthetic
 
@@ -116,16 +116,18 @@ def matched_temperatures(r, task):
 
 
 def seen(settings):
-    """What the posts of each stage are like: [{split, posts, held_out: fraction with all story words held
-    out, articles: fraction in news format}]."""
+    """What the posts of each stage are like: [{split, posts, and the fractions held_out: of new words in the
+    key story, articles: in news format, distractors: with more than two}]."""
     n_train, found = max(settings["sft_rows"], settings["prompts"]), []
     for split, n in (("pretrain", settings["base_rows"]), ("train", n_train)):
         prompts = [row["prompt"] for row in synthetic.rows(split, n, references=1)]
-        stories = [synthetic.read_prompt(prompt)[0] for prompt in prompts]
-        held_out = [all(story[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
-                    for story in stories]
-        found.append({"split": split, "posts": n, "held_out": float(np.mean(held_out)),
-                      "articles": float(np.mean([p.startswith("ARTICLE") for p in prompts]))})
+        posts = [synthetic.read_prompt(prompt) for prompt in prompts]
+        of_posts = {
+            "held_out": [any(key[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
+                         for key, _ in posts],
+            "articles": [prompt.startswith("ARTICLE") for prompt in prompts],
+            "distractors": [len(others["object"]) > 2 for _, others in posts]}
+        found.append({"split": split, "posts": n} | {kind: float(np.mean(x)) for kind, x in of_posts.items()})
     return found
 
 
@@ -140,7 +142,7 @@ def results(r, settings, study, cost):
             "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
                           for m in line if m.startswith(("per_input_", "across_"))],
             "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
-            "seen": seen(settings),
+            "seen": seen(settings), "rules": rules.win_rates(settings["inputs"]),
             "reward_by_set": [{"task": task, "policy": policy, "split": split,
                                **over_seeds(r.ranked_rightly(task, policy, split), rate=True)}
                               for task in NOISE for policy in ("sft", "ppo") for split in SETS],

@@ -55,16 +55,15 @@ def rows(measures, reviewers):
 
 
 def of_shift(found):
-    """What the paper shows with instructions, on one step of shift."""
+    """What the paper shows with instructions, on one step of shift: here that to two deeds in a row, because
+    hardly any policy does three, so that all are alike there."""
     grows, rises = found["ppo_advantage_less_in_distribution"], found["beats_sft_less_in_distribution"]
-    more = {s: (MORE, f"PPO - SFT, {name}", found["less_sft"][f"ppo {s}"])
-            for s, name in (("ood_then2", "A, then B"), ("ood_then3", "A, then B, then C"))}
     return [
         Row("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift: "
             "much better on sequential instructions (one step of shift)", INSTRUCTIONS,
             "PPO - SFT on compositions, and the same less in distribution",
-            [*more.values(), (MORE, "A, then B, - ID", grows["ood_then2"]),
-             (MORE, "A, then B, then C, - ID", grows["ood_then3"])]),
+            [(MORE, "PPO - SFT, A, then B", found["less_sft"]["ppo ood_then2"]),
+             (MORE, "A, then B, - ID", grows["ood_then2"])]),
         Row("6.1, fig. 3", "with a small shift the gaps are equal", INSTRUCTIONS,
             "PPO - SFT: on unseen pairs less in distribution", [(SAME, "unseen pairs", grows["ood_pairs"])]),
         Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win about 3.5 points more often "

@@ -18,6 +18,7 @@ from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
 from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, VARIED,
                          pick, short)
+from study.rules import RULES
 from study.shift import SHIFTS
 
 TOY = "  TOY SIZES (--quick): these are not results."
@@ -106,8 +107,9 @@ def results_md(results):
         f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
         "## What each stage has seen",
-        table(["posts", "used", "key stories of held-out words", "news format"],
-              [[x["split"], f"{x['posts']:,}", f"{x['held_out']:.1%}", f"{x['articles']:.1%}"]
+        table(["posts", "used", "new words in the key story", "news format", "more than two distractors"],
+              [[x["split"], f"{x['posts']:,}", *(f"{x[k]:.1%}" for k in ("held_out", "articles",
+                                                                        "distractors"))]
                for x in results["seen"]]),
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
@@ -127,7 +129,9 @@ def of_task(results, task):
             win_table(results, task),
             "Best-of-16's win rate is that of the authors' resampling, whose mean is that of independent "
             f"samples.  Matched temperature, seed by seed: {matched}.  Ceilings: PPO on the gold reward, and "
-            "the best of 16 SFT samples by the gold reward (oracle).",
+            "the best of 16 SFT samples by the gold reward (oracle).  Two rules that need no model mark the "
+            "scale: what the title names, with time, feeling and question, but nothing of what happened; and "
+            "every story of the post.",
             "Diversity per input, temperature 1, ID test set (self-BLEU: lower is more varied; NLI: by a "
             "classifier that knows the facts)",
             diversity_table(results, task, "per_input", cell),
@@ -140,8 +144,11 @@ def win_table(results, task):
     def rate(policy, split):
         t = "matched" if policy == "sft_matched" else QUALITY
         return cell(pick(results["win_rate"], task=task, policy=policy, split=split, temperature=t))
-    return table(["policy", *map(short, SETS)],
-                 [[name, *(rate(policy, s) for s in SETS)] for policy, name in POLICIES.items()])
+    def of_rule(rule, split):
+        return f"{pick(results['rules'], rule=rule, task=task, split=split)['rate']:.2f}"
+    return table(["policy", *map(short, SETS)], [
+        *([name, *(rate(policy, s) for s in SETS)] for policy, name in POLICIES.items()),
+        *([f"rule: {rule}", *(of_rule(rule, s) for s in SETS)] for rule in RULES)])
 
 
 def diversity_table(results, task, kind, show):

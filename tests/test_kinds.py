@@ -79,4 +79,6 @@ def test_what_each_stage_has_seen_is_counted():
     posts = synthetic.rows("pretrain", 600, references=1)
     assert base["posts"] == 600 and later["posts"] == 300
     assert base["articles"] == sum(r["prompt"].startswith("ARTICLE") for r in posts) / 600 > 0
-    assert later["held_out"] == later["articles"] == 0 < base["held_out"] < .12
+    assert base["distractors"] == sum(len(synthetic.read_prompt(r["prompt"])[1]["object"]) > 2
+                                      for r in posts) / 600 > 0
+    assert later["held_out"] == later["articles"] == later["distractors"] == 0 < base["held_out"] < .12

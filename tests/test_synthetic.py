@@ -9,7 +9,7 @@ import pytest
 
 import diversity
 from conftest import call, refused
-from study import key_story
+from study import key_story, rules
 from tasks import synthetic
 
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
@@ -206,3 +206,13 @@ def test_the_key_story_is_scored_against_a_distractor(work, tmp_path):
     got = call("study.key_story", "--reward", work / "ckpt_reward.pt", "--posts", "40", cwd=tmp_path)
     assert got.returncode == 0 and "ood_words100" in got.stdout and " 40" in got.stdout, got.stderr
     refused(tmp_path, "study.key_story", "--reward", work / "ckpt_sft.pt", says="ckpt_sft.pt")
+
+
+def test_rules_mark_the_scale_of_win_rates():
+    texts = {rule: write(PROMPT) for rule, write in rules.RULES.items()}
+    assert texts == {"title": " monday my neighbor with my ring , now jealous , maybe i should confront .",
+                     "everything": " neighbor washed ring and teacher dropped piano ."}
+    # 1 + 1 + 1 + .5 + .5; 3 - .6
+    assert [synthetic.gold_reward(PROMPT, text) for text in texts.values()] == pytest.approx([4, 2.4])
+    found = {(x["rule"], x["split"]): x["rate"] for x in rules.win_rates(60) if x["task"] == "synthetic"}
+    assert found["title", "test"] > .85 and found["everything", "ood_distractors7"] < .1
