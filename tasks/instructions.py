@@ -15,7 +15,6 @@ compositions was raised once, after a pilot whose base model could not do them.
 """
 import re
 import random
-import zlib
 from functools import lru_cache
 
 from tasks import synthetic
@@ -57,6 +56,9 @@ SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind tha
 }
 SIZES = {"pretrain": 32768, "train": 32768}
 PRETRAINING_MIX = 1 / 4     # of the instructions of `pretrain`: two deeds in a row, or an unseen pair
+# prompts of `test`, from its first on, that no split to learn from has; there are so few different ones that
+# most would stand in train too.  Those of unseen pairs may stand in `pretrain`
+TESTED = 200
 
 # how often a reference leaves out a thing, says a wrong one, repeats the example, forgets to reverse or
 # forgets a later deed
@@ -291,11 +293,26 @@ def _instruction(rng, count, held_out):
     return f"INSTRUCTION {text} .\nRESPONSE", deeds
 
 
-def _may_stand_in(split, prompt):
-    """Whether a prompt belongs to a split.  There are so few that most would stand in train and test, so a
-    tenth of all is for the test sets alone, another for validation."""
-    tenth = zlib.crc32(prompt.encode()) % 10
-    return tenth == 0 if synthetic.is_test(split) else tenth == 1 if split == "validation" else tenth > 1
+def _draw(rng, split):
+    """(prompt, its deeds) as a split has them."""
+    count, held_out = SPLITS[split]
+    if split == "pretrain" and rng.random() < PRETRAINING_MIX:
+        count, held_out = rng.choice(((2, False), (1, True)))
+    return _instruction(rng, count, held_out)
+
+
+def _form(deeds):
+    return [(asked["deed"], asked["kind"], bool(asked.get("example"))) for asked in deeds]
+
+
+@lru_cache(maxsize=1)
+def _tested():
+    """The prompts of `test` that no other split has."""
+    return {_draw(_rng("test", synthetic.FIRST_UNSEEN + i), "test")[0] for i in range(TESTED)}
+
+
+def _rng(split, number):
+    return random.Random(f"instruction {split} {number}")
 
 
 def rows(split, n, noise="usual", references=4, start=0):
@@ -306,13 +323,11 @@ def rows(split, n, noise="usual", references=4, start=0):
     an unknown split."""
     out, start = [], start + synthetic.FIRST_UNSEEN * synthetic.is_test(split)
     for i in range(start, start + n):
-        rng = random.Random(f"instruction {split} {i}")
-        count, held_out = SPLITS[split]
-        if split == "pretrain" and rng.random() < PRETRAINING_MIX:
-            count, held_out = rng.choice(((2, False), (1, True)))
-        prompt, deeds = _instruction(rng, count, held_out)
-        while not _may_stand_in(split, prompt):
-            prompt, deeds = _instruction(rng, count, held_out)
+        rng = _rng(split, i)
+        prompt, deeds = _draw(rng, split)
+        form = _form(deeds)
+        while not synthetic.is_test(split) and (prompt in _tested() or _form(deeds) != form):
+            prompt, deeds = _draw(rng, split)       # another of the same form, so that forms stay as frequent
         written = [reference(rng, deeds) for _ in range(references)]
         out.append({"id": f"{split}-{i}", "prompt": prompt, "reference": written[0], "references": written})
     return out
