@@ -116,17 +116,15 @@ def matched_temperatures(r, task):
 
 
 def seen(settings):
-    """What the posts of each stage are like: [{split, posts, and the fractions held_out: of new words in the
-    key story, articles: in news format, distractors: with more than two}]."""
+    """What the posts of each stage are like: [{split, posts, and the fractions new_words: with a new word,
+    articles: in news format, distractors: with more than two}]."""
     n_train, found = max(settings["sft_rows"], settings["prompts"]), []
     for split, n in (("pretrain", settings["base_rows"]), ("train", n_train)):
         prompts = [row["prompt"] for row in synthetic.rows(split, n, references=1)]
-        posts = [synthetic.read_prompt(prompt) for prompt in prompts]
         of_posts = {
-            "held_out": [any(key[slot] in synthetic.HELD_OUT[slot] for slot in synthetic.STORY)
-                         for key, _ in posts],
+            "new_words": [bool(synthetic.NEW_WORDS & set(prompt.split())) for prompt in prompts],
             "articles": [prompt.startswith("ARTICLE") for prompt in prompts],
-            "distractors": [len(others["object"]) > 2 for _, others in posts]}
+            "distractors": [len(synthetic.read_prompt(prompt)[1]["object"]) > 2 for prompt in prompts]}
         found.append({"split": split, "posts": n} | {kind: float(np.mean(x)) for kind, x in of_posts.items()})
     return found
 

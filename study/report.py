@@ -107,8 +107,8 @@ def results_md(results):
         f"{how_to_read(len(settings['seeds']))}  Written by `python reproduce.py`.  "
         + took(results["cost"]) + (TOY if settings["quick"] else ""),
         "## What each stage has seen",
-        table(["posts", "used", "new words in the key story", "news format", "more than two distractors"],
-              [[x["split"], f"{x['posts']:,}", *(f"{x[k]:.1%}" for k in ("held_out", "articles",
+        table(["posts", "used", "new words", "news format", "more than two distractors"],
+              [[x["split"], f"{x['posts']:,}", *(f"{x[k]:.1%}" for k in ("new_words", "articles",
                                                                         "distractors"))]
                for x in results["seen"]]),
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
@@ -144,6 +144,7 @@ def win_table(results, task):
     def rate(policy, split):
         t = "matched" if policy == "sft_matched" else QUALITY
         return cell(pick(results["win_rate"], task=task, policy=policy, split=split, temperature=t))
+
     def of_rule(rule, split):
         return f"{pick(results['rules'], rule=rule, task=task, split=split)['rate']:.2f}"
     return table(["policy", *map(short, SETS)], [

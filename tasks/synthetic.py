@@ -23,28 +23,36 @@ References have one of two kinds of noise, at the same rates.  The kind decides 
 """
 import re
 import random
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations, product
 
-SLOTS = {  # slot: its values; a value's other surface forms after the slash
-    "who": "sister/sis brother/bro mother/mom father/dad boss/manager roommate/flatmate neighbor uncle "
-           "coworker/colleague cousin landlord/owner teacher/tutor",
-    "event": "damaged/wrecked grabbed/swiped sold borrowed lost burned/torched painted found washed dropped "
-             "returned copied/traced",
-    "object": "car phone/cell laptop/computer bike/bicycle guitar couch/sofa ring jacket/coat camera "
-              "book/novel watch lamp piano/keyboard tent mirror wallet/purse",
+SLOTS = {  # slot: its values; a value's other surface forms after the slash; after the colon a form that only
+    # a base model and the sets of new words have
+    "who": "sister/sis:sissy brother/bro:bruv mother/mom:mum father/dad:papa boss/manager:chief "
+           "roommate/flatmate:housemate neighbor:nextdoor uncle:unc coworker/colleague:workmate cousin:cuz "
+           "landlord/owner:lessor teacher/tutor:lecturer",
+    "event": "damaged/wrecked:dented grabbed/swiped:nicked sold:flogged borrowed:loaned lost:misplaced "
+             "burned/torched:scorched painted:coloured found:spotted washed:rinsed dropped:spilled "
+             "returned:restored copied/traced:cloned",
+    "object": "car:auto phone/cell:mobile laptop/computer:notebook bike/bicycle:cycle guitar:ukulele "
+              "couch/sofa:settee ring:band jacket/coat:parka camera:kodak book/novel:paperback "
+              "watch:timepiece lamp:lantern piano/keyboard:pianoforte tent:marquee mirror:glass "
+              "wallet/purse:pouch",
     "ask": "forgive/pardon confront sue report apologize leave/quit wait complain",
     "feeling": "angry/mad sad/unhappy guilty scared/afraid confused jealous",
     "time": "yesterday today monday friday sunday christmas/xmas easter recently/lately",
 }
 STORY = ("who", "event", "object")              # the slots a distractor story has too
-SURFACES = {slot: {v.split("/")[0]: v.split("/") for v in values.split()} for slot, values in SLOTS.items()}
+SURFACES, NEW_FORMS = {}, {}                    # {slot: {value: its forms}}, {slot: {value: its new form}}
+for _slot, _values in SLOTS.items():
+    _split = [value.partition(":") for value in _values.split()]
+    SURFACES[_slot] = {known.split("/")[0]: known.split("/") for known, _, _ in _split}
+    NEW_FORMS[_slot] = {known.split("/")[0]: new for known, _, new in _split if new}
 VALUES = {slot: list(forms) for slot, forms in SURFACES.items()}
 FACT = {form: (slot, value) for slot, forms in SURFACES.items()
         for value, group in forms.items() for form in group}
-HELD_OUT = {"who": VALUES["who"][-3:], "event": VALUES["event"][-3:], "object": VALUES["object"][-4:]}
-SEEN = {slot: [v for v in values if v not in HELD_OUT.get(slot, ())] for slot, values in VALUES.items()}
-ALIKE = {(slot, v): words for group in (SEEN, HELD_OUT) for slot, words in group.items() for v in words}
+FACT |= {form: (slot, value) for slot, forms in NEW_FORMS.items() for value, form in forms.items()}
+NEW_WORDS = {form for forms in NEW_FORMS.values() for form in forms.values()}
 
 # mixed: each reference has either kind; a base model is pretrained on this
 NOISE = ("systematic", "independent", "mixed")
@@ -53,11 +61,10 @@ INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "t
 WRONG = .06         # chance that a fact in a reference is wrong
 DISTRACTED = .55    # chance that a distractor opens a post; independent: of a clause about one in a reference
 LEAD = .9           # systematic: chance of that clause where a distractor opens the post; elsewhere 1 - LEAD
-# systematic noise: one seen and one held-out value of each slot is taken for another, so often that a fact is
-# wrong as often as under independent noise
-CONFUSED = {"who": {"uncle": "brother", "landlord": "teacher"}, "event": {"washed": "lost", "copied": "dropped"},
-            "object": {"lamp": "camera", "wallet": "mirror"}, "ask": {"complain": "report"},
-            "feeling": {"jealous": "angry"}, "time": {"friday": "monday"}}
+# systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
+# under independent noise
+CONFUSED = {"who": ("uncle", "brother"), "event": ("washed", "lost"), "object": ("lamp", "camera"),
+            "ask": ("complain", "report"), "feeling": ("jealous", "angry"), "time": ("friday", "monday")}
 
 # the gold reward: what a correct fact earns, and what is subtracted for each clause, fact or word that errs
 WEIGHT = {"who": 1., "event": 1., "object": 1., "ask": 1., "feeling": .5, "time": .5}
@@ -65,7 +72,7 @@ PENALTY = {"wrong": 1., "distractor": .6, "ungrammatical": .5, "duplicate": .3, 
            "word_too_many": .08}
 FREE_WORDS = 18     # every word and punctuation mark beyond these is one too many
 
-SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out value, format)
+SPLITS = {  # name: (distractor stories, chance that a story fact stands in its new form, format)
     "pretrain": ((1, 2), .0, "post"),       # and a part that is mixed in, below
     "train": ((1, 2), .0, "post"),
     "validation": ((1, 2), .0, "post"),
@@ -83,10 +90,10 @@ SPLITS = {  # name: (distractor stories, chance that a story slot has a held-out
     "graded_distractors6": ((6,), .0, "post"),
 }
 SIZES = {"pretrain": 32768, "train": 32768}
-# fraction of the posts of `pretrain` that are of any kind: with held-out words, as news, with up to seven
-# distractors.  So a base model has met whatever a test set holds, but rarely.  No later stage meets a held-out
-# word anywhere, neither in a distractor nor in a reference, nor news, nor a third distractor
-PRETRAINING_MIX = .12
+# fraction of the posts of `pretrain` with new forms, of those as news, and of those with three to seven
+# distractors, each drawn apart from the others.  So a base model has met whatever a test set holds, but rarely.
+# No later stage meets a new form anywhere, nor news, nor a third distractor
+PRETRAINING_MIX = .06
 # test posts begin here: those before were looked at while the task and the recipe were made
 FIRST_UNSEEN = 10_000
 
@@ -216,50 +223,49 @@ def gold_reward(prompt, text, finished=True):
 
 # ------------------------------------------------------------------------------------------------- generation
 
-def _fill(rng, form, story):
-    """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms."""
-    return " ".join(rng.choice(SURFACES[w.lower()][story[w.lower()]]) if w.isupper() else w
+def _fill(rng, form, story, new=0.):
+    """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms; new: chance of the
+    new one, where there is one."""
+    return " ".join(_surface(rng, w.lower(), story[w.lower()], new) if w.isupper() else w
                     for w in form.split())
 
 
-def _story(rng, held_out):
-    return {slot: rng.choice(HELD_OUT[slot] if slot in HELD_OUT and rng.random() < held_out else SEEN[slot])
-            for slot in SLOTS}
+def _surface(rng, slot, value, new):
+    if value in NEW_FORMS[slot] and rng.random() < new:
+        return NEW_FORMS[slot][value]
+    return rng.choice(SURFACES[slot][value])
 
 
-def _other_stories(rng, key, count, held_out):
-    """Stories of distractors, with as many held-out values as the key story has.  No value stands twice in a
-    post, so nothing is ambiguous."""
-    used, others = set(key.items()), [{} for _ in range(count)]
-    for slot in STORY:
-        for other in others:
-            words = (HELD_OUT if rng.random() < held_out else SEEN)[slot]
-            other[slot] = rng.choice([v for v in words if (slot, v) not in used])
-            used.add((slot, other[slot]))
-    return others
+def _story(rng):
+    return {slot: rng.choice(VALUES[slot]) for slot in SLOTS}
 
 
 def post(rng, split):
     """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
-    distractor opens the post)."""
-    distractors, held_out, style = SPLITS[split]
-    if split == "pretrain" and rng.random() < PRETRAINING_MIX:
-        held_out, style = rng.choice((0., .5, 1.)), rng.choice(("post", "article"))
-        distractors = (1, 2) if held_out else range(1, 8)       # there are few held-out words
-    forms = POST if style == "post" else ARTICLE
-    key, count = _story(rng, held_out), rng.choice(distractors)
-    others = _other_stories(rng, key, count, held_out)
-    sentences = [_fill(rng, rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
+    distractor opens the post, the chance of a new form in its references)."""
+    distractors, new, style = SPLITS[split]
+    if split == "pretrain":
+        new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
+        style = "article" if rng.random() < PRETRAINING_MIX else "post"
+        distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
+    new_in_references = .5 if split == "pretrain" and new else 0.
+    forms, fill = POST if style == "post" else ARTICLE, partial(_fill, rng, new=new)
+    key, count = _story(rng), rng.choice(distractors)
+    # no value twice: nothing is ambiguous
+    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
+    others = [{slot: names[slot][i] for slot in STORY} for i in range(count)]
+    sentences = [fill(rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < .3:
         ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
-        sentences.append(_fill(rng, rng.choice(forms["other_ask"]), ask))
-    told = [_fill(rng, rng.choice(forms["other_story"]), other) for other in others]
+        sentences.append(fill(rng.choice(forms["other_ask"]), ask))
+    told = [fill(rng.choice(forms["other_story"]), other) for other in others]
     leads = rng.random() < DISTRACTED
     first, rest = (told[0], sentences + told[1:]) if leads else (sentences[0], sentences[1:] + told)
     rng.shuffle(rest)
     body = " ".join(s if s.endswith("?") else s + " ." for s in [first, *rest])
-    title = _fill(rng, rng.choice(forms["title"]), key)
-    return f"{'TITLE' if style == 'post' else 'ARTICLE'} {title}\nPOST {body}\nTLDR", key, others[0], leads
+    title = fill(rng.choice(forms["title"]), key)
+    prompt = f"{'TITLE' if style == 'post' else 'ARTICLE'} {title}\nPOST {body}\nTLDR"
+    return prompt, key, others[0], leads, new_in_references
 
 
 def _said(rng, key, noise):
@@ -268,41 +274,42 @@ def _said(rng, key, noise):
     for slot in said:
         if noise == "independent":
             if rng.random() < WRONG:
-                said[slot] = rng.choice([v for v in ALIKE[slot, key[slot]] if v != key[slot]])
-        elif said[slot] in CONFUSED[slot] and rng.random() < min(1., WRONG * len(ALIKE[slot, said[slot]])):
-            said[slot] = CONFUSED[slot][said[slot]]
+                said[slot] = rng.choice([v for v in VALUES[slot] if v != key[slot]])
+        elif said[slot] == CONFUSED[slot][0] and rng.random() < min(1., WRONG * len(VALUES[slot])):
+            said[slot] = CONFUSED[slot][1]
     return said
 
 
-def _key_clauses(rng, said):
+def _key_clauses(fill, rng, said):
     """Clauses that state the facts {slot: value}: the story with its time first, then mood and ask in any
-    order."""
+    order.  fill: as `_fill` of a form and facts."""
     clauses, story = [], tuple(slot for slot in STORY if slot in said)
     if story:
         form = rng.choice(CLAUSES[story])
         if "time" in said:
             form = rng.choice((f"TIME {form}", f"{form} TIME"))
-        clauses.append(_fill(rng, form, said))
+        clauses.append(fill(form, said))
     elif "time" in said:
-        clauses.append(_fill(rng, SINCE[0], said))
-    more = [_fill(rng, rng.choice(forms), said)
+        clauses.append(fill(SINCE[0], said))
+    more = [fill(rng.choice(forms), said)
             for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
     rng.shuffle(more)
     return clauses + more
 
 
-def reference(rng, key, other, leads, noise):
+def reference(rng, key, other, leads, noise, new=0.):
     """One human-like summary of a post: incomplete, sometimes wrong, often with a clause about the distractor
-    `other`.  leads: whether a distractor opens the post."""
+    `other`.  leads: whether a distractor opens the post; new: chance of a new form of a story fact."""
     if noise == "mixed":
         noise = rng.choice(("systematic", "independent"))
-    clauses = _key_clauses(rng, _said(rng, key, noise))
+    fill = partial(_fill, rng, new=new)
+    clauses = _key_clauses(fill, rng, _said(rng, key, noise))
     # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but the post
     # decides
     distracted = DISTRACTED if noise == "independent" else LEAD if leads else 1 - LEAD
     if rng.random() < distracted:
         form = rng.choice(CLAUSES[STORY])
-        clause = _fill(rng, rng.choice((form, f"also {form}")), other)
+        clause = fill(rng.choice((form, f"also {form}")), other)
         clauses.insert(rng.choice((0, len(clauses))), clause)
     text = clauses[0]
     for clause in clauses[1:]:
@@ -325,8 +332,8 @@ def rows(split, n, noise="systematic", references=4, start=0):
     out, start = [], start + FIRST_UNSEEN * is_test(split)
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")
-        prompt, key, other, leads = post(rng, split)
-        texts = [reference(rng, key, other, leads, noise) for _ in range(references)]
+        prompt, key, other, leads, new = post(rng, split)
+        texts = [reference(rng, key, other, leads, noise, new) for _ in range(references)]
         out.append({"id": f"{split}-{i}", "prompt": prompt, "reference": texts[0], "references": texts})
     return out
 
@@ -361,7 +368,7 @@ def _nli_point(premise, hypothesis):
 
 def phrasings(rng, k):
     """k different texts that state the same facts: one content in many forms."""
-    story, out = _story(rng, 0.), {}
+    story, out = _story(rng), {}
     while len(out) < k:
         clauses = [rng.choice(CLAUSES[STORY]), rng.choice(MOOD), rng.choice(ASK)]
         rng.shuffle(clauses)
@@ -374,7 +381,7 @@ def stories(rng, k):
     """k texts in one phrasing, each with facts drawn anew: one form with many contents."""
     text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms)
                                                     for forms in (CLAUSES[STORY], MOOD, ASK))
-    return [f" {_fill(rng, text, _story(rng, 0.))} ." for _ in range(k)]
+    return [f" {_fill(rng, text, _story(rng))} ." for _ in range(k)]
 
 
 if __name__ == "__main__":

@@ -81,4 +81,4 @@ def test_what_each_stage_has_seen_is_counted():
     assert base["articles"] == sum(r["prompt"].startswith("ARTICLE") for r in posts) / 600 > 0
     assert base["distractors"] == sum(len(synthetic.read_prompt(r["prompt"])[1]["object"]) > 2
                                       for r in posts) / 600 > 0
-    assert later["held_out"] == later["articles"] == later["distractors"] == 0 < base["held_out"] < .12
+    assert later["new_words"] == later["articles"] == later["distractors"] == 0 < base["new_words"] < .12
