@@ -30,7 +30,7 @@ Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
 class Config(Common):
     out: str = ""               # folder of the results; "" is runs/results, with --quick runs/quick.  For a
                                 # published model folder of everything written; "" is runs/replication
-    seed: Seed = 10             # of the first run; nothing in the recipe was chosen on seeds 10 to 14
+    seed: Seed = 20             # of the first run; nothing was chosen on seeds 20 to 24
     seeds: Count = 2            # runs, with seeds --seed, --seed + 1, ...; at least 5 with --full
     full: bool = False          # also what the paper's reviewers asked for, and other methods than PPO
     jobs: Natural = 0           # stages side by side; 0: 2 of the synthetic task, one thread each, and 1 of a

@@ -95,7 +95,7 @@ SIZES = {"pretrain": 32768, "train": 32768}
 # No later stage meets a new form anywhere, nor news, nor a third distractor
 PRETRAINING_MIX = .06
 # test posts begin here: those before were looked at while the task and the recipe were made
-FIRST_UNSEEN = 10_000
+FIRST_UNSEEN = 20_000
 
 
 # ---------------------------------------------------------------------------------------------------- grammar
