@@ -33,17 +33,16 @@ QUALITIES = {  # what can be said of every thing of a kind: six words each
     "food": "sweet fresh warm cheap salty soft",
     "tool": "sharp heavy rusty cheap loud useful",
     "place": "quiet busy green wide old famous",
-    "job": "young famous skilled busy useful old",
+    "job": "young famous quick busy useful old",
 }
 QUALITIES = {kind: set(words.split()) for kind, words in QUALITIES.items()}
 ALL_QUALITIES = sorted(set().union(*QUALITIES.values()))
 COUNTS = {"two": 2, "three": 3, "four": 4}
 DEEDS = ("name", "describe", "choose", "reverse")
-# none of `choose`: whether its kind stood among the wrong things of other lists, or did not, would tell it
-HELD_OUT = {("name", "job"), ("describe", "tool"), ("reverse", "place")}
+# none of `choose`: whether its kind stood among the wrong things of other lists, or did not, would tell it.
+# All that is said of jobs is said of other kinds too, so that no word of an answer is unknown
+HELD_OUT = {("name", "tool"), ("describe", "job"), ("reverse", "place")}
 SEEN = {deed: [kind for kind in KINDS if (deed, kind) not in HELD_OUT] for deed in DEEDS}
-# what a writer says by mistake; of tools alone it would tell a mistake
-SAID_OF_SEEN = sorted(set().union(*(QUALITIES[kind] for kind in SEEN["describe"])))
 
 SPLITS = {  # name: (deeds in a row, whether each is a pair of deed and kind that fine-tuning never sees)
     "pretrain": (1, False),     # and a part that is mixed in, below
@@ -58,10 +57,10 @@ SIZES = {"pretrain": 32768, "train": 32768}
 PRETRAINING_MIX = 1 / 4     # of the instructions of `pretrain`: two deeds in a row, or an unseen pair
 # prompts of `test`, from its first on, that no split to learn from has; there are so few different ones that
 # most would stand in train too.  Those of unseen pairs may stand in `pretrain`
-TESTED = 200
+TESTED = 100
 
-# how often a reference leaves out a thing, says a wrong one, repeats the example, forgets to reverse or
-# forgets a later deed
+# how often a reference leaves out a thing, says or chooses a wrong one, repeats the example, forgets to
+# reverse or forgets a later deed
 LEFT_OUT, WRONG, LURED, FORGOTTEN = .25, .08, .5, .15
 WORTH = 3.      # of a deed done in full
 PENALTY = {"wrong": 1., "example": .6, "duplicate": .3, "surplus": .5, "ungrammatical": .5, "unfinished": 1.,
@@ -71,7 +70,8 @@ FREE_WORDS = 14     # for each deed asked for; every word and punctuation mark b
 ASKED = {
     "name": ("name COUNT KINDs", "list COUNT KINDs", "give me COUNT KINDs",
              "name COUNT KINDs such as EXAMPLE", "list COUNT KINDs like EXAMPLE"),
-    "describe": ("describe a ITEM", "what is a ITEM like", "say two things about a ITEM"),
+    "describe": ("describe a ITEM", "what is a ITEM like", "say two things about a ITEM", "how is a ITEM",
+                 "tell me about a ITEM", "say what a ITEM is like"),
     "choose": ("choose a KIND from ITEMS", "which of ITEMS is a KIND"),
     "reverse": ("reverse ITEMS", "say ITEMS backwards"),
 }
@@ -84,10 +84,8 @@ def _pieces(text):
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-def _ask(rng, held_out):
-    """One deed: (its wording, {"deed", "kind", ...})."""
-    pairs = [(deed, kind) for deed in DEEDS for kind in KINDS if ((deed, kind) in HELD_OUT) == held_out]
-    deed, kind = rng.choice(pairs)
+def _ask(rng, deed, kind):
+    """(the wording of a deed, {"deed", "kind", ...})."""
     text = rng.choice(ASKED[deed])
     own, others = KINDS[kind], [item for item in KIND if KIND[item] != kind]
     asked = {"deed": deed, "kind": kind}
@@ -158,7 +156,7 @@ GRAMMAR = {deed: re.compile(pattern) for deed, pattern in GRAMMAR.items()}
 def _answers(text):
     """The answers a text gives, in order, as strings: it is cut at full stops and at `then`."""
     parts = re.split(r"\.|\bthen\b", " ".join(_pieces(text)))
-    answers = [part.strip(" ,").removeprefix("and ").strip() for part in parts]
+    answers = [re.sub(r"^(and\b|[ ,])+|(\band|[ ,])+$", "", part) for part in parts]
     return [answer for answer in answers if answer]
 
 
@@ -247,7 +245,8 @@ def _answer_name(rng, asked):
     others = [w for w in KINDS[asked["kind"]] if w != asked["example"]]
     items = [w for w in rng.sample(others, asked["count"]) if rng.random() >= LEFT_OUT]
     items = items or [rng.choice(others)]
-    items = [rng.choice(KINDS[rng.choice(SEEN["name"])]) if _errs(rng) else w for w in items]
+    wrong = [kind for kind in SEEN["name"] if kind != asked["kind"]]
+    items = [rng.choice(KINDS[rng.choice(wrong)]) if _errs(rng) else w for w in items]
     if asked["example"] and rng.random() < LURED:
         items[rng.randrange(len(items))] = asked["example"]
     article = rng.choice(("", "a ", "the "))
@@ -256,15 +255,18 @@ def _answer_name(rng, asked):
 
 
 def _answer_describe(rng, asked):
-    words = rng.sample(sorted(QUALITIES[asked["kind"]]), rng.choice((1, 1, 2)))
-    words = " and ".join(rng.choice(SAID_OF_SEEN) if _errs(rng) else w for w in words)
+    good = QUALITIES[asked["kind"]]
+    wrong = [w for w in ALL_QUALITIES if w not in good]
+    words = rng.sample(sorted(good), rng.choice((1, 1, 2)))
+    words = " and ".join(rng.choice(wrong) if _errs(rng) else w for w in words)
     form = rng.choice(("a {} ITEM", "the ITEM is {}", "it is {}"))
     return form.format(words).replace("ITEM", asked["item"])
 
 
 def _answer_choose(rng, asked):
-    right = [w for w in asked["items"] if (KIND[w] == asked["kind"]) != _errs(rng)] or asked["items"]
-    return rng.choice(("{}", "the {}", "i choose the {}")).format(rng.choice(right))
+    errs = _errs(rng)
+    items = [w for w in asked["items"] if (KIND[w] == asked["kind"]) != errs]
+    return rng.choice(("{}", "the {}", "i choose the {}")).format(rng.choice(items))
 
 
 def _answer_reverse(rng, asked):
@@ -286,51 +288,57 @@ def reference(rng, deeds):
     return f" {text} ."
 
 
-def _instruction(rng, count, held_out):
-    """(prompt, its deeds) of `count` deeds in a row."""
-    texts, deeds = zip(*(_ask(rng, held_out) for _ in range(count)))
+def _pairs(rng, split):
+    """The deeds of an instruction, each with a kind of thing, as a split has them: [(deed, kind)]."""
+    count, held_out = SPLITS[split]
+    if split == "pretrain" and rng.random() < PRETRAINING_MIX:
+        count, held_out = rng.choice(((2, False), (1, True)))
+    known = [(deed, kind) for deed in DEEDS for kind in KINDS if ((deed, kind) in HELD_OUT) == held_out]
+    return [rng.choice(known) for _ in range(count)]
+
+
+def _instruction(rng, pairs):
+    """(prompt, its deeds)."""
+    texts, deeds = zip(*(_ask(rng, deed, kind) for deed, kind in pairs))
     text = texts[0] + "".join(rng.choice(JOINED) + more for more in texts[1:])
     return f"INSTRUCTION {text} .\nRESPONSE", deeds
 
 
-def _draw(rng, split):
-    """(prompt, its deeds) as a split has them."""
-    count, held_out = SPLITS[split]
-    if split == "pretrain" and rng.random() < PRETRAINING_MIX:
-        count, held_out = rng.choice(((2, False), (1, True)))
-    return _instruction(rng, count, held_out)
-
-
-def _form(deeds):
-    return [(asked["deed"], asked["kind"], bool(asked.get("example"))) for asked in deeds]
+def _content(deeds):
+    """What is asked for, beside deed and kind and whatever the wording."""
+    return [(asked.get("count"), asked.get("item"), bool(asked.get("example"))) for asked in deeds]
 
 
 @lru_cache(maxsize=1)
 def _tested():
     """The prompts of `test` that no other split has."""
-    return {_draw(_rng("test", synthetic.FIRST_UNSEEN + i), "test")[0] for i in range(TESTED)}
-
-
-def _rng(split, number):
-    return random.Random(f"instruction {split} {number}")
+    return {row["prompt"] for row in rows("test", TESTED, references=1)}
 
 
 def rows(split, n, noise="usual", references=4, start=0):
     """n instructions of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with
     id, prompt, reference and references, a list of that many.  There is one kind of noise.
 
-    A number always names the same instruction: `--seed` varies training, never the data.  Raises KeyError on
-    an unknown split."""
-    out, start = [], start + synthetic.FIRST_UNSEEN * synthetic.is_test(split)
-    for i in range(start, start + n):
-        rng = _rng(split, i)
-        prompt, deeds = _draw(rng, split)
-        form = _form(deeds)
-        while not synthetic.is_test(split) and (prompt in _tested() or _form(deeds) != form):
-            prompt, deeds = _draw(rng, split)       # another of the same form, so that forms stay as frequent
+    A number always names the same instruction: `--seed` varies training, never the data.  In a test split a
+    prompt comes again only where a thousand draws found no other.  Raises KeyError on an unknown split."""
+    tests = synthetic.is_test(split)
+    first = synthetic.FIRST_UNSEEN if tests else start
+    taken, out = set() if tests else _tested(), []
+    for i in range(first, first + n + start * tests):
+        rng = random.Random(f"instruction {split} {i}")
+        pairs = _pairs(rng, split)
+        prompt, deeds = _instruction(rng, pairs)
+        content = _content(deeds)
+        for _ in range(1000):
+            # content stays in splits to learn from, so that each is as frequent as in `test`
+            if prompt not in taken and (tests or _content(deeds) == content):
+                break
+            prompt, deeds = _instruction(rng, pairs)
+        if tests:
+            taken.add(prompt)
         written = [reference(rng, deeds) for _ in range(references)]
         out.append({"id": f"{split}-{i}", "prompt": prompt, "reference": written[0], "references": written})
-    return out
+    return out[len(out) - n:]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ References have one of two kinds of noise, at the same rates.  The kind decides 
 
   independent   each reference errs on its own; the most likely summary is then a clean one, and a low
                 temperature alone removes errors
-  systematic    writers share their errors: all are drawn to a distractor that opens the post, and all
-                confuse the same words
+  systematic    writers share their errors: nearly all are drawn to a distractor that opens the post, and
+                they confuse the same words
+
+Either way the distractor that writers take up is one for all of them.
 """
 import re
 import random
@@ -133,7 +135,7 @@ SINCE = ("since TIME",)
 _stories = [f for forms in CLAUSES.values() for f in forms]
 GRAMMAR = {f for f in (*_stories, *MOOD, *ASK, *SINCE)}
 GRAMMAR |= {f"TIME {f}" for f in _stories} | {f"{f} TIME" for f in _stories} | {f"also {f}" for f in _stories}
-# and what a text says itself, so that copying pays as much from news as from a post
+# and what a text says itself, so that copying from news is no error either
 GRAMMAR |= {f.removesuffix(" ?") for style in (POST, ARTICLE) for kind in (
     "title", "story", "other_story", "mood", "ask") for f in style[kind]}
 

@@ -24,6 +24,8 @@ from tasks import instructions
     ("reverse dog cat cow", " cow cat .", 2. - 1 / 3),
     ("reverse dog cat cow", " it is hard to say .", -.5),
     ("describe a dog , then reverse dog cat cow", " it is wild and furry . then cow cat dog .", 6.),
+    ("describe a dog , then reverse dog cat cow", " it is wild and furry and then cow cat dog .", 6.),
+    ("describe a dog , then reverse dog cat cow", " it is wild and furry . and then cow cat dog .", 6.),
     ("describe a dog , then reverse dog cat cow", " it is wild and furry .", 3.),
     # in the wrong order
     ("describe a dog , then reverse dog cat cow", " cow cat dog . it is wild and furry .", -1.),
@@ -55,13 +57,36 @@ def test_no_word_tells_that_it_is_wrong():
     """What fine-tuning never sees with a deed stands in no reference's error either, and choosing, whose lists
     hold wrong things of all kinds, has no unseen kind."""
     assert "choose" not in {deed for deed, _ in instructions.HELD_OUT}
+    described = set()
     for row in instructions.rows("train", 4000):
         deed, = instructions.read_prompt(row["prompt"])
         said = {word for text in row["references"] for _, word in instructions.facts(text)}
         if deed["deed"] == "name":
-            assert not said & set(instructions.KINDS["job"])
+            assert not said & set(instructions.KINDS["tool"])
         elif deed["deed"] == "describe":
-            assert not said & {"sharp", "heavy", "rusty"}       # what is said of tools alone
+            described |= said
+    assert instructions.QUALITIES["job"] < described        # nor is a right word of an unseen pair unknown
+
+
+def test_a_writer_errs_as_often_on_unseen_pairs():
+    """Of choices and of what is said of a thing 8 % are wrong, of what is named less: examples take places."""
+    for split in ("test", "ood_pairs"):
+        wrong, said = Counter(), Counter()
+        for row in instructions.rows(split, 300, references=20):
+            asked, = instructions.read_prompt(row["prompt"])
+            for text in row["references"]:
+                for slot, word in instructions.facts(text):
+                    deed = asked["deed"]
+                    if deed in ("describe", "choose", "name") and slot != "order" and (
+                            deed != "describe" or slot == "quality"):
+                        said[deed] += 1
+                        right = (word in instructions.QUALITIES[asked["kind"]] if deed == "describe"
+                                 else slot == asked["kind"])
+                        wrong[deed] += not right
+        assert said["describe"] > 1000 and said["name"] > 1000
+        assert wrong["describe"] / said["describe"] == pytest.approx(.08, abs=.02)
+        assert wrong["name"] / said["name"] == pytest.approx(.07, abs=.02)
+        assert split == "ood_pairs" or wrong["choose"] / said["choose"] == pytest.approx(.08, abs=.02)
 
 
 def test_no_prompt_of_a_test_set_is_learned_from():
@@ -70,18 +95,26 @@ def test_no_prompt_of_a_test_set_is_learned_from():
     for split in instructions.SPLITS:
         if split.startswith(("test", "ood_")):
             prompts = {row["prompt"] for row in instructions.rows(split, instructions.TESTED, references=1)}
-            assert not prompts & learned["train"] and len(prompts) > 100
+            assert not prompts & learned["train"] and len(prompts) == instructions.TESTED
             if split == "test":
                 assert not prompts & (learned["pretrain"] | learned["validation"])
 
 
 def test_what_is_kept_for_tests_changes_no_frequencies():
-    def forms(split):
-        return Counter(instructions._form(instructions.read_prompt(row["prompt"]))[0]
-                       for row in instructions.rows(split, 4000, references=1))
-    train, test = forms("train"), forms("test")
-    assert set(train) == set(test)
-    assert all(abs(train[form] - test[form]) / 4000 < .02 for form in train)
+    def contents(prompts):
+        return Counter((deed["deed"], deed["kind"], *instructions._content((deed,))[0])
+                       for prompt in prompts for deed in instructions.read_prompt(prompt))
+    rng = random.Random(0)
+    drawn = contents(instructions._instruction(rng, instructions._pairs(rng, "train"))[0] for _ in range(8000))
+    train = contents(row["prompt"] for row in instructions.rows("train", 8000, references=1))
+    assert set(train) == set(drawn)
+    # counts of a Poisson process; the square root of each has a standard deviation of a half
+    assert all(abs(train[c] ** .5 - drawn[c] ** .5) < 4 * .5 * 2 ** .5 for c in drawn)
+
+
+def test_a_number_names_an_instruction_wherever_rows_start():
+    for split in instructions.SPLITS:
+        assert instructions.rows(split, 60)[50:] == instructions.rows(split, 10, start=50)
 
 
 def test_a_writer_who_forgets_a_deed_forgets_those_behind_it():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -183,6 +184,25 @@ def test_the_plan_of_the_study():
     assert "seed0/synthetic-opt/ppo" in full
     assert {"seed1/synthetic/dpo_b0.3", "seed1/synthetic-independent/rloo_b0.1"} <= set(full)
     pipeline.by_urgency(stages.plan(stages.QUICK, (0, 1), folder, True))    # what a stage needs is in the plan
+
+
+def test_sft_keeps_what_the_base_model_knows_of_words_it_does_not_meet(tmp_path):
+    """Its embeddings and half of its layers are the base model's to the last bit; the reward model trains all."""
+    trial = stages.Trial(replace(stages.QUICK, sft_rows=64, prompts=24, held_out=4), 0, tmp_path, "synthetic")
+    trial.here.mkdir(parents=True)
+    trial.pretrain("synthetic-mixed", 64)
+    trial.train_sft()
+    trial.train_reward()
+    (base, _), (policy, _) = (load_checkpoint(trial.checkpoint(name), "lm", name) for name in ("base", "sft"))
+    reward_model, _ = load_checkpoint(trial.checkpoint("reward"), "reward", "reward")
+
+    def changed(model):
+        kept = base.state_dict()
+        return {name for name, p in model.state_dict().items()
+                if not name.startswith("head") and not torch.equal(p, kept[name])}
+    assert {name.split(".")[1] for name in changed(policy) if name.startswith("blocks")} == {"2", "3"}
+    assert "embed.weight" not in changed(policy) and "embed.weight" in changed(reward_model)
+    assert reward_model.config.frozen == 0 and policy.config.frozen == 2
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def new_words(row):
 
 
 def test_new_words_are_forms_of_known_values_in_prompts_of_their_sets_alone():
-    """Stories, distractors, references and errors are of one kind on all sets, so nothing but the words is
+    """Stories, distractors, references and errors are of one kind on all sets, so nothing but the wording is
     new."""
     for split in synthetic.SPLITS:
         rows = synthetic.rows(split, 200)
