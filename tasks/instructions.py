@@ -227,7 +227,7 @@ def gold_reward(prompt, text, finished=True):
     score = sum(_score(asked, answer) for asked, answer in zip(deeds, answers))
     score -= PENALTY["ungrammatical"] * max(0, len(answers) - len(deeds))
     score -= PENALTY["word_too_many"] * max(0, len(_pieces(text)) - FREE_WORDS * len(deeds))
-    return score - PENALTY["unfinished"] * (not finished)
+    return round(score - PENALTY["unfinished"] * (not finished), 9)     # or sums would make a win of a tie
 
 
 def gold_diversity(texts):

@@ -220,7 +220,8 @@ def gold_reward(prompt, text, finished=True):
                 score -= PENALTY["wrong"]
             said.add((slot, value))
     score -= PENALTY["word_too_many"] * max(0, len(pieces) - FREE_WORDS)
-    return score - PENALTY["unfinished"] * (not finished)
+    # rounded, or sums in another order would make a win of a tie
+    return round(score - PENALTY["unfinished"] * (not finished), 9)
 
 
 # ------------------------------------------------------------------------------------------------- generation

@@ -4,6 +4,7 @@ import random
 import re
 import statistics
 from collections import Counter
+from itertools import permutations
 
 import pytest
 
@@ -40,6 +41,12 @@ def test_gold_reward_by_hand():
     # 5 + 18 pieces: 5 over 18; 5 repetitions
     long = " my neighbor washed my ring" + " , now jealous" * 6
     assert reward(long) == 3.5 - 5 * .3 - .08 * 5
+
+
+def test_the_same_content_in_another_order_is_a_tie():
+    """As floats the three sums differ in the last digit."""
+    clauses = "the teacher sold the ring", "also my teacher dropped my piano", "my neighbor washed my ring"
+    assert {synthetic.gold_reward(PROMPT, f" {a} , {b} , {c} .") for a, b, c in permutations(clauses)} == {.12}
 
 
 @pytest.mark.parametrize("text",
