@@ -1,7 +1,8 @@
-"""The paper's claims as differences between policies: their estimates and verdicts, and everything in
+"""Statements about policies as differences between them: their estimates and verdicts, and everything in
 results.json.
 
-A claim says which sign a difference has.  It holds, or its opposite does, if the 95 % interval over the
+Some are the paper's claims, more are of this study; paper.py has the paper's row by row.  A claim says which
+sign a difference has.  It holds, or its opposite does, if the 95 % interval over the
 choice of seeds and prompts (`common.stats.over_seeds`) lies on one side of zero; else it is not shown, or,
 with fewer than four seeds, these do not decide.
 """
@@ -81,10 +82,10 @@ def of_best_of_n(r, task):
         return r.get(task, policy, "test", DIVERSITY, GOLD)
     return [("best-of-16 beats SFT", +1, "win rate in distribution, best-of-16 - SFT",
              over_seeds(r.wins(task, "bon", "test") - r.wins(task, "sft", "test")), {}),
-            ("PPO beats best-of-16", +1, "win rate in distribution, PPO - best-of-16",
-             over_seeds(r.wins(task, "ppo", "test") - r.wins(task, "bon", "test")), {}),
-            ("PPO beats best-of-16 out of distribution", +1, "win rate, PPO - best-of-16",
-             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "bon", *SHIFTED)), {}),
+            ("best-of-16 beats PPO", +1, "win rate in distribution, best-of-16 - PPO",
+             over_seeds(r.wins(task, "bon", "test") - r.wins(task, "ppo", "test")), {}),
+            ("best-of-16 beats PPO out of distribution", +1, "win rate, best-of-16 - PPO",
+             over_seeds(r.wins(task, "bon", *SHIFTED) - r.wins(task, "ppo", *SHIFTED)), {}),
             ("best-of-16 is less varied per input than SFT", -1, "gold diversity, best-of-16 - SFT",
              over_seeds(varied("bon") - varied("sft")), {}),
             ("PPO is less varied per input than best-of-16", -1, "gold diversity, PPO - best-of-16",

@@ -227,8 +227,8 @@ SAID = {  # claim: in a word or two, for an axis
     "PPO cuts per-input diversity more than across-input (EAD)":
         "more than across inputs (EAD), relative loss",
     "best-of-16 beats SFT": "best-of-16 beats SFT, in distribution",
-    "PPO beats best-of-16": "PPO beats best-of-16, in distribution",
-    "PPO beats best-of-16 out of distribution": "the same, out of distribution",
+    "best-of-16 beats PPO": "best-of-16 beats PPO, in distribution",
+    "best-of-16 beats PPO out of distribution": "the same, out of distribution",
     "PPO is more than sharpening: it beats SFT at the temperature of equal diversity":
         "PPO beats SFT of equal diversity",
     "out of distribution too, PPO beats SFT at that temperature, matched in distribution":
@@ -462,7 +462,8 @@ def draw_coverage(ax, lines):
 
 METHOD_STYLE = {"PPO": (RED, "D"), "best-of-N": (ORANGE, "s"), "SFT": (BLUE, "o"), "DPO": (GREEN, "^"),
                 "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"), "GRPO": (BLACK, "X"),
-                "PPO, entropy bonus": (GREY, "d"), "PPO, typical annotators": (GREY, "h")}
+                "PPO, entropy bonus": (GREY, "d"), "PPO, typical annotators": (GREY, "h"),
+                "PPO, k2 in the reward": (RED, "p")}
 
 
 def draw_methods(plt, reviewers):

@@ -23,12 +23,13 @@ from generalisation import gold_scores, reward_scores, wins
 from reward import score
 from splits import Task, encode_prompts, encode_response
 from study.measures import encoder_of, sample_files, vocabulary_of
-from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, METHODS, QUALITY, TYPICALITY, method_name,
+from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, K2, METHODS, QUALITY, TYPICALITY, method_name,
                          ppo_name)
 
 SAMPLED = ("base", "sft", "ppo_gold", *map(ppo_name, BETAS))    # policies whose sample files are read
 OF_METHODS = (*(method_name(method, beta) for method, betas in METHODS.items() for beta in betas),
-              *(method_name("entropy", c) for c in ENTROPY), *(method_name("typical", a) for a in TYPICALITY))
+              *(method_name("entropy", c) for c in ENTROPY), *(method_name("typical", a) for a in TYPICALITY),
+              *(method_name("k2_b", beta) for beta in K2))
 KEPT = 8                        # independent best-of-N outputs of a prompt
 
 
@@ -178,6 +179,7 @@ def points(keys):
     knobs = {"PPO": ("β", ppo_name, BETAS),
              "PPO, entropy bonus": ("c", partial(method_name, "entropy"), ENTROPY),
              "PPO, typical annotators": ("a", partial(method_name, "typical"), TYPICALITY),
+             "PPO, k2 in the reward": ("β", partial(method_name, "k2_b"), K2),
              **{method.upper(): ("β", partial(method_name, method), betas)
                 for method, betas in METHODS.items()}}
     of_knobs = [(f"{curve}, {knob} = {x:g}" + ("" if t == DIVERSITY else f", T = {t:g}"), curve,
@@ -210,7 +212,7 @@ def numbers(seeds):
                 "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
                 **{m: over_seeds(f.get(key, m)) for m in MEANS_OF},
                 **{m: over_seeds(f.get(key, m), rate=True) for m in RATES_OF}}
-        if curve == "PPO" and key[1] == DIVERSITY:
+        if curve.startswith("PPO") and key[1] == DIVERSITY:
             line["embedding"] = over_seeds(f.get(key, "embedding"))
         if curve != "SFT":
             line["above_sft"] = f.beside(key, sft, "gold_diversity", "wins")
@@ -226,11 +228,13 @@ def numbers(seeds):
             line["kept_beside_ppo"] = f.beside(key, ppo, "gold_reward", "gold_diversity")
             line["gained_beside_ppo"] = f.beside(key, ppo, "root_kl", "gold_reward")
         lines.append(line)
-    free, usual = (ppo_name(0), DIVERSITY), (ppo_name(BETA), DIVERSITY)
-    larger = {m: over_seeds(f.get((ppo_name(BETAS[-1]), DIVERSITY), m) - f.get(usual, m))
-              for m in ("wins", "ead", "embedding", "gold_diversity")}
-    without = {m: over_seeds(f.get(free, m) - f.get(usual, m)) for m in ("reward", "gold_reward")}
-    return {"frontier": lines, "kept": KEPT, "without_kl_penalty": without, "larger_beta": larger}
+    def less(a, b, measures):
+        return {m: over_seeds(f.get((a, DIVERSITY), m) - f.get((b, DIVERSITY), m)) for m in measures}
+    of_beta, k2 = ("wins", "ead", "embedding", "gold_diversity"), partial(method_name, "k2_b")
+    return {"frontier": lines, "kept": KEPT,
+            "without_kl_penalty": less(ppo_name(0), ppo_name(BETA), ("reward", "gold_reward")),
+            "larger_beta": less(ppo_name(BETAS[-1]), ppo_name(BETA), of_beta),
+            "larger_beta_k2": less(k2(K2[-1]), k2(K2[0]), of_beta)}
 
 
 def read_seeds(folder, seeds, task="synthetic"):

@@ -30,6 +30,7 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 # and PPO on annotators who like what is typical
 METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0.03, 0.1, 0.3)}
 ENTROPY, TYPICALITY = (0.1,), (5.0,)
+K2 = (0.1, 1.0, 5.0)    # betas of PPO with k2 in the reward, as in the authors' code, whose README has beta 5
 # learning rates that study/tuning.py chose on validation prompts, with seeds that no result is reported of;
 # PPO keeps the rate of the frozen recipe, which came out .02 in gold reward below the best of three
 RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
@@ -43,7 +44,7 @@ def ppo_name(beta):
 
 
 def method_name(method, knob):
-    """The same of another method: dpo_b0.1, ppo_entropy0.03, ppo_typical2."""
+    """The same of another method: dpo_b0.1, ppo_entropy0.03, ppo_typical2, ppo_k2_b5."""
     return f"{method}_b{knob:g}" if method in METHODS else f"ppo_{method}{knob:g}"
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from common.stats import over_seeds
 from study.claims import decided
-from study.names import BETA, BETAS, DIVERSITY, NOISE, SETS, SHIFTED
+from study.names import BETA, BETAS, DIVERSITY, K2, NOISE, SETS, SHIFTED
 
 AGREES, DIFFERS, NOT_SHOWN, OPEN = "agrees", "differs", "not shown", "open"
 MORE, LESS, SAME, NOT_LESS = "more", "less", "same", "not less"     # what a claim says of a difference
@@ -139,15 +139,19 @@ def of_diversity(r):
 
 
 def of_beta(found):
-    """From the usual beta to the largest one, systematic noise, temperature 1."""
+    """From the usual beta to the largest one, systematic noise, temperature 1.  Once more with k2 in the
+    reward, as in the authors' code, from near its default, 0.05, to the 5 of its README."""
     change, beta = found["larger_beta"], f"β = {max(BETAS):g} less β = {BETA:g}"
+    authors, k2 = found["larger_beta_k2"], f"k2 in the reward, β = {max(K2):g} less β = {min(K2):g}"
     return [
         Row("6.3, app. I", "a larger KL coefficient lowers performance", SUMMARIES, f"win rate, {beta}",
-            [(LESS, "T = 1", change["wins"])]),
+            [(LESS, "T = 1", change["wins"]), (LESS, k2, authors["wins"])]),
         Row("6.3, app. I", "a larger KL coefficient lowers diversity per input too", SUMMARIES,
             f"diversity per input, {beta}",
             [(LESS, "EAD", change["ead"]), (LESS, "embeddings", change["embedding"]),
-             (LESS, "gold diversity", change["gold_diversity"])])]
+             (LESS, "gold diversity", change["gold_diversity"]),
+             *((LESS, f"{name}, {k2}", authors[m]) for m, name in (
+                 ("ead", "EAD"), ("embedding", "embeddings"), ("gold_diversity", "gold diversity")))])]
 
 
 def not_tested_here():

@@ -16,8 +16,8 @@ from study import frontier, key_story, methods, paper, proxies
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
-from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, VARIED,
-                         pick, short)
+from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, K2, NOISE, POLICIES, QUALITY, SETS,
+                         VARIED, pick, short)
 from study.rules import RULES
 from study.shift import SHIFTS
 
@@ -114,8 +114,7 @@ def results_md(results):
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
-        "Some turn a claim of the paper round, which for example finds best-of-16 above RLHF; its own claims "
-        "stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
+        "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
         "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, "
         "over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
         claims)
@@ -203,7 +202,7 @@ def reviewers_md(results, reviewers):
         f"Written by `python reproduce.py --full`, {n} seeds.  {how_to_read(n)}  "
         + took(reviewers["cost"]) + (TOY if settings["quick"] else ""),
         "## The paper's claims", *of_paper(reviewers["paper"]),
-        "## The same claims on a base model of OPT's kind", *of_opt(results["claims"], reviewers["opt"]),
+        "## Our statements on a base model of OPT's kind", *of_opt(results["claims"], reviewers["opt"]),
         "## What kind of diversity is lost", picture("kinds"), *of_kinds(reviewers["kinds"]),
         "## Which method keeps diversity", picture("methods"), *of_methods(reviewers),
         "## 1. Shift as a number, and the advantage against it", picture("shift"),
@@ -369,7 +368,11 @@ def of_frontier(found):
     free = found["without_kl_penalty"]
     varied = {"gold_diversity": "gold diversity", "ead": "EAD", "embedding": "embeddings",
               "good_distinct": f"different good answers of {frontier.KEPT}"}
-    sweep = [pick(found["frontier"], curve="PPO", knob=b, temperature=DIVERSITY) for b in BETAS]
+    sweep, k2 = ([pick(found["frontier"], curve=curve, knob=b, temperature=DIVERSITY) for b in betas]
+                 for curve, betas in (("PPO", BETAS), ("PPO, k2 in the reward", K2)))
+
+    def of_beta(x):
+        return [f"{x['knob']:g}", f"{x['kl']:.2f}", cell(x["wins"]), *(cell(x[m]) for m in varied)]
     return [f"Test prompts in distribution, systematic noise.  Best-of-N: {found['kept']} independent "
             "outputs a prompt.  PPO at temperature 1 where none is named.  The last columns are win rates "
             "less SFT's and best-of-N's at equal gold diversity, interpolated, intervals over seeds and "
@@ -377,9 +380,9 @@ def of_frontier(found):
             "KL is measured on the samples, of best-of-N bounded.",
             table(["policy", "KL, nats", *columns.values(), "- SFT", "- best-of-N"], rows),
             "PPO over the KL coefficient, temperature 1.",
-            table(["β", "KL, nats", "win rate", *varied.values()],
-                  [[f"{x['knob']:g}", f"{x['kl']:.2f}", cell(x["wins"]), *(cell(x[m]) for m in varied)]
-                   for x in sweep]),
+            table(["β", "KL, nats", "win rate", *varied.values()], map(of_beta, sweep)),
+            "The same with k2 in the reward, as in the authors' code.",
+            table(["β", "KL, nats", "win rate", *varied.values()], map(of_beta, k2)),
             "Over-optimisation: PPO with β = 0 less PPO with β = 0.1, temperature 1.",
             table(["reward", "gold reward"], [[signed(free["reward"]), signed(free["gold_reward"])]])]
 

@@ -27,7 +27,7 @@ from methods import dpo, grpo
 from splits import synthetic_task
 from study import frontier, growth, kinds, methods, proxies
 from study.measures import encoder_of, measure, sample_files, vocabulary_of
-from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, GRADED, INSTRUCT_SPLITS,
+from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, GRADED, INSTRUCT_SPLITS, K2,
                          METHODS, NOISE, OPT, QUALITY, RATES, SETS, SFT_TEMPERATURES, SWEEP, TYPICALITY,
                          method_name, ppo_name)
 from study.pipeline import Stage
@@ -334,6 +334,10 @@ def method_stages(t):
         for c in ENTROPY:
             name = method_name("entropy", c)
             work = partial(t.method, name, partial(t.train_ppo, name, ent_coef=c))
+            stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
+        for beta in K2:
+            name = method_name("k2_b", beta)
+            work = partial(t.method, name, partial(t.train_ppo, name, beta=beta, kl_in_reward="k2"))
             stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
         for a in TYPICALITY:
             name = method_name("typical", a)

@@ -10,7 +10,7 @@ from conftest import ROOT, call, refused
 from study import compare, synthetic_study
 from study.names import NOISE
 
-CLAIMS = ("PPO beats SFT in distribution", "PPO beats best-of-16", "best-of-16 beats SFT")
+CLAIMS = ("PPO beats SFT in distribution", "best-of-16 beats PPO", "best-of-16 beats SFT")
 
 
 def estimate(mean, half):
@@ -48,7 +48,7 @@ def test_verdicts_that_differ_are_counted_and_named():
     lines = lines_of(here, toy_results())
     assert lines[2:5] == [
         "  verdicts of 3 claims: 1 agree, 1 differ, 1 wait for more seeds in one of the runs",
-        "  there HOLDS; here NOT SHOWN", "    PPO beats best-of-16 (systematic noise)"]
+        "  there HOLDS; here NOT SHOWN", "    best-of-16 beats PPO (systematic noise)"]
     assert "there -> here" in lines[5]          # what waits for seeds is not listed
     assert lines_of(toy_results(), here)[3] == "  there NOT SHOWN; here HOLDS"
     here["claims"].pop()
