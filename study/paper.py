@@ -68,7 +68,8 @@ def of_shift(found):
             [(MORE, "PPO - SFT, A, then B", found["less_sft"]["ppo ood_then2"]),
              (MORE, "A, then B, - ID", grows["ood_then2"]),
              (MORE, "head to head, A, then B, - ID", rises["ppo ood_then2"])]),
-        Row("6.1, fig. 3", "with a small shift the gaps are equal", INSTRUCTIONS,
+        Row("6.1, fig. 3", "with a small shift the gaps are equal (section 7: similar, or RLHF's slightly "
+            "worse)", INSTRUCTIONS,
             "PPO - SFT: on unseen pairs less the same deeds in distribution",
             [(SAME, "unseen pairs", grows["ood_pairs"])]),
         Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win about 3.5 points more often "
