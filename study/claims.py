@@ -16,6 +16,7 @@ from tasks import synthetic
 HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
 UNDECIDED = {1: "one seed does not decide", 2: "two seeds do not decide", 3: "three seeds do not decide"}
 GOLD = "per_input_gold_diversity"
+GROWS = "PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)"
 
 
 def verdict(estimate, expected):
@@ -55,9 +56,22 @@ def of_generalisation(r, task):
     return [("PPO beats SFT in distribution", +1, in_words, over_seeds(advantage["test"]), {}),
             ("PPO beats SFT out of distribution", +1, f"{in_words}, mean over the OOD sets",
              over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft", *SHIFTED)), {}),
-            ("PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)", +1,
+            (GROWS, +1,
              "advantage OOD - advantage ID", over_seeds(grows),
              {short(s): float(np.mean(a)) for s, a in advantage.items()})]
+
+
+def advantage_on_other_scales(r, task):
+    """What becomes of PPO's advantage over SFT out of distribution, OOD - ID, where it is not a difference of
+    win rates: {"ratio": the logarithm of PPO's rate over SFT's, "odds": of the odds}.  Estimates over seeds
+    alone."""
+    def rate(policy, splits):       # (seeds,), kept off 0 and 1, where neither exists
+        return np.clip(r.wins(task, policy, *splits).mean(axis=1), 1e-3, 1 - 1e-3)
+
+    def shifted_less_home(scale):
+        ood, home = (scale(rate("ppo", splits)) - scale(rate("sft", splits)) for splits in (SHIFTED, SETS[:1]))
+        return over_seeds((ood - home)[:, None])
+    return {"ratio": shifted_less_home(np.log), "odds": shifted_less_home(lambda x: np.log(x / (1 - x)))}
 
 
 def of_diversity(r, task):
@@ -71,9 +85,10 @@ def of_diversity(r, task):
         cut = varied("ppo", f"per_input_{key}") - varied("sft", f"per_input_{key}")
         out.append((f"PPO cuts per-input diversity ({what})", -1, "PPO - SFT", over_seeds(cut), {}))
     # not by gold diversity: prompts tell different stories, so across inputs whoever reads them is near 1
-    per_input, across = lost("per_input_ead"), lost("across_ead")
+    per_input, across = lost("per_input_ead"), lost("across_ead_of_as_many")
     return [*out, ("PPO cuts per-input diversity more than across-input (EAD)", +1,
-                   "relative loss per input - across inputs", over_seeds((per_input - across)[:, None]),
+                   "relative loss per input - across inputs, both of 16 outputs",
+                   over_seeds((per_input - across)[:, None]),
                    {"per input": float(per_input.mean()), "across inputs": float(across.mean())})]
 
 
@@ -147,6 +162,7 @@ def results(r, settings, study, cost):
             "key_story": [{"task": task, "split": split,
                            **over_seeds(r.key_scores_higher(task, split), rate=True)}
                           for task in NOISE for split in key_story.SPLITS],
+            "advantage_on_other_scales": {task: advantage_on_other_scales(r, task) for task in NOISE},
             "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
             "unfinished": {task: unfinished(r, task) for task in NOISE}}
 

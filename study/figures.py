@@ -13,7 +13,7 @@ import numpy as np
 
 from common.flags import Common, launch
 from study import proxies
-from study.claims import HOLDS, OPPOSITE
+from study.claims import GROWS, HOLDS, OPPOSITE
 from study.instruct import COMPARED
 from study.names import (BETA, BETAS, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, SHIFTED, pick,
                          short)
@@ -222,8 +222,7 @@ def draw_diversity(ax, results):
 SAID = {  # claim: in a word or two, for an axis
     "PPO beats SFT in distribution": "PPO beats SFT, in distribution",
     "PPO beats SFT out of distribution": "PPO beats SFT, out of distribution",
-    "PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)":
-        "its advantage grows with the shift",
+    GROWS: "its advantage grows with the shift",
     "PPO cuts per-input diversity more than across-input (EAD)":
         "more than across inputs (EAD), relative loss",
     "best-of-16 beats SFT": "best-of-16 beats SFT, in distribution",

@@ -227,6 +227,10 @@ def numbers(seeds):
         if curve not in ("SFT", "best-of-N", "PPO", "base"):
             line["kept_beside_ppo"] = f.beside(key, ppo, "gold_reward", "gold_diversity")
             line["gained_beside_ppo"] = f.beside(key, ppo, "root_kl", "gold_reward")
+        if curve != "SFT":      # paired by seed and prompt
+            for name, other in (("less_ppo", (ppo_name(BETA), DIVERSITY)), ("less_best_of_16", ("bon16", 1.0))):
+                line[name] = {m: over_seeds(f.get(key, m) - f.get(other, m))
+                              for m in ("gold_reward", "gold_diversity", "good_distinct")}
         lines.append(line)
     def less(a, b, measures):
         return {m: over_seeds(f.get((a, DIVERSITY), m) - f.get((b, DIVERSITY), m)) for m in measures}

@@ -58,15 +58,20 @@ def slope(x, y):
     return float(u @ y / (u @ u) * span) if span > 0 else np.nan
 
 
+def leverages(x):
+    """(sets,) how much of the line through (x, y) each set decides by itself: at 1 the line goes through it."""
+    u = x - x.mean()
+    return 1 / len(x) + u ** 2 / (u @ u)
+
+
 def other_sets(x, y, rng):
     """y (sets,) of test sets that lie as far from the line through (x, y) as these do: a bootstrap of the
     residuals, each divided by what its own leverage takes from it (Davison and Hinkley 1997, section 6.2).
     The shifts x stay: one set lies far from all others, and a draw of sets without it would measure another
     line."""
     u = x - x.mean()
-    leverage = 1 / len(x) + u ** 2 / (u @ u)
     line = y.mean() + u * (u @ y / (u @ u))
-    residuals = (y - line) / np.sqrt(1 - leverage)
+    residuals = (y - line) / np.sqrt(1 - leverages(x))
     return line + rng.choice(residuals - residuals.mean(), len(x))
 
 
@@ -116,7 +121,7 @@ def numbers(measures, folder):
             of_all = {p: list(of_set.values()) for p, of_set in advantage.items()}
             slopes.append({"task": task, "noise": noise, "measure": m, "low": float(x.min()),
                            "high": float(x.max()), "farthest": sets[int(x.argmax())],
-                           **change(x, of_all)})
+                           "leverage": float(leverages(x).max()), **change(x, of_all)})
         for kind, chosen in KINDS.items():
             x = np.array([far[task][s]["js"] for s in chosen])
             of_kind = {p: [of_set[s] for s in chosen] for p, of_set in advantage.items()}

@@ -50,6 +50,10 @@ def numbers(r, folder):
     return {"good": [{"task": task, "policy": p, "measure": m,
                       "estimate": r.estimate(task, p, "test", DIVERSITY, m)}
                      for task in NOISE for p in VARIED for m in MEASURES],
+            "good_less_sft": [{"task": task, "policy": p, **over_seeds(
+                r.get(task, p, "test", DIVERSITY, "good_distinct")
+                - r.get(task, "sft", "test", DIVERSITY, "good_distinct"))}
+                for task in NOISE for p in ("bon", "ppo", "ppo_gold")],
             "split": [{"task": task, "policy": p, **split_of_loss(r, task, p)}
                       for task in NOISE for p in ("bon", "ppo", "ppo_gold")],
             "coverage": [{"policy": p, "k": k, **over_seeds(covered(p, k), rate=True)}

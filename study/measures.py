@@ -105,6 +105,7 @@ def measure_file(rows, task, encode, vocabulary, gold_of):
                                           vocabulary=vocabulary)
         line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
         line |= {f"across_{m}": [float(x.mean())] for m, x in found["across"].items()}
+        line["across_ead_of_as_many"] = [ead_of_as_many(rows, vocabulary)]
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
     if key["policy"] in VARIED and key["temperature"] == DIVERSITY:
@@ -115,6 +116,16 @@ def measure_file(rows, task, encode, vocabulary, gold_of):
     best = np.max(scores, axis=1, keepdims=True)
     oracle = key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}
     return [oracle, line]
+
+
+def ead_of_as_many(rows, vocabulary):
+    """EAD across inputs over as many outputs as EAD per input has, K, because it depends on their number: the
+    mean over disjoint sets of K prompts with one output each."""
+    k = len(rows[0]["outputs"])
+    order = np.random.default_rng(0).permutation(len(rows))
+    sets = [order[i:i + k] for i in range(0, max(1, len(rows) - k + 1), k)]
+    pools = [[diversity.words(rows[i]["outputs"][j]) for i in chosen] for chosen in sets for j in range(k)]
+    return float(np.mean(diversity.lexical_measures(pools, vocabulary=vocabulary)["ead"]))
 
 
 class Measures:

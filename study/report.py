@@ -13,6 +13,7 @@ from common.files import atomic_write
 from common.flags import Common, launch
 from common.stats import Interval
 from study import frontier, key_story, methods, paper, proxies
+from study.claims import GROWS
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
@@ -117,7 +118,13 @@ def results_md(results):
         "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
         "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, "
         "over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
-        claims)
+        claims,
+        "What becomes of PPO's advantage over SFT out of distribution depends on the scale.  Out of "
+        "distribution less in distribution; the last two intervals are over seeds alone:",
+        table(["noise", "difference of win rates", "log of their ratio", "log of the ratio of their odds"],
+              [[NOISE[task], signed(pick(results["claims"], task=task, claim=GROWS)["estimate"]),
+                signed(scales["ratio"]), signed(scales["odds"])]
+               for task, scales in results["advantage_on_other_scales"].items()]))
 
 
 def of_task(results, task):
@@ -289,7 +296,7 @@ def of_methods(reviewers):
                "gained_beside_ppo": "gold reward at equal KL, - PPO"}
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in columns), f"{x['length']:.1f}",
              *(beside(x, key) for key in against)] for x in lines]
-    found = reviewers["methods"]
+    found, paired = reviewers["methods"], ("gold_reward", "gold_diversity", "good_distinct")
     names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
     ood = [[NOISE[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
                                    for s in SETS)] for task, policy in names]
@@ -300,6 +307,11 @@ def of_methods(reviewers):
             "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * "
             "marks where that curve does not reach so far, and its nearest end was taken.",
             table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
+            "The same less PPO (β = 0.1) and less best-of-16, paired by seed and prompt.  Of so many differences "
+            "one in twenty misses zero by chance.",
+            table(["method", *(f"{columns[m]}, - {name}" for name in ("PPO", "best-of-16") for m in paired)],
+                  [[x["policy"], *(signed(x[key][m]) for key in ("less_ppo", "less_best_of_16") for m in paired)]
+                   for x in lines]),
             "Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),
             "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
@@ -312,13 +324,15 @@ def of_growth(found):
 
     def ends(x):
         return f"{x['low']:.3f} to {x['high']:.3f} ({short(x['farthest'])})"
-    by_measure = [[x["noise"], SHIFTS[x["measure"]], ends(x), *changes(x)] for x in found["slopes"]]
+    by_measure = [[x["noise"], SHIFTS[x["measure"]], ends(x), f"{x['leverage']:.2f}", *changes(x)]
+                  for x in found["slopes"]]
     by_kind = [[x["noise"], x["kind"], ", ".join(map(short, x["sets"])), *changes(x)] for x in found["along"]]
     count = [[POLICIES[p], *(str(n) for n in found["counts"][p].values())] for p in ("ppo", "bon")]
     policies = ["PPO - SFT", "best-of-16 - SFT"]
     return ["Change of the advantage over SFT from the least to the most shifted set, by least squares; "
-            "intervals over the choice of seeds, prompts and test sets.",
-            table(["noise", "measure", "from, to (farthest)", *policies], by_measure),
+            "intervals over the choice of seeds, prompts and test sets.  Leverage: how much of the line the "
+            "farthest set decides by itself; near 1 the slope compares that set with all others.",
+            table(["noise", "measure", "from, to (farthest)", "leverage", *policies], by_measure),
             "How many of these slopes grow, shrink or are not shown.",
             table(["policy", *found["counts"]["ppo"]], count),
             "The same along one kind of shift, by JS bits; intervals over the choice of seeds and prompts.",
