@@ -23,8 +23,8 @@ from generalisation import gold_scores, reward_scores, wins
 from reward import score
 from splits import Task, encode_prompts, encode_response
 from study.measures import encoder_of, sample_files, vocabulary_of
-from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, K2, METHODS, QUALITY, TYPICALITY, method_name,
-                         ppo_name)
+from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, ENTROPY, K2, METHODS, QUALITY, TYPICALITY,
+                         method_name, ppo_name)
 
 SAMPLED = ("base", "sft", "ppo_gold", *map(ppo_name, BETAS))    # policies whose sample files are read
 OF_METHODS = (*(method_name(method, beta) for method, betas in METHODS.items() for beta in betas),
@@ -228,10 +228,11 @@ def numbers(seeds):
             line["kept_beside_ppo"] = f.beside(key, ppo, "gold_reward", "gold_diversity")
             line["gained_beside_ppo"] = f.beside(key, ppo, "root_kl", "gold_reward")
         if curve != "SFT":      # paired by seed and prompt
-            for name, other in (("less_ppo", (ppo_name(BETA), DIVERSITY)), ("less_best_of_16", ("bon16", 1.0))):
-                line[name] = {m: over_seeds(f.get(key, m) - f.get(other, m))
-                              for m in ("gold_reward", "gold_diversity", "good_distinct")}
+            for other in ("ppo", "bon16"):
+                line[f"less_{other}"] = {m: over_seeds(f.get(key, m) - f.get((other, DIVERSITY), m))
+                                         for m in ("gold_reward", "gold_diversity", "good_distinct")}
         lines.append(line)
+
     def less(a, b, measures):
         return {m: over_seeds(f.get((a, DIVERSITY), m) - f.get((b, DIVERSITY), m)) for m in measures}
     of_beta, k2 = ("wins", "ead", "embedding", "gold_diversity"), partial(method_name, "k2_b")

@@ -115,9 +115,9 @@ def results_md(results):
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
-        "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, if the 95 % interval of "
-        "the difference over the choice of seeds and prompts lies on one side of zero (common/stats.py, "
-        "over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
+        "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, if "
+        "the 95 % interval of the difference over the choice of seeds and prompts lies on one side of zero "
+        "(common/stats.py, over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
         claims,
         "What becomes of PPO's advantage over SFT out of distribution depends on the scale.  Out of "
         "distribution less in distribution; the last two intervals are over seeds alone:",
@@ -307,11 +307,11 @@ def of_methods(reviewers):
             "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * "
             "marks where that curve does not reach so far, and its nearest end was taken.",
             table(["method", "KL, nats", *columns.values(), "length", *against.values()], rows),
-            "The same less PPO (β = 0.1) and less best-of-16, paired by seed and prompt.  Of so many differences "
-            "one in twenty misses zero by chance.",
+            "The same less PPO (β = 0.1) and less best-of-16, paired by seed and prompt.  Of so many "
+            "differences one in twenty misses zero by chance.",
             table(["method", *(f"{columns[m]}, - {name}" for name in ("PPO", "best-of-16") for m in paired)],
-                  [[x["policy"], *(signed(x[key][m]) for key in ("less_ppo", "less_best_of_16") for m in paired)]
-                   for x in lines]),
+                  [[x["policy"], *(signed(x[f"less_{other}"][m]) for other in ("ppo", "bon16")
+                                   for m in paired)] for x in lines]),
             "Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),
             "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
