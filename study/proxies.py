@@ -140,7 +140,12 @@ def _within(groups, measure, fix_length):
     found = [np.nanmean([spearman(c["per_input"][measure], c["per_input"][GOLD],
                                   c["per_input"]["length"] if fix_length else None) for c in group])
              for group in groups]
-    return mean_interval([x for x in found if not np.isnan(x)] or [np.nan])
+    return _known_mean(found)
+
+
+def _known_mean(correlations):
+    """The mean of those that exist: a measure that is the same everywhere has no ranks.  An Interval."""
+    return mean_interval([x for x in correlations if not np.isnan(x)] or [np.nan])
 
 
 def breaks(conditions, measure):
@@ -187,7 +192,7 @@ def content_test(conditions, measure):
         (m, x), = pairs
         return (bootstrap_statistic(lambda picks: spearman(m[picks], x[picks]), len(m), 200),
                 bootstrap_statistic(lambda picks: _two_above_one(m[picks], x[picks]), len(m), 200))
-    return (mean_interval([spearman(m, x) for m, x in pairs]),
+    return (_known_mean([spearman(m, x) for m, x in pairs]),
             mean_interval([_two_above_one(m, x) for m, x in pairs]))
 
 

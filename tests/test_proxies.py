@@ -66,6 +66,8 @@ def test_two_conditions_have_no_order_and_one_has_content():
     alone = proxies.content_test(conditions[:1], "ead")
     assert [e.mean for e in alone] == [e.mean for e in proxies.content_test(conditions, "ead")]
     assert proxies.content_test([], "ead") == (None, None)
+    flat = conditions[0] | {"content": conditions[0]["content"] | {"ead": [1.] * len(conditions[0]["content"]["m"])}}
+    assert proxies.content_test([*conditions, flat], "ead")[0].mean == alone[0].mean    # it has no ranks
 
 
 def test_a_condition_measures_its_sets(tmp_path):
