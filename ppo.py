@@ -11,12 +11,13 @@ stays near 1 and `length` near the references'.
 
 Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1, fewer steps of 2 epochs and
 half its layers frozen; the value model is a second network that starts from the reward model; advantages are
-whitened over response tokens only (the authors' code includes padding); minibatches do not overlap (theirs
-do); the score of a response that did not end is the fixed `--no-eos-score`.
+whitened over response tokens only (the authors' code includes padding); the penalty in the reward is k1
+(theirs: k2); the score of a response that did not end is the fixed `--no-eos-score`.
 """
 import copy
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -34,9 +35,11 @@ from common.tokenizer import load_tokenizer, same_ids
 from splits import decode, encode_prompts, task_of
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
-_PAPER = dict(freeze=0.8, epochs=4, kl_coef=0.05)
-PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, minibatches=1, steps=750, **_PAPER),   # its tables 2-4
-           "authors": dict(lr=1.5e-6, minibatches=4, steps=500, **_PAPER),                 # their commands
+_PAPER = dict(freeze=0.8, epochs=4, minibatches=1)
+PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, steps=750, kl_coef=0.05, **_PAPER),    # its tables 2-4
+           # the command of their README; their code's default for beta is 0.05
+           "authors": dict(lr=1.5e-6, batch_size=16, steps=500, kl_coef=5.0, kl_in_reward="k2", vf_coef=0.2,
+                           **_PAPER),
            **dict.fromkeys(("small-gpt2", "small-opt", "small-llama"), _SMALL)}
 
 
@@ -59,6 +62,8 @@ class Config(Common):
                                 # parameters
     kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations of the
                                 # reward model's scores); the paper's 0.05
+    kl_in_reward: Literal["k1", "k2"] = "k1"    # estimator of that KL; k2, which the authors' code has, leads
+                                    # to another optimum (see kl_estimate)
     kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
     kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch: more is slower; a short
                                 # run needs fewer
@@ -90,7 +95,7 @@ def kl_estimate(logp, ref_logp, kind="k1"):
     With x = logp - ref_logp: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman 2020).  k1 and k3 are
     unbiased; k1 of a sample can be negative, k3 never is.  Raises ValueError on another kind.
 
-    All three are for looking at; only k1 belongs into the reward, because an unbiased value need not give an
+    All three are for looking at; into the reward belongs k1, because an unbiased value need not give an
     unbiased gradient.  The policy gradient treats the penalty as a constant, and then only k1's gradient is
     that of beta KL(policy || reference).  k3's is the gradient of KL(policy || reference) less that of
     KL(reference || policy): the two cancel near the reference, and the policy ends far from the optimum of
@@ -430,7 +435,8 @@ def main(cfg):
         # a response that did not end gets a fixed score; the gold reward has its own penalty
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. the score at the last token, a KL penalty at every token
-        rewards = token_rewards(score, kl_estimate(ro.logp, ro.ref_logp), ro.mask, beta.value)
+        rewards = token_rewards(score, kl_estimate(ro.logp, ro.ref_logp, cfg.kl_in_reward), ro.mask,
+                                beta.value)
         # 3. advantages
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         # 4. several epochs of clipped updates

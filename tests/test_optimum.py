@@ -103,7 +103,7 @@ def test_ppo_finds_the_optimum(n_tokens, steps, tmp_path):
 @pytest.mark.slow
 def test_k2_and_k3_in_the_reward_lead_elsewhere(tmp_path):
     """Their values estimate KL, but their score-function gradients are not the gradient of KL (kl_estimate
-    explains it): they come .67 of the way, at twice the KL, where k1 comes .999.  So only k1 is offered."""
+    explains it): they come .67 of the way, at twice the KL, where k1 comes .999."""
     fraction, kl = train("k1", 3, 100, tmp_path / "k1")
     assert fraction >= .98
     for kind in ("k2", "k3"):

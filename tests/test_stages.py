@@ -242,7 +242,7 @@ def test_wrong_input(work, tmp_path_factory):
     refused(w, "bon", "--temperature", "-1", says="0 (greedy), or a number from 0.01")
     refused(w, "bon", "--splits", "nope", says=["'nope'", "ood_article"])
     refused(w, "ppo", "--temperature", "0", says="a number from 0.01 to 100")
-    refused(w, "ppo", "--kl-kind", "k3", says="--kl-kind")
+    refused(w, "ppo", "--kl-in-reward", "k3", says="--kl-in-reward")
     refused(w, "sft", "--task", "nope", says="--task nope")
     refused(w, "bon", "--temprature", "1", says=["--temprature", "bon.py --help"])
     refused(w, "bon", "--n", "many", says="invalid int value: 'many'")
