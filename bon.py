@@ -6,9 +6,9 @@
 
 common/samples.py describes the lines of a sample file.
 
-Best-of-N outputs come from a pool of scored samples of a prompt, as in the authors' code: N are drawn without
-replacement and the best is kept, until there are as many as the policy itself has.  This resampling repeats
-texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool
+Best-of-N outputs come from a pool of scored samples of a prompt: N are drawn without replacement and the best
+is kept, until there are as many as the policy itself has.  The authors' code does so for diversity.  This
+resampling repeats texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool
 into 16 disjoint sixteens instead, at four times the price.
 """
 import math
@@ -57,8 +57,8 @@ class Config(Common):
 
 
 def best_of_n_kl(n):
-    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (Stiennon et al. 2020, appendix G).
-    Raises ValueError for n < 1."""
+    """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (equality: Stiennon et al. 2020,
+    appendix G; the bound: Beirami et al. 2024, arXiv 2401.01879).  Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"best_of_n_kl: n = {n} must be at least 1")
     return math.log(n) - (n - 1) / n

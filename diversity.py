@@ -258,7 +258,7 @@ def vendi_score(embeddings):
 
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
-    -1, times the classifier's certainty (paper, appendix; Stasaski and Hearst 2022).  points: function of
+    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: function of
     [(premise, hypothesis)] giving (n,), as from `load_nli`.  Raises ValueError on fewer than two outputs, and
     UserError on points that are not finite."""
     if len(outputs) < 2:

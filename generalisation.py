@@ -53,9 +53,8 @@ def wins(scores, opponents):
 
 
 def win_rate(scores, opponents):
-    """Win rate as an Interval over prompts.  Arguments as of `wins`.
-
-    (paper, section 5: preference versus reference, with J = 1)"""
+    """Win rate as an Interval over prompts: with J = 1 the paper's preference versus reference.  Arguments as
+    of `wins`."""
     return rate_interval(wins(scores, opponents))
 
 

@@ -111,8 +111,7 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def token_rewards(score, kl, mask, kl_coef):
-    """R_t = -beta kl_t + [t = last] r(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T).  (paper,
-    section 4)"""
+    """R_t = -beta kl_t + [t = last] r(x, y).  score: (B,); kl, mask: (B, T).  Returns (B, T)."""
     rewards = torch.where(mask, -kl_coef * kl, 0.)
     last = mask.sum(1) - 1              # EOS, if the response ended: the position that the reward model reads
     rewards[torch.arange(len(score), device=score.device), last] += score

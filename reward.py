@@ -63,8 +63,8 @@ class Config(Common):
 def bradley_terry_loss(chosen, rejected, n_pairs=None):
     """-log sigma(r_chosen - r_rejected), averaged over pairs.
 
-    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (paper, section
-    4; Stiennon et al. 2020)"""
+    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (Stiennon et
+    al. 2020)"""
     return -F.logsigmoid(chosen - rejected).sum() / (n_pairs or len(chosen))
 
 

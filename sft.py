@@ -67,7 +67,7 @@ def sft_loss(logp, n_tokens=None):
     """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x,
     y_<t).
 
-    logp: (M,); n_tokens: of the whole batch, if logp is of a part of it.  (paper, section 4)"""
+    logp: (M,); n_tokens: of the whole batch, if logp is of a part of it."""
     return -logp.sum() / (n_tokens or len(logp))
 
 

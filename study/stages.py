@@ -7,8 +7,8 @@ initialisation, data order and sampling.  Posts, references and test sets are th
 are paired by prompt.
 
 Deviations from the paper: its two tasks are replaced by the synthetic one and its GPT-4 judge by the gold
-reward; generalisation is sampled at temperature 0.7, diversity at 1; SFT is also sampled at the temperature
-that gives it PPO's per-input diversity, to tell learning from sharpening.
+reward; SFT is also sampled at the temperature that gives it PPO's per-input diversity, to tell learning from
+sharpening.
 """
 from dataclasses import asdict, dataclass
 from functools import partial

@@ -8,12 +8,12 @@ folder deeper under the configuration's name, with the hub's fields.
 
     tldr             TL;DR posts; out of distribution: CNN/DailyMail articles
     tldr-length      posts of at most 245 words; out of distribution: longer ones
-    tldr-subreddit   five subreddits about relationships and the like; out of distribution: all others
+    tldr-subreddit   posts of r/relationships; out of distribution: all others
     tldr-sentiment   posts that a classifier calls positive; out of distribution: the negative ones
     alpaca           AlpacaFarm; out of distribution: AlpacaEval (near), Sequential Instructions (far)
 
 Deviations from the paper: which side of the sentiment split is in distribution, and by which classifier, is
-our choice.  The authors drew subsets with replacement; here every row counts once.
+our choice; so is r/relationships, one of five subreddits that the authors' code can take.  The authors drew subsets with replacement; here every row counts once.
 """
 import re
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from common.samples import instruction_prompt
 
 PARQUET = "refs/convert/parquet"    # a branch that the hub makes of data sets that were loading scripts
 LENGTH_LIMIT = 245                  # words of a post
-SUBREDDITS = ("relationships", "relationship_advice", "AskReddit", "tifu", "dating_advice")
+SUBREDDIT = "relationships"
 SENTIMENT_MODEL = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
 
 
@@ -178,7 +178,7 @@ def in_distribution(task, rows):
     if task == "tldr-length":
         return [len(r["post"].split(" ")) <= LENGTH_LIMIT for r in rows]
     if task == "tldr-subreddit":
-        return [r["subreddit"] in SUBREDDITS for r in rows]
+        return [r["subreddit"] == SUBREDDIT for r in rows]
     if task == "tldr-sentiment":
         if all(isinstance(r.get("sentiment"), bool) for r in rows):
             return [r["sentiment"] for r in rows]

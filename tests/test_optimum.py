@@ -1,7 +1,7 @@
 """PPO on a space of responses so small that every one can be listed: does it find the policy that maximises
 J = E[r] - beta KL(policy || ref_policy), which is known?
 
-With rewards r(y) the optimum is pi*(y) = ref(y) exp(r(y) / beta) / Z, and J(pi*) = beta log Z (Korbacher et
+With rewards r(y) the optimum is pi*(y) = ref(y) exp(r(y) / beta) / Z, and J(pi*) = beta log Z (Korbak et
 al. 2022).  The rollouts, rewards, advantages and updates are those of ppo.py.
 """
 import copy

@@ -87,6 +87,11 @@ def test_graded_splits_part_the_posts(name, inside, shifted, local):
     assert [r["id"] for r in task.rows(shifted[0])] == shifted[1]
 
 
+def test_one_subreddit_is_in_distribution():
+    posts = [{"post": "", "subreddit": name} for name in ("relationships", "AskReddit", "tifu")]
+    assert paper.in_distribution("tldr-subreddit", posts) == [True, False, False]
+
+
 def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
     posts = [post(0, sentiment=True), post(1, sentiment=False)]
     for split in ("train", "test"):
