@@ -8,8 +8,8 @@ common/samples.py describes the lines of a sample file.
 
 Best-of-N outputs come from a pool of scored samples of a prompt: N are drawn without replacement and the best
 is kept, until there are as many as the policy itself has.  The authors' code does so for diversity.  This
-resampling repeats texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256 --independent` cuts the pool
-into 16 disjoint sixteens instead, at four times the price.
+resampling repeats texts: the best of a pool of 64 is in a quarter of all draws of 16.  `--pool 256
+--independent` cuts the pool into 16 disjoint sixteens instead, at four times the price.
 """
 import math
 from dataclasses import dataclass, replace

@@ -268,7 +268,8 @@ class GPT(nn.Module):
     def frozen_modules(self):
         """The trunk: embeddings and the first `config.frozen` layers; nothing where frozen is 0.
 
-        An untied LM head stays frozen with it (the authors' `freeze_lm_head`); a tied one is the embedding."""
+        An untied LM head stays frozen with it (the authors' `freeze_lm_head`).  A tied one is the embedding.
+        """
         k = self.config.frozen
         if not k:
             return []

@@ -13,7 +13,8 @@ folder deeper under the configuration's name, with the hub's fields.
     alpaca           AlpacaFarm; out of distribution: AlpacaEval (near), Sequential Instructions (far)
 
 Deviations from the paper: which side of the sentiment split is in distribution, and by which classifier, is
-our choice; so is r/relationships, one of five subreddits that the authors' code can take.  The authors drew subsets with replacement; here every row counts once.
+our choice; so is r/relationships, one of five subreddits that the authors' code can take.  The authors drew
+subsets with replacement; here every row counts once.
 """
 import re
 from dataclasses import dataclass
