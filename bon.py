@@ -180,6 +180,7 @@ def main(cfg):
     policy = policy_name(cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_"))
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
     trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
+    against = {policy: trained, best_policy: [*list_of_hashes(trained), reward_hash]}
     splits = read_test_sets(task, cfg.splits, cfg.inputs)
     prompts_of = {split: encode_prompts(tokenizer, [row["prompt"] for row in rows],
                                         task.max_prompt_len(model.config.context), f"{split} prompts")
@@ -200,16 +201,15 @@ def main(cfg):
             model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature, top_k=cfg.top_k,
             top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
             ranks=(rank(), world_size())))
-        fields = {"task": task.name, "split": split, "temperature": cfg.temperature, "seed": cfg.seed}
-        lines_of = run.state.setdefault("lines", {})        # of this split, by policy
         rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
-        lines_of.setdefault(policy, []).extend(sample_lines(
-            tokenizer, rows, sampled, rewards, [range(cfg.n)] * len(rows), **fields, policy=policy,
-            trained_against=trained))
+        picks_of = {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
-            lines_of.setdefault(best_policy, []).extend(sample_lines(
-                tokenizer, rows, sampled, rewards, [pick(r, cfg.n, cfg.n) for r in rewards], **fields,
-                policy=best_policy, trained_against=[*list_of_hashes(trained), reward_hash]))
+            picks_of[best_policy] = [pick(r, cfg.n, cfg.n) for r in rewards]
+        lines_of = run.state.setdefault("lines", {})        # of this split, by policy
+        for name, picks in picks_of.items():
+            lines_of.setdefault(name, []).extend(sample_lines(
+                tokenizer, rows, sampled, rewards, picks, task=task.name, split=split,
+                temperature=cfg.temperature, seed=cfg.seed, policy=name, trained_against=against[name]))
         run.state["numpy_rng"] = numpy_rng.bit_generator.state
         if start + per_step >= len(splits[split]):
             write_split(cfg.out, split, run.state.pop("lines"), pool)

@@ -69,7 +69,8 @@ def advantage_on_other_scales(r, task):
         return np.clip(r.wins(task, policy, *splits).mean(axis=1), 1e-3, 1 - 1e-3)
 
     def shifted_less_home(scale):
-        ood, home = (scale(rate("ppo", splits)) - scale(rate("sft", splits)) for splits in (SHIFTED, SETS[:1]))
+        ood, home = (scale(rate("ppo", splits)) - scale(rate("sft", splits))
+                     for splits in (SHIFTED, SETS[:1]))
         return over_seeds((ood - home)[:, None])
     return {"ratio": shifted_less_home(np.log), "odds": shifted_less_home(lambda x: np.log(x / (1 - x)))}
 

@@ -59,7 +59,7 @@ def slope(x, y):
 
 
 def leverages(x):
-    """(sets,) how much of the line through (x, y) each set decides by itself; at 1 the line goes through it."""
+    """(sets,) how much of the line through (x, y) each set decides by itself; at 1 the line meets it."""
     u = x - x.mean()
     return 1 / len(x) + u ** 2 / (u @ u)
 

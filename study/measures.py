@@ -58,8 +58,9 @@ def measure(here, name):
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
+    found = {"samples": lines, **of_reward_model(here)}
     # outputs without n-grams: nan
-    write_json(here / "measures.json", {"samples": lines} | of_reward_model(here), indent=None, allow_nan=True)
+    write_json(here / "measures.json", found, indent=None, allow_nan=True)
 
 
 def of_reward_model(here):

@@ -115,8 +115,8 @@ def results_md(results):
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
         *(part for task in NOISE for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
-        "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, if "
-        "the 95 % interval of the difference over the choice of seeds and prompts lies on one side of zero "
+        "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, "
+        "if the 95 % interval of the difference over the choice of seeds and prompts lies on one side of zero "
         "(common/stats.py, over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
         claims,
         "What becomes of PPO's advantage over SFT out of distribution depends on the scale.  Out of "
@@ -180,8 +180,9 @@ def accuracy(results, task):
         ["all", *(f"{x:.3f}" for x in all_pairs)],
         ["gold rewards more than 1 apart", *(f"{x:.3f}" for x in far_apart), "", ""]]),
         "How often the reward model ranks two outputs to one prompt as the gold reward does",
-        table(["outputs of", *map(short, SETS)], [[POLICIES[p], *(cell(pick(
-            results["reward_by_set"], task=task, policy=p, split=s)) for s in SETS)] for p in ("sft", "ppo")]),
+        table(["outputs of", *map(short, SETS)],
+              [[POLICIES[p], *(cell(pick(results["reward_by_set"], task=task, policy=p, split=s))
+                               for s in SETS)] for p in ("sft", "ppo")]),
         "How often the reward model scores the key story of a post above its distractor in the same phrasing",
         table([*map(short, key_story.SPLITS)], [[cell(pick(results["key_story"], task=task, split=s))
                                                  for s in key_story.SPLITS]])
@@ -296,13 +297,7 @@ def of_methods(reviewers):
                "gained_beside_ppo": "gold reward at equal KL, - PPO"}
     rows = [[x["policy"], f"{x['kl']:.2f}", *(cell(x[m]) for m in columns), f"{x['length']:.1f}",
              *(beside(x, key) for key in against)] for x in lines]
-    found, paired = reviewers["methods"], ("gold_reward", "gold_diversity", "good_distinct")
-    names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
-    ood = [[NOISE[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
-                                   for s in SETS)] for task, policy in names]
-    ranked = [[NOISE[task], judge, policy, *(interval(pick(
-        found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
-        for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
+    paired = ("gold_reward", "gold_diversity", "good_distinct")
     return ["Systematic noise, in distribution, temperature 1.  The last columns interpolate along best-of-N "
             "over N and PPO over β, from the β of the highest gold reward up, and along the root of KL; * "
             "marks where that curve does not reach so far, and its nearest end was taken.",
@@ -312,7 +307,17 @@ def of_methods(reviewers):
             table(["method", *(f"{columns[m]}, - {name}" for name in ("PPO", "best-of-16") for m in paired)],
                   [[x["policy"], *(signed(x[f"less_{other}"][m]) for other in ("ppo", "bon16")
                                    for m in paired)] for x in lines]),
-            "Win rate on all test sets, temperature 0.7, β = 0.1.",
+            *of_methods_by_set(reviewers["methods"])]
+
+
+def of_methods_by_set(found):
+    names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
+    ood = [[NOISE[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
+                                   for s in SETS)] for task, policy in names]
+    ranked = [[NOISE[task], judge, policy, *(interval(pick(
+        found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
+        for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
+    return ["Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),
             "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
             "they are.", table(["noise", "judge", "outputs of", *map(short, SETS)], ranked)]

@@ -33,8 +33,9 @@ from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, 
 from study.pipeline import Stage
 
 # of the layers, with the embeddings, in SFT, as in PPO and the other methods (the paper: 0.8, in every
-# stage).  Without it SFT pushes the embeddings of all words that it does not meet in one direction, because the
-# head is the same matrix.  The reward model trains all layers: it judges better, and its head pushes no words
+# stage).  Without it SFT pushes the embeddings of all words that it does not meet in one direction, because
+# the head is the same matrix.  The reward model trains all layers: it judges better, and its head pushes no
+# words
 FROZEN = 0.5
 LOG_EVERY = 1000        # steps of SFT; each line has a validation loss, which takes as long as ten steps
 MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too

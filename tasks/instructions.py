@@ -284,7 +284,8 @@ def reference(rng, deeds):
     for i, asked in enumerate(deeds):
         if i and rng.random() < FORGOTTEN:
             break
-        text += (rng.choice((" , then ", " . then ", " . ")) if i else "") + ANSWERS[asked["deed"]](rng, asked)
+        text += rng.choice((" , then ", " . then ", " . ")) if i else ""
+        text += ANSWERS[asked["deed"]](rng, asked)
     return f" {text} ."
 
 

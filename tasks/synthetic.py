@@ -93,8 +93,8 @@ SPLITS = {  # name: (distractor stories, chance that a story fact stands in its 
 }
 SIZES = {"pretrain": 32768, "train": 32768}
 # fraction of the posts of `pretrain` with new forms, of those as news, and of those with three to seven
-# distractors, each drawn apart from the others.  So a base model has met whatever a test set holds, but rarely.
-# No later stage meets a new form anywhere, nor news, nor a third distractor
+# distractors, each drawn apart from the others.  So a base model has met whatever a test set holds, but
+# rarely.  No later stage meets a new form anywhere, nor news, nor a third distractor
 PRETRAINING_MIX = .06
 # test posts begin here: those before were looked at while the task and the recipe were made
 FIRST_UNSEEN = 20_000
@@ -243,20 +243,30 @@ def _story(rng):
     return {slot: rng.choice(VALUES[slot]) for slot in SLOTS}
 
 
-def post(rng, split):
-    """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
-    distractor opens the post, the chance of a new form in its references)."""
+def _kind_of_post(rng, split):
+    """(possible numbers of distractors, chance of a new form, style) of one post of a split."""
     distractors, new, style = SPLITS[split]
     if split == "pretrain":
         new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
         style = "article" if rng.random() < PRETRAINING_MIX else "post"
         distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
+    return distractors, new, style
+
+
+def _other_stories(rng, key, count):
+    """`count` stories beside the key story, no value twice, so that nothing is ambiguous."""
+    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
+    return [{slot: names[slot][i] for slot in STORY} for i in range(count)]
+
+
+def post(rng, split):
+    """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
+    distractor opens the post, the chance of a new form in its references)."""
+    distractors, new, style = _kind_of_post(rng, split)
     new_in_references = .5 if split == "pretrain" and new else 0.
     forms, fill = POST if style == "post" else ARTICLE, partial(_fill, rng, new=new)
-    key, count = _story(rng), rng.choice(distractors)
-    # no value twice: nothing is ambiguous
-    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
-    others = [{slot: names[slot][i] for slot in STORY} for i in range(count)]
+    key = _story(rng)
+    others = _other_stories(rng, key, rng.choice(distractors))
     sentences = [fill(rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < .3:
         ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
