@@ -20,16 +20,15 @@ from typing import Annotated
 import numpy as np
 
 from common import pretrained
-from common.checkpoint import load_checkpoint
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError, check
-from common.files import write_jsonl
+from common.files import output_path, write_jsonl
 from common.flags import Common, Count, Domain, Mass, Natural, launch, setup, use_threads
 from common.loop import Run, say
 from common.samples import list_of_hashes, sample_line, sample_path
-from common.tokenizer import load_tokenizer, same_ids
+from common.tokenizer import load_tokenizer
 from model import generate
-from reward import score
+from reward import load_reward_model, score
 from splits import decode, encode_prompts, task_of
 
 OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
@@ -93,20 +92,16 @@ def build(cfg, device):
     task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
     if not cfg.reward:
         return model, None, tokenizer, task, saved, None
-    reward_model, judged = load_checkpoint(cfg.reward, "reward", "--reward", device, cfg.dtype)
-    check(same_ids(judged["tokenizer"], saved["tokenizer"]), f"--reward {cfg.reward} and --model {cfg.model} "
-          "have different tokenizers: the same ids would mean different words; train the reward model from "
-          "this policy's family (python reward.py --model ...)")
-    check(reward_model.config.context >= model.config.context, f"--reward {cfg.reward}: its context of "
-          f"{reward_model.config.context} is shorter than the policy's {model.config.context}")
-    return model, reward_model, tokenizer, task, saved, judged["weights_hash"]
+    reward_model, reward_hash = load_reward_model(cfg.reward, model, cfg.model, saved["tokenizer"], device,
+                                                  cfg.dtype)
+    return model, reward_model, tokenizer, task, saved, reward_hash
 
 
 def pool_size(cfg):
     """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
     outputs cannot be drawn from so many."""
     pool = cfg.pool or 4 * cfg.n
-    check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
+    check(not cfg.reward or pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
     check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
           "there is no best of N; leave out --reward")
     check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
@@ -120,14 +115,6 @@ def policy_name(name):
     check(name and "/" not in name and not name.startswith("."),
           f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a leading dot")
     return name
-
-
-def sample_folder(out):
-    """Makes --out."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        check(False, f"--out {out}: this is a file; sample files need a folder")
 
 
 def read_test_sets(task, names, n):
@@ -165,14 +152,6 @@ def write_split(out, split, lines_of, pool):
         f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished")
 
 
-def numpy_generator(seed, state=None):
-    """numpy's random generator, which goes on from a state that was saved, or starts from the seed."""
-    rng = np.random.default_rng(seed)
-    if state:
-        rng.bit_generator.state = state
-    return rng
-
-
 def main(cfg):
     device, rng = setup(cfg)
     pool = pool_size(cfg)
@@ -187,11 +166,12 @@ def main(cfg):
                   for split, rows in splits.items()}
     per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
     parts = [(split, start) for split, rows in splits.items() for start in range(0, len(rows), per_step)]
-    sample_folder(cfg.out)
     inputs = [saved["weights_hash"], reward_hash, per_step, splits]
-    run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,
-              path=sample_path(cfg.out, policy, "+".join(splits)[:99]))     # a small state after each step
-    numpy_rng = numpy_generator(cfg.seed, run.state.get("numpy_rng"))
+    name = sample_path("", policy, "+".join(splits)[:99]).name      # a file's name has at most 255 bytes
+    run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,   # a state after each step
+              path=output_path(cfg.out, name))
+    numpy_rng = np.random.default_rng(cfg.seed)
+    numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
     pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
 
     for step in run.steps(len(parts)):

@@ -397,7 +397,7 @@ def half_spread(rows, embeddings, measured, draws=20, seed=0):
 # ------------------------------------------------------------------------------------------------- the tables
 
 # measures in [0, 1]
-RATES = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")
+IN_UNIT_INTERVAL = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
            "fact_sets": "fact sets", "length": "length"}
@@ -433,7 +433,7 @@ def mean_of_defined(measure, values):
     defined = values[~np.isnan(values)]
     if len(defined) == 0:
         return None
-    return rate_interval(defined) if measure in RATES else mean_interval(defined)
+    return rate_interval(defined) if measure in IN_UNIT_INTERVAL else mean_interval(defined)
 
 
 def mean_and_spread(values):

@@ -137,7 +137,7 @@ def rope_frequencies(cfg, device=None):
 
 
 def gather(x, idx):
-    """x (B, S, ...) at the flat indices idx (B, Q) into B*S: (B, Q, ...)."""
+    """x (B, S, ...) at flat indices into B*S, in their shape: idx (B, Q) gives (B, Q, ...)."""
     return x.flatten(0, 1)[idx]
 
 
@@ -294,18 +294,13 @@ class GPT(nn.Module):
     def compute_in(self, dtype):
         """Matrix products of the layers in `dtype` (torch.float32 or torch.bfloat16).  Trained layers stay
         fp32 and are cast for each product.  Frozen layers lie in `dtype`.  Embeddings and heads are fp32
-        (only sampling casts them: `for_sampling`).  Returns self."""
+        (only sampling casts them).  Returns self."""
         self.compute_dtype = dtype
         return self.freeze()
 
     def autocast(self):
         return torch.autocast(self.embed.weight.device.type, self.compute_dtype,
                               enabled=self.compute_dtype != torch.float32)
-
-    def for_sampling(self):
-        """This model with all weights cast to its compute type and fetched from other ranks: once, not at
-        each token."""
-        return full_copy(self, self.compute_dtype)
 
     def trunk(self, batch):
         """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or the ids (B,
@@ -391,23 +386,19 @@ def full_copy(model, dtype=None):
     return twin
 
 
-def share_trunk(first, *others):
-    """Lets `others` use first's frozen modules, so that these lie in memory once.  Returns True if all could.
+def share_trunk(first, other):
+    """Lets `other` use first's frozen modules, so that these lie in memory once.  Returns whether it could.
 
     Only equal weights are shared.  A model trained with another trunk keeps its own, and its own results."""
-    k, all_shared = first.config.frozen, first.config.frozen > 0
-    for other in others:
-        modules = list(zip(first.frozen_modules(), other.frozen_modules()))
-        equal = other.config.frozen == k > 0 and all(
-            torch.equal(p, q) for a, b in modules for p, q in zip(a.parameters(), b.parameters()))
-        if not equal:
-            all_shared = False
-            continue
+    k, modules = first.config.frozen, zip(first.frozen_modules(), other.frozen_modules())
+    equal = other.config.frozen == k > 0 and all(
+        torch.equal(p, q) for a, b in modules for p, q in zip(a.parameters(), b.parameters()))
+    if equal:
         other.embed, other.embed_position = first.embed, first.embed_position
         other.blocks = nn.ModuleList([*first.blocks[:k], *other.blocks[k:]])
         if not other.scalar and not first.scalar:
             other.head = first.head     # tied or frozen with the trunk: the same matrix either way
-    return all_shared
+    return equal
 
 
 # -------------------------------------------------------------- padding, masks, and which position means what
@@ -527,7 +518,7 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False, learn_entrop
     hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long
     prompt is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a
     logit near 20 by up to a sixteenth, and PPO's log-ratios to noise."""
-    logits = model.head(hidden.flatten(0, 1)[batch.predict_idx].float())                            # (M, V)
+    logits = model.head(gather(hidden, batch.predict_idx).float())      # (M, V)
     if temperature != 1:
         logits = logits / temperature
     normaliser = logits.logsumexp(-1)
@@ -541,13 +532,13 @@ def log_probs(model, hidden, batch, temperature=1.0, entropy=False, learn_entrop
 
 def values(model, hidden, batch):
     """The scalar head before each response token, where the policy predicts it: (M,).  hidden: (B, Q, D)."""
-    return model.head(hidden.flatten(0, 1)[batch.predict_idx])[:, 0].float()
+    return model.head(gather(hidden, batch.predict_idx))[:, 0].float()
 
 
 def rewards(model, hidden, batch):
     """The scalar head on each response's last token: (R,).  hidden: (B, Q, D).  EOS is part of a response, so
     the reward stands there."""
-    return model.head(hidden.flatten(0, 1)[batch.last_idx])[:, 0].float()
+    return model.head(gather(hidden, batch.last_idx))[:, 0].float()
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -718,7 +709,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
                              f"in a context of {model.config.context}")
     rank, world_size = ranks
     fixed = model.embed.weight.device.type == "cuda" if fixed is None else fixed
-    model, out, group_size = model.for_sampling(), [], max(1, batch_size // n) * world_size
+    # cast to the compute type and fetched from other ranks once, not at each token
+    model = full_copy(model, model.compute_dtype)
+    out, group_size = [], max(1, batch_size // n) * world_size
     for i in range(0, len(prompts), group_size):
         # prompt-major: the same however prompts are grouped and spread over ranks
         uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)

@@ -23,7 +23,6 @@ import torch
 
 import model as M
 from common import pretrained
-from common.checkpoint import load_checkpoint
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import check
@@ -31,7 +30,8 @@ from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonN
                           Temperature, launch, setup, use_threads)
 from common.loop import Run
 from common.ngrams import count_ngrams
-from common.tokenizer import load_tokenizer, same_ids
+from common.tokenizer import load_tokenizer
+from reward import load_reward_model
 from splits import decode, encode_prompts, task_of
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
@@ -99,7 +99,8 @@ def kl_estimate(logp, ref_logp, kind="k1"):
     unbiased gradient.  The policy gradient treats the penalty as a constant, and then only k1's gradient is
     that of beta KL(policy || reference).  k3's is the gradient of KL(policy || reference) less that of
     KL(reference || policy): the two cancel near the reference, and the policy ends far from the optimum of
-    E[r] - beta KL (tests/test_optimum.py measures how far)."""
+    E[r] - beta KL (tests/test_optimum.py measures how far).  k2 ends as far from it: its gradient is that of
+    E[k2] less that of KL(policy || reference)."""
     x = logp - ref_logp
     if kind == "k1":
         return x
@@ -255,12 +256,12 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
         for mb_idx in torch.randperm(len(lengths), generator=rng).tensor_split(cfg.minibatches):
             n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(len(STATS))
             for idx, weight in run.held_micro_batches(mb_idx.tolist()):
-                loss, part_stats, change = minibatch_loss(policy, value_model, ro, advantages, returns, idx,
-                                                          n_tokens, cfg)
+                loss, part_stats, log_ratio = minibatch_loss(policy, value_model, ro, advantages, returns,
+                                                             idx, n_tokens, cfg)
                 (weight * loss).backward()
                 mb_stats += weight * part_stats.cpu()
                 if not stats:
-                    ratio_off = torch.maximum(ratio_off, change.expm1().abs().max().cpu())
+                    ratio_off = torch.maximum(ratio_off, log_ratio.expm1().abs().max().cpu())
             # the gradients are scaled down apart: the value model's is larger and would shrink the policy's
             norms.append(run.step_optimizer(policy.trainable(), value_model.trainable(),
                                             rows=[run.batch[i] for i in mb_idx]))
@@ -272,8 +273,8 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
 
 
 def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, cfg):
-    """Policy and value loss of the rollouts idx, sums over n_tokens.  Returns (loss, STATS (7,), log-ratios
-    (M,))."""
+    """Policy and value loss of the rollouts idx, each a sum divided by n_tokens.  Returns (loss, STATS (7,),
+    log-ratios (M,))."""
     mb = ro.pack(idx)
     S, T = mb.tokens.shape[1], int(mb.lengths.max())
     hidden = policy.top(ro.h_policy[idx, :S], mb)
@@ -285,28 +286,24 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, 
     old_logp, old_v = ro.logp[idx, :T], ro.values[idx, :T]
     pg_loss, pg_clipfrac = policy_loss(logp, old_logp, advantages[idx, :T], mask, cfg.clip_ratio, n_tokens)
     v_loss, v_clipfrac = value_loss(v, old_v, returns[idx, :T], mask, cfg.clip_value, n_tokens)
-    change = (logp - old_logp).detach()
-    # KL(old || new): the samples are the old policy's, so x is its log-probability less the new one's
-    update_kl = kl_estimate(-change, torch.zeros_like(change), "k3")
+    log_ratio = (logp - old_logp).detach()
+    update_kl = kl_estimate(old_logp, logp.detach(), "k3")      # KL(old || new)
     stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy,
-                         masked_mean(change.exp(), mask, n_tokens), masked_mean(update_kl, mask, n_tokens)))
-    return pg_loss + cfg.vf_coef * v_loss - cfg.ent_coef * entropy, stats.detach(), change[mask]
+                         masked_mean(log_ratio.exp(), mask, n_tokens),
+                         masked_mean(update_kl, mask, n_tokens)))
+    return pg_loss + cfg.vf_coef * v_loss - cfg.ent_coef * entropy, stats.detach(), log_ratio[mask]
 
 
 # -------------------------------------------------------------------------------------------- the four models
 
-def load_reward_model(name, policy_name, spec, policy, device, dtype):
+def build_judge(cfg, task, policy, spec, device):
     """--reward -> (reward model, or None for the gold reward; hash of its weights, or "gold")."""
-    if name == "gold":
+    if cfg.reward == "gold":
+        check(task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
         return None, "gold"
-    reward_model, saved = load_checkpoint(name, "reward", "--reward", device, dtype)
-    check(same_ids(saved["tokenizer"], spec), f"--reward {name} and --model {policy_name} have different "
-          "tokenizers: the same ids would mean different words; train the reward model from this policy's "
-          "family (python reward.py --model ...)")
-    check(reward_model.config.context >= policy.config.context, f"--reward {name}: its context of "
-          f"{reward_model.config.context} is shorter than the policy's {policy.config.context}")
+    reward_model, weights_hash = load_reward_model(cfg.reward, policy, cfg.model, spec, device, cfg.dtype)
     M.share_trunk(policy, reward_model)     # frozen parts that are equal lie in memory once
-    return reward_model.requires_grad_(False), saved["weights_hash"]
+    return reward_model.requires_grad_(False), weights_hash
 
 
 def make_value_model(policy, reward_model):
@@ -326,13 +323,12 @@ def build(cfg, device):
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, policy)
     task, spec = task_of(cfg, saved), saved["tokenizer"]
-    check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
     check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, spec, policy, device, cfg.dtype)
+    reward_model, reward_hash = build_judge(cfg, task, policy, spec, device)
     value_model = make_value_model(policy, reward_model)
     policy.recompute = value_model.recompute = cfg.recompute
     models = policy, ref_policy, value_model, reward_model
@@ -360,7 +356,7 @@ MAX_PROMPTS = 100_000       # all of them are tokenised at the start
 
 def read_prompts(task, tokenizer, n, context):
     """Rows to sample responses to, at most n and MAX_PROMPTS, and their prompts' ids."""
-    # AlpacaFarm keeps prompts without answers for PPO alone
+    # AlpacaFarm has prompts for PPO alone
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(n, MAX_PROMPTS), references=1)
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))

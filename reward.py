@@ -11,7 +11,6 @@ from the SFT model, and its outputs are shifted and scaled to mean 0 and standar
 responses.  Here the shift and the scale are folded into the head's weight and bias, so nothing downstream has
 to know them.
 """
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from common import pretrained
+from common.checkpoint import load_checkpoint
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
 from common.errors import UserError, check
 from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
-from common.loop import Run
+from common.loop import Run, warmup_cosine
 from common.stats import Interval, bootstrap_ratio
-from common.tokenizer import load_tokenizer
+from common.tokenizer import load_tokenizer, same_ids
 from model import full_copy, pack, rewards
 from splits import encode_prompts, encode_responses, length_bucketed_batches, task_of
 from tasks.annotators import Group, annotated
@@ -66,14 +66,6 @@ def bradley_terry_loss(chosen, rejected, n_pairs=None):
     chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (Stiennon et
     al. 2020)"""
     return -F.logsigmoid(chosen - rejected).sum() / (n_pairs or len(chosen))
-
-
-def learning_rate(step, steps, peak, warmup):
-    """Linear warm-up, then cosine to zero."""
-    warmup = min(warmup, steps // 10 + 1)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 # ------------------------------------------------------------------------------------------------ comparisons
@@ -127,31 +119,38 @@ def comparisons(cfg, sft, weights_hash, tokenizer, task):
     if not held_out_rows:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
-        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
-              flush=True)
+        print(f"no preferences_validation.jsonl: nothing is learned from the last {n} prompts of "
+              f"preferences.jsonl, {min(n, cfg.held_out)} of which are tested on", flush=True)
     check(train and held_out, f"{task.data}: no pairs of two different responses to train and to test on")
     return train[:cfg.prompts], held_out[:cfg.held_out]
 
 
 # ------------------------------------------------------------------------------------------- what it is worth
 
-def score(model, prompts, responses, **sizes):
-    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
-    lists of floats of that shape.  The ranks divide the prompts among them; sizes as in
-    `score_on_this_rank`."""
-    return gather_rows(score_on_this_rank(model, my_rows(prompts), my_rows(responses), **sizes))
+def load_reward_model(path, policy, policy_path, tokenizer, device, dtype):
+    """(the reward model at `path`, hash of its weights).  tokenizer: the policy's specification.  Raises
+    UserError if it cannot read what the policy writes."""
+    model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
+    check(same_ids(saved["tokenizer"], tokenizer), f"--reward {path} and --model {policy_path} have "
+          "different tokenizers: the same ids would mean different words; train the reward model from this "
+          "policy's family (python reward.py --model ...)")
+    check(model.config.context >= policy.config.context, f"--reward {path}: its context of "
+          f"{model.config.context} is shorter than the policy's {policy.config.context}")
+    return model, saved["weights_hash"]
 
 
 @torch.no_grad()
-def score_on_this_rank(model, prompts, responses, batch_size=0, packed_together=8):
-    """`score` in one process.
+def score(model, prompts, responses, batch_size=0, packed_together=8):
+    """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
+    lists of floats of that shape.  The ranks divide the prompts among them.
 
     packed_together: responses packed behind one copy of their prompt; beyond about 8, attention over the
     longer row costs more than the prompt saves.  batch_size: responses in one forward pass, at most; 0:
     32 on a CPU, 256 on a GPU."""
-    device, flat = model.embed.weight.device, []
+    device, flat, responses = model.embed.weight.device, [], my_rows(responses)
     batch_size = batch_size or (256 if device.type == "cuda" else 32)
-    parts = [(prompt, group[i:i + packed_together]) for prompt, group in zip(prompts, responses, strict=True)
+    parts = [(prompt, group[i:i + packed_together])
+             for prompt, group in zip(my_rows(prompts), responses, strict=True)
              for i in range(0, len(group), packed_together)]
     step = max(1, batch_size // packed_together)
     for i in range(0, len(parts), step):
@@ -161,7 +160,7 @@ def score_on_this_rank(model, prompts, responses, batch_size=0, packed_together=
               "damaged, or bf16 is too coarse for them (--dtype fp32)")
         flat += r.tolist()
     scores = iter(flat)
-    return [[next(scores) for _ in group] for group in responses]
+    return gather_rows([[next(scores) for _ in group] for group in responses])
 
 
 def points(difference):
@@ -243,7 +242,7 @@ def main(cfg):
     run = Run("reward", cfg, optimizer, rng, inputs, model=model)
 
     for step in run.steps(len(batches)):
-        run.set_lr(learning_rate(step, len(batches), cfg.lr, cfg.warmup))
+        run.set_lr(warmup_cosine(step, len(batches), cfg.lr, cfg.warmup))
         batch = [train[i] for i in batches[step]]
         n_pairs = sum(len(g.pairs) for g in batch)
         totals = torch.zeros(3)         # loss, accuracy, margin

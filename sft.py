@@ -12,7 +12,6 @@ one, with a larger learning rate and nothing frozen.  A model from scratch reads
 where it has one: it holds what a published model has met and fine-tuning never shows.  All references of a
 post are learned in one packed row.  AdamW has no weight decay.
 """
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from common.dist import all_reduce, micro_batches, my_rows, param_groups, shard,
 from common.errors import check
 from common.flags import (DTYPES, Common, Count, Fraction, Natural, Positive, check_memory, flag_of, launch,
                           setup, use_threads)
-from common.loop import Run
+from common.loop import Run, warmup_cosine
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, log_probs, pack
 from splits import encode_prompts, encode_responses, length_bucketed_batches, print_overlap, task_of
@@ -69,14 +68,6 @@ def sft_loss(logp, n_tokens=None):
 
     logp: (M,); n_tokens: of the whole batch, if logp is of a part of it."""
     return -logp.sum() / (n_tokens or len(logp))
-
-
-def learning_rate(step, steps, peak, warmup):
-    """Linear warm-up, then cosine to zero."""
-    warmup = min(warmup, steps // 10 + 1)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 # --------------------------------------------------------------------------------------------- model and data
@@ -176,7 +167,7 @@ def main(cfg):
     run = Run("sft", cfg, optimizer, rng, inputs=[model_hash, spec, train], model=model)
 
     for step in run.steps(len(batches)):
-        run.set_lr(learning_rate(step, len(batches), cfg.lr, cfg.warmup))
+        run.set_lr(warmup_cosine(step, len(batches), cfg.lr, cfg.warmup))
         batch = [train[i] for i in batches[step]]
         n_tokens = sum(len(r) for e in batch for r in e.responses)
         batch_loss = torch.zeros(1)

@@ -148,7 +148,7 @@ class Task:
         else:
             source = self._file(split)
             rows = _read(source, ("prompt", "reference"))
-        rows = _non_empty(source, rows, ("prompt", "reference"))
+        rows = _non_empty(source, rows, ("prompt", "reference")[:1 if split == "unlabeled" else 2])
         _make_ids_unique(source, split, rows)
         return [row | {"references": [row["reference"]]} for row in rows[:limit]]
 

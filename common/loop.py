@@ -36,6 +36,14 @@ FILE_ONLY = {"kl_k3", "entropy", "explained_variance", "pg_loss", "v_loss", "v_c
              "update_kl", "pg_norm", "v_norm", "lr", "peak_mb", "tokens_per_second"}
 
 
+def warmup_cosine(step, steps, peak, warmup):
+    """The learning rate of a step: linear warm-up, at most over a tenth of all steps, then cosine to zero."""
+    warmup = min(warmup, steps // 10 + 1)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 class Run:
     """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
     torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models:

@@ -11,7 +11,6 @@ Families differ from our one class in two things.  `FAMILIES` says what they cal
 it out. `config_of` and `hf_config` say how config.json spells a choice.  published_fields.py says what every
 field of a directory means here.
 """
-import dataclasses
 import json
 import math
 import re

@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from common import pretrained
 from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
 from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
-from common.loop import Run
+from common.loop import Run, warmup_cosine
 from common.tokenizer import load_tokenizer
 from model import full_copy, log_probs, pack, share_trunk
 from ppo import check_trainable
 from reward import accuracy, comparisons, winners_and_losers
-from sft import learning_rate
 from splits import length_bucketed_batches, task_of
 
 
@@ -125,7 +124,7 @@ def main(cfg):
     run = Run("dpo", cfg, optimizer, rng, inputs, policy=policy)
 
     for step in run.steps(len(batches)):
-        run.set_lr(learning_rate(step, len(batches), cfg.lr, cfg.warmup))
+        run.set_lr(warmup_cosine(step, len(batches), cfg.lr, cfg.warmup))
         batch = [train[i] for i in batches[step]]
         n_pairs = sum(len(g.pairs) for g in batch)
         totals = torch.zeros(4)         # loss, accuracy, log-ratio of the chosen and of the rejected

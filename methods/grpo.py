@@ -28,7 +28,7 @@ from common.flags import (Common, Count, Domain, Finite, Frozen, Natural, NonNeg
                           launch, setup, use_threads)
 from common.loop import Run
 from common.tokenizer import load_tokenizer
-from ppo import (check_batch, check_trainable, gold_rewards, kl_estimate, load_reward_model, masked_mean,
+from ppo import (build_judge, check_batch, check_trainable, gold_rewards, kl_estimate, masked_mean,
                  policy_loss, read_prompts, stop_if_broken)
 from splits import task_of
 
@@ -154,14 +154,12 @@ def build(cfg, device):
     policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, policy)
     task = task_of(cfg, saved)
-    check(cfg.reward != "gold" or task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
     check_trainable(policy)
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, reward_hash = load_reward_model(cfg.reward, cfg.model, saved["tokenizer"], policy, device,
-                                                  cfg.dtype)
+    reward_model, reward_hash = build_judge(cfg, task, policy, saved["tokenizer"], device)
     policy.recompute = cfg.recompute
     if cfg.shard:
         shard(*[model for model in (policy, ref_policy, reward_model) if model])

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.stats import over_seeds
 from study import key_story, rules
-from study.names import DIVERSITY, NOISE, QUALITY, SETS, SHIFTED, short
+from study.names import DIVERSITY, NOISE_OF, QUALITY, SETS, SHIFTED, short
 from tasks import synthetic
 
 HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
@@ -35,13 +35,13 @@ def decided(low, high):
 def claims(measures):
     """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate,
     details: more numbers}], the same claims for each kind of noise."""
-    return [line for task in NOISE for line in claims_of(
+    return [line for task in NOISE_OF for line in claims_of(
         measures, task, (of_generalisation, of_diversity, of_best_of_n, of_sharpening))]
 
 
 def claims_of(measures, task, kinds):
     """The same for one task.  kinds: some of the functions below."""
-    return [{"claim": claim, "task": task, "noise": NOISE.get(task, NOISE["synthetic"]),
+    return [{"claim": claim, "task": task, "noise": NOISE_OF.get(task, NOISE_OF["synthetic"]),
              "difference": difference, "expected": expected, "verdict": verdict(estimate, expected),
              "estimate": estimate, "details": details}
             for kind in kinds for claim, expected, difference, estimate, details in kind(measures, task)]
@@ -159,13 +159,13 @@ def results(r, settings, study, cost):
             "seen": seen(settings), "rules": rules.win_rates(settings["inputs"]),
             "reward_by_set": [{"task": task, "policy": policy, "split": split,
                                **over_seeds(r.ranked_rightly(task, policy, split), rate=True)}
-                              for task in NOISE for policy in ("sft", "ppo") for split in SETS],
+                              for task in NOISE_OF for policy in ("sft", "ppo") for split in SETS],
             "key_story": [{"task": task, "split": split,
                            **over_seeds(r.key_scores_higher(task, split), rate=True)}
-                          for task in NOISE for split in key_story.SPLITS],
-            "advantage_on_other_scales": {task: advantage_on_other_scales(r, task) for task in NOISE},
-            "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE},
-            "unfinished": {task: unfinished(r, task) for task in NOISE}}
+                          for task in NOISE_OF for split in key_story.SPLITS],
+            "advantage_on_other_scales": {task: advantage_on_other_scales(r, task) for task in NOISE_OF},
+            "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE_OF},
+            "unfinished": {task: unfinished(r, task) for task in NOISE_OF}}
 
 
 # ------------------------------------------------------------------------------------------------- error bars

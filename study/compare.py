@@ -15,7 +15,7 @@ from common.files import loads
 from common.flags import Common, launch
 from common.stats import Interval
 from study.claims import GOLD, UNDECIDED
-from study.names import DIVERSITY, NOISE, POLICIES, QUALITY, pick
+from study.names import DIVERSITY, NOISE_OF, POLICIES, QUALITY, pick
 from study.pipeline import ROOT
 
 COMMITTED = ROOT / "results" / "results.json"
@@ -55,7 +55,7 @@ def outcome(results):
     seeds = list(settings.pop("seeds"))
     verdicts = {(str(c["claim"]), str(c["noise"])): str(c["verdict"]) for c in results["claims"]}
     numbers = {(policy, noise): main_numbers(results, policy, task)
-               for task, noise in NOISE.items() for policy in COMPARED}
+               for task, noise in NOISE_OF.items() for policy in COMPARED}
     # as JSON, in which a tuple of a run and the list of a file are equal
     recipe = {name: json.dumps(value) for name, value in settings.items()}
     return Outcome(seeds, recipe, verdicts, numbers)

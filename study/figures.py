@@ -15,8 +15,8 @@ from common.flags import Common, launch
 from study import proxies
 from study.claims import GROWS, HOLDS, OPPOSITE
 from study.instruct import COMPARED
-from study.names import (BETA, BETAS, DIVERSITY, INSTRUCT_SETS, NOISE, POLICIES, QUALITY, SETS, SHIFTED, pick,
-                         short)
+from study.names import (BETA, BETAS, DIVERSITY, INSTRUCT_SETS, NOISE_OF, POLICIES, QUALITY, SETS, SHIFTED,
+                         pick, short)
 from study.report import ENOUGH_SEEDS, ends, read_numbers
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
@@ -92,7 +92,7 @@ def tag(ax, xy, text, colour, offset, **how):
 
 
 def noise_legend(ax, where, line="none"):
-    for task, noise in NOISE.items():
+    for task, noise in NOISE_OF.items():
         style = line if line == "none" or FILLED[task] else "--"
         ax.plot([], [], "o", ls=style, color=BLACK, mfc=face(BLACK, task), label=noise)
     ax.legend(fontsize=9, frameon=False, loc=where)
@@ -185,7 +185,7 @@ def draw_arrow(ax, results, task, policy, x):
 
 def draw_shifted(ax, results):
     for i, policy in enumerate(SHOWN):
-        for task, beside in zip(NOISE, (-.15, .15)):
+        for task, beside in zip(NOISE_OF, (-.15, .15)):
             draw_arrow(ax, results, task, policy, i + beside)
     ax.set_xticks(range(len(SHOWN)), [POLICIES[p] for p in SHOWN])
     ax.set(title="From in distribution (marker) to out of it (arrowhead)", xlim=(-.6, len(SHOWN) - .4),
@@ -206,7 +206,7 @@ def draw_diversity(ax, results):
         for i, policy in enumerate(SHOWN):
             name = POLICIES[policy].replace(" on the gold reward", "\non the\ngold\nreward")
             ticks[start + i] = name.replace("base model", "base\nmodel")
-            for task, beside in zip(NOISE, (-.13, .13)):
+            for task, beside in zip(NOISE_OF, (-.13, .13)):
                 e = pick(results["diversity"], task=task, policy=policy, split="test", temperature=DIVERSITY,
                          measure=f"{kind}_gold_diversity")
                 points(ax, [start + i + beside], [e], *STYLE[policy], hollow=not FILLED[task])
@@ -249,10 +249,10 @@ def draw_claim(ax, c, y):
 def draw_claims(ax, claims):
     names = list(dict.fromkeys(c["claim"] for c in claims))
     for c in claims:
-        draw_claim(ax, c, len(names) - names.index(c["claim"]) - .3 * list(NOISE).index(c["task"]))
+        draw_claim(ax, c, len(names) - names.index(c["claim"]) - .3 * list(NOISE_OF).index(c["task"]))
     ax.axvline(0, color=BLACK, lw=.8)
     ax.set_yticks([len(names) - i - .15 for i in range(len(names))], [SAID.get(n, n) for n in names])
-    for task, noise in NOISE.items():
+    for task, noise in NOISE_OF.items():
         colour, marker = NOISE_STYLE[task]
         ax.plot([], [], marker, color=colour, label=noise)
     ax.plot([], [], "ok", mfc="white", label="hollow: not decided")
@@ -292,7 +292,7 @@ def draw_growth(plt, reviewers):
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     for row, policy in zip(axes, ("ppo", "bon")):
-        for ax, (task, noise) in zip(row, NOISE.items()):
+        for ax, (task, noise) in zip(row, NOISE_OF.items()):
             draw_advantage(ax, reviewers["shift"], task, policy)
             ax.set_title(f"{POLICIES[policy]} less SFT, {noise}", loc="left")
         row[0].set_ylabel(f"win rate less SFT's, T = {QUALITY:g}")
@@ -424,7 +424,7 @@ def draw_split(ax, lines):
                label=None if i else "fewer outputs below the reference")
         points(ax, [i], [x["loss"]], BLACK, "_", 12, label=None if i else "loss")
     ax.set_xticks(range(len(lines)), [POLICIES[x["policy"]].replace(" on the gold reward", "\non gold") + "\n"
-                                      + NOISE[x["task"]].split()[0] for x in lines], fontsize=8.5)
+                                      + NOISE_OF[x["task"]].split()[0] for x in lines], fontsize=8.5)
     ax.axhline(0, color=BLACK, lw=.8)
     ax.set(title="Loss of gold diversity beside SFT", ylabel="gold diversity")
     ax.legend(fontsize=9, frameon=False, loc="upper left")
@@ -433,7 +433,7 @@ def draw_split(ax, lines):
 def draw_good(ax, lines):
     """How many different good answers 16 outputs hold, against the fraction of outputs that are good."""
     for policy in ("base", "sft", "bon", "ppo", "ppo_gold"):
-        for task in NOISE:
+        for task in NOISE_OF:
             x, y = (pick(lines, task=task, policy=policy, measure=m)["estimate"]
                     for m in ("good", "good_distinct"))
             curve(ax, [x], [y], *STYLE[policy], POLICIES[policy] if FILLED[task] else None,

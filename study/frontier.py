@@ -62,14 +62,18 @@ def sample_best_of(here, seed, inputs):
         write_jsonl(here / f"best_of_{n}.jsonl", lines)
 
 
+def encode_samples(tokenizer, task, rows, context):
+    """Lines of a sample file -> (their prompts' ids, their outputs' ids: a list of lists)."""
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], task.max_prompt_len(context))
+    return prompts, [[encode_response(tokenizer, text, task.max_new_tokens, finished)
+                      for text, finished in zip(row["outputs"], row["finished"])] for row in rows]
+
+
 @torch.no_grad()
 def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_size=8):
     """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.
     rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once."""
-    max_prompt_len = task.max_prompt_len(policy.config.context)
-    prompts, total, count = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len), 0., 0
-    ids = [[encode_response(tokenizer, text, task.max_new_tokens, finished)
-            for text, finished in zip(row["outputs"], row["finished"])] for row in rows]
+    (prompts, ids), total, count = encode_samples(tokenizer, task, rows, policy.config.context), 0., 0
     for i in range(0, len(rows), batch_size):
         packed = M.pack(prompts[i:i + batch_size], ids[i:i + batch_size])
         logp = M.log_probs(policy, policy(packed), packed, temperature)
@@ -102,7 +106,8 @@ def measure_files(here, paths):
             model, _ = load_checkpoint(checkpoint_of(here, policy), "lm")
             kl = sampled_kl(model, sft, tokenizer, task, rows, temperature)
         rewards, _ = reward_scores(rows, reward_model, tokenizer, task)
-        # of as many outputs as best-of-N has, because different answers among more are more
+        # of as many outputs as best-of-N has, because different answers among more are more.  EAD is of all,
+        # so do not compare a policy's with best-of-N's
         of_good = good_measures([{k: v[:KEPT] if k in ("outputs", "finished") else v for k, v in row.items()}
                                  for row in rows], task.synthetic)
         lines.append({"policy": policy, "temperature": temperature, "kl": kl,
@@ -134,8 +139,7 @@ class Frontier:
         self.keys = list(self.lines[0])
 
     def get(self, key, measure):
-        """(seeds, prompts); of the root of the KL, which is one number a policy, the same for all prompts.
-        """
+        """(seeds, prompts).  root_kl is one number a policy, repeated for every prompt."""
         if measure == "root_kl":        # an estimate of a KL near 0 may lie below it
             return np.array([[max(0., self.kl_of(seed, key)) ** .5] * len(seed[key]["wins"])
                              for seed in self.lines])
@@ -190,7 +194,7 @@ def points(keys):
             *((f"SFT, T = {k[1]:g}", "SFT", k, None) for k in sft)]
 
 
-RATES_OF = ("wins", "gold_diversity", "good", "good_gold_diversity")    # between 0 and 1
+IN_UNIT_INTERVAL = ("wins", "gold_diversity", "good", "good_gold_diversity")    # between 0 and 1
 MEANS_OF = ("ead", "reward", "gold_reward", "good_distinct", "utility")
 
 
@@ -211,7 +215,7 @@ def numbers(seeds):
                 "n": int(key[0].removeprefix("bon")) if curve == "best-of-N" else None, "kl": f.kl(key),
                 "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
                 **{m: over_seeds(f.get(key, m)) for m in MEANS_OF},
-                **{m: over_seeds(f.get(key, m), rate=True) for m in RATES_OF}}
+                **{m: over_seeds(f.get(key, m), rate=True) for m in IN_UNIT_INTERVAL}}
         if curve.startswith("PPO") and key[1] == DIVERSITY:
             line["embedding"] = over_seeds(f.get(key, "embedding"))
         if curve != "SFT":

@@ -15,7 +15,7 @@ from common.stats import of_seeds, over_seeds
 from generalisation import gold_scores, wins
 from study.claims import decided
 from study.measures import encoder_of
-from study.names import GRADED, NOISE, QUALITY, SETS
+from study.names import GRADED, NOISE_OF, QUALITY, SETS
 from study.shift import SHIFTS, shift
 
 
@@ -112,7 +112,7 @@ def numbers(measures, folder):
     """What reviewers.json holds of this question."""
     sets = [*SETS, *GRADED]
     slopes, along, points, far = [], [], {}, {}
-    for task, noise in NOISE.items():
+    for task, noise in NOISE_OF.items():
         far[task] = json.loads((folder / f"seed{measures.seeds[0]}" / task / "shift.json").read_text())
         advantage = advantages(measures, folder, task)
         points[task] = {p: [over_seeds(of_set[s]) for s in sets] for p, of_set in advantage.items()}

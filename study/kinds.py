@@ -13,7 +13,7 @@ from common.files import write_json
 from common.samples import read_samples
 from common.stats import over_seeds
 from generalisation import coverage_at_k, gold_scores
-from study.names import COVERAGE_OF, DIVERSITY, NOISE, VARIED
+from study.names import COVERAGE_OF, DIVERSITY, NOISE_OF, VARIED
 
 KS = (1, 2, 4, 8, 16, 32, 64)
 MEASURES = ("good", "per_input_gold_diversity", "good_gold_diversity", "good_distinct", "utility")
@@ -49,13 +49,13 @@ def numbers(r, folder):
         return np.array([seed[policy][str(k)] for seed in seeds])
     return {"good": [{"task": task, "policy": p, "measure": m,
                       "estimate": r.estimate(task, p, "test", DIVERSITY, m)}
-                     for task in NOISE for p in VARIED for m in MEASURES],
+                     for task in NOISE_OF for p in VARIED for m in MEASURES],
             "good_less_sft": [{"task": task, "policy": p, **over_seeds(
                 r.get(task, p, "test", DIVERSITY, "good_distinct")
                 - r.get(task, "sft", "test", DIVERSITY, "good_distinct"))}
-                for task in NOISE for p in ("bon", "ppo", "ppo_gold")],
+                for task in NOISE_OF for p in ("bon", "ppo", "ppo_gold")],
             "split": [{"task": task, "policy": p, **split_of_loss(r, task, p)}
-                      for task in NOISE for p in ("bon", "ppo", "ppo_gold")],
+                      for task in NOISE_OF for p in ("bon", "ppo", "ppo_gold")],
             "coverage": [{"policy": p, "k": k, **over_seeds(covered(p, k), rate=True)}
                          for p in COVERAGE_OF for k in KS],
             "coverage_less_sft": [{"policy": p, "k": k, **over_seeds(covered(p, k) - covered("sft", k))}

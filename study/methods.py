@@ -15,10 +15,10 @@ from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from methods.dpo import implicit_rewards
-from splits import Task, encode_prompts, encode_response
-from study.frontier import OF_METHODS, measure_files
+from splits import Task
+from study.frontier import OF_METHODS, encode_samples, measure_files
 from study.measures import agreement, sample_files
-from study.names import BETA, NOISE, QUALITY, SETS, method_name
+from study.names import BETA, NOISE_OF, QUALITY, SETS, method_name
 from tasks.annotators import Group
 
 JUDGED = ("sft", "ppo", method_name("dpo", BETA))       # policies whose outputs the judges rank
@@ -60,11 +60,7 @@ def load_judges(here):
     ref_policy.freeze(policy.config.frozen)     # the trunk that DPO left as it was serves both
 
     def implicit(rows):
-        prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows],
-                                 task.max_prompt_len(policy.config.context))
-        responses = [[encode_response(tokenizer, text, task.max_new_tokens, finished)
-                      for text, finished in zip(row["outputs"], row["finished"])] for row in rows]
-        groups = [Group(*ids) for ids in zip(prompts, responses)]
+        groups = [Group(*ids) for ids in zip(*encode_samples(tokenizer, task, rows, policy.config.context))]
         return implicit_rewards(policy, ref_policy, groups, policy.embed.weight.device)
     return {"reward": lambda rows: reward_scores(rows, reward_model, tokenizer, task)[0], "dpo": implicit}
 
@@ -74,7 +70,7 @@ def load_judges(here):
 def numbers(folder, seeds):
     """What reviewers.json holds of this question."""
     of_task = {task: [json.loads((folder / f"seed{s}" / task / "methods.json").read_text()) for s in seeds]
-               for task in NOISE}
+               for task in NOISE_OF}
     return {"wins": [row for task, found in of_task.items() for row in win_rates(task, found)],
             "ranked_rightly": [{"task": task, "judge": judge, "policy": policy, "split": split,
                                 **over_seeds(np.array([seed["ranked_rightly"][judge][policy][split]

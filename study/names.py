@@ -2,7 +2,7 @@
 from tasks import instructions, synthetic
 
 # of the references
-NOISE = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}
+NOISE_OF = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}
 POLICIES = {"base": "base model", "sft": "SFT", "sft_matched": "SFT, matched temperature",
             "bon": "best-of-16", "ppo": "PPO", "ppo_gold": "PPO on the gold reward",
             "oracle": "oracle best-of-16"}
@@ -33,7 +33,7 @@ ENTROPY, TYPICALITY = (0.1,), (5.0,)
 K2 = (0.1, 1.0, 5.0)    # betas of PPO with k2 in the reward, as in the authors' code, whose README has beta 5
 # learning rates that study/tuning.py chose on validation prompts, with seeds that no result is reported of;
 # PPO keeps the rate of the frozen recipe, which came out .02 in gold reward below the best of three
-RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
+LEARNING_RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
 COVERED = 64        # outputs a prompt of coverage at k, for these policies
 COVERAGE_OF = ("base", "sft", "ppo", "ppo_b0.3")
 

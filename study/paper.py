@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from common.stats import over_seeds
 from study.claims import decided
-from study.names import BETA, BETAS, DIVERSITY, K2, NOISE, SETS, SHIFTED
+from study.names import BETA, BETAS, DIVERSITY, K2, NOISE_OF, SETS, SHIFTED
 
 AGREES, DIFFERS, NOT_SHOWN, OPEN = "agrees", "differs", "not shown", "open"
 MORE, LESS, SAME, NOT_LESS = "more", "less", "same", "not less"     # what a claim says of a difference
@@ -80,7 +80,7 @@ def of_shift(found):
 
 def over_noise(measures, difference):
     """[(what, estimate)] of a difference, a function of the task giving (seeds, n), with each noise."""
-    return [(noise, over_seeds(difference(task))) for task, noise in NOISE.items()]
+    return [(noise, over_seeds(difference(task))) for task, noise in NOISE_OF.items()]
 
 
 def of_summaries(r):

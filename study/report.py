@@ -17,7 +17,7 @@ from study.claims import GROWS
 from study.growth import direction
 from study.instruct import BESIDE_SFT, COMPARED
 from study.kinds import KS
-from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, K2, NOISE, POLICIES, QUALITY, SETS,
+from study.names import (BETAS, COVERAGE_OF, DIVERSITY, INSTRUCT_SETS, K2, NOISE_OF, POLICIES, QUALITY, SETS,
                          VARIED, pick, short)
 from study.rules import RULES
 from study.shift import SHIFTS
@@ -113,16 +113,16 @@ def results_md(results):
                                                                         "distractors"))]
                for x in results["seen"]]),
         "The base model alone learns from `pretrain`, SFT, reward model and PPO from `train`.",
-        *(part for task in NOISE for part in of_task(results, task)),
+        *(part for task in NOISE_OF for part in of_task(results, task)),
         "## Which of our statements hold in these runs",
         "The paper's own claims stand row by row in reviewers.md.  A statement holds, or its opposite does, "
-        "if the 95 % interval of the difference over the choice of seeds and prompts lies on one side of zero "
-        "(common/stats.py, over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
+        "if the 95 % interval of the difference over the choice of seeds and prompts lies on one side of "
+        "zero (common/stats.py, over_seeds).  Else it is not shown; fewer than four seeds do not decide.",
         claims,
         "What becomes of PPO's advantage over SFT out of distribution depends on the scale.  Out of "
         "distribution less in distribution; the last two intervals are over seeds alone:",
         table(["noise", "difference of win rates", "log of their ratio", "log of the ratio of their odds"],
-              [[NOISE[task], signed(pick(results["claims"], task=task, claim=GROWS)["estimate"]),
+              [[NOISE_OF[task], signed(pick(results["claims"], task=task, claim=GROWS)["estimate"]),
                 signed(scales["ratio"]), signed(scales["odds"])]
                for task, scales in results["advantage_on_other_scales"].items()]))
 
@@ -130,7 +130,7 @@ def results_md(results):
 def of_task(results, task):
     """The paragraphs and tables of one kind of noise."""
     matched = ", ".join(f"{t:.2f}" for t in results["matched_temperature"][task])
-    return [f"## {NOISE[task].capitalize()}",
+    return [f"## {NOISE_OF[task].capitalize()}",
             "Win rate against the reference by the gold reward, temperature 0.7",
             win_table(results, task),
             "Best-of-16's win rate is that of the authors' resampling, whose mean is that of independent "
@@ -261,9 +261,9 @@ def of_kinds(found):
     columns = {"good": "fraction good", "per_input_gold_diversity": "gold diversity, all",
                "good_gold_diversity": "gold diversity, good", "good_distinct": "different good answers of 16",
                "utility": "utility"}
-    rows = [[NOISE[task], name, *(measured(task, p, m) for m in columns)]
-            for task in NOISE for p, name in VARIED.items()]
-    losses = [[NOISE[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in (
+    rows = [[NOISE_OF[task], name, *(measured(task, p, m) for m in columns)]
+            for task in NOISE_OF for p, name in VARIED.items()]
+    losses = [[NOISE_OF[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in (
         "loss", "errors_removed", "narrowing")), f"{x['inputs']:.0f}"] for x in found["split"]]
     names = {p: POLICIES.get(p) or f"PPO, β = {p.removeprefix('ppo_b')}" for p in COVERAGE_OF}
     coverage = [[names[p], *(interval(pick(found["coverage"], policy=p, k=k)) for k in KS)]
@@ -312,11 +312,11 @@ def of_methods(reviewers):
 
 def of_methods_by_set(found):
     names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
-    ood = [[NOISE[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
+    ood = [[NOISE_OF[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
                                    for s in SETS)] for task, policy in names]
-    ranked = [[NOISE[task], judge, policy, *(interval(pick(
+    ranked = [[NOISE_OF[task], judge, policy, *(interval(pick(
         found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
-        for task in NOISE for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
+        for task in NOISE_OF for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
     return ["Win rate on all test sets, temperature 0.7, β = 0.1.",
             table(["noise", "policy", *map(short, SETS)], ood),
             "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
@@ -419,11 +419,11 @@ def of_seeds(stated, found):
     counts = [[verdict, str(n)] for verdict, n in found["verdicts"].items()] + [
         ["of one number a prompt", str(found["with_many_prompts"])],
         ["of these, decided otherwise over prompts alone", str(len(changed)) + "".join(
-            f"; {c['claim']}, {NOISE[c['task']]}" for c in changed)],
+            f"; {c['claim']}, {NOISE_OF[c['task']]}" for c in changed)],
         ["interval, times wider than over prompts alone, median",
          f"{found['times_wider_in_the_median']:.1f}"],
         ["largest standard deviation over seeds",
-         f"{widest['seed_sd'] or 0:.2f}: {widest['claim']}, {NOISE[widest['task']]}"]]
+         f"{widest['seed_sd'] or 0:.2f}: {widest['claim']}, {NOISE_OF[widest['task']]}"]]
     return ["Seeds vary initialisation, data order and sampling; posts, references and test sets are the "
             "same, so differences are paired by prompt.",
             table(["claim", "noise", "mean, interval over seeds and prompts", "over prompts alone",

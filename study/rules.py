@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from study.names import NOISE, SETS
+from study.names import NOISE_OF, SETS
 from tasks import synthetic
 
 
@@ -33,7 +33,7 @@ def win_rates(inputs):
     """[{rule, task, split, rate}]: how often a rule's text has a higher gold reward than the reference, ties
     halved, over the first `inputs` prompts of each test set."""
     found = []
-    for task, rule in ((task, rule) for task in NOISE for rule in RULES):
+    for task, rule in ((task, rule) for task in NOISE_OF for rule in RULES):
         noise = task.partition("-")[2] or "systematic"
         for split in SETS:
             gaps = [synthetic.gold_reward(row["prompt"], RULES[rule](row["prompt"]))

@@ -28,8 +28,8 @@ from splits import synthetic_task
 from study import frontier, growth, kinds, methods, proxies
 from study.measures import encoder_of, measure, sample_files, vocabulary_of
 from study.names import (BETA, BETAS, COVERAGE_OF, COVERED, DIVERSITY, ENTROPY, GRADED, INSTRUCT_SPLITS, K2,
-                         METHODS, NOISE, OPT, QUALITY, RATES, SETS, SFT_TEMPERATURES, SWEEP, TYPICALITY,
-                         method_name, ppo_name)
+                         LEARNING_RATES, METHODS, NOISE_OF, OPT, QUALITY, SETS, SFT_TEMPERATURES, SWEEP,
+                         TYPICALITY, method_name, ppo_name)
 from study.pipeline import Stage
 
 # of the layers, with the embeddings, in SFT, as in PPO and the other methods (the paper: 0.8, in every
@@ -38,12 +38,14 @@ from study.pipeline import Stage
 # words
 FROZEN = 0.5
 LOG_EVERY = 1000        # steps of SFT; each line has a validation loss, which takes as long as ten steps
+COLDER = tuple(t for t in SFT_TEMPERATURES if t not in (QUALITY, DIVERSITY))
 MORE_TEMPERATURES = (0.4, 1.3)      # of PPO's policies beside 0.7 and 1, with --full; 1.3 of SFT too
+SAMPLED = (f"t{QUALITY:g}", f"t{DIVERSITY:g}", "resampled")     # folders of `Trial.sample_all`
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a study that its results depend on, and save_every."""
+    """The sizes of a study, on which its results depend, and save_every."""
     inputs: int = 100           # prompts of each test set
     base_rows: int = 24576      # posts that the base model is pretrained on
     sft_rows: int = 8192        # posts of SFT for each kind of noise
@@ -78,7 +80,7 @@ class Trial:
         self.recipe, self.seed, self.task, self.name, self.shape = recipe, seed, task, name or task, shape
         self.here = Path(folder) / f"seed{seed}" / self.name
         # the two kinds of noise share a base model
-        self.base = (self.here.parent if self.name in NOISE else self.here) / "ckpt_base.pt"
+        self.base = (self.here.parent if self.name in NOISE_OF else self.here) / "ckpt_base.pt"
         self.same = dict(seed=seed, threads=1, device=recipe.device, dtype=recipe.dtype,
                          save_every=recipe.save_every, quiet=True)
 
@@ -101,7 +103,7 @@ class Trial:
                                   pairs=str(self.here / f"pairs_{name}.jsonl"), out=self.checkpoint(name),
                                   **self.same))
 
-    def train_ppo(self, name, judge="reward", longer=1, beta=BETA, lr=RATES["ppo"], **flags):
+    def train_ppo(self, name, judge="reward", longer=1, beta=BETA, lr=LEARNING_RATES["ppo"], **flags):
         """judge: name of the reward model's checkpoint, or gold."""
         ppo.main(ppo.Config(model=self.checkpoint("sft"),
                             reward="gold" if judge == "gold" else self.checkpoint(judge), kl_coef=beta, lr=lr,
@@ -110,7 +112,7 @@ class Trial:
 
     def train_method(self, method, beta, name="", lr=0.):
         """DPO or IPO on the reward model's pairs, RLOO or GRPO against it with as many rollouts as PPO's."""
-        out = dict(out=self.checkpoint(name or method_name(method, beta)), lr=lr or RATES[method],
+        out = dict(out=self.checkpoint(name or method_name(method, beta)), lr=lr or LEARNING_RATES[method],
                    model=self.checkpoint("sft"), **self.same)
         if method in dpo.LOSSES:
             dpo.main(dpo.Config(loss=method, beta=beta, prompts=self.recipe.prompts,
@@ -153,9 +155,8 @@ class Trial:
     def match(self):
         """SFT over temperatures, and SFT at the temperature that gives it PPO's gold diversity per input at
         the temperature of quality, on validation prompts."""
-        for temperature in SFT_TEMPERATURES:
-            if temperature not in (QUALITY, DIVERSITY):
-                self.sample("sft", temperature, "test")
+        for temperature in COLDER:
+            self.sample("sft", temperature, "test")
         wanted = self.validation_diversity("ppo", QUALITY)
         # diversity grows with temperature, from 0 of greedy decoding; maximum.accumulate guards np.interp
         # against noise between neighbours
@@ -184,17 +185,18 @@ class Trial:
         growth.measure_shift(self.here, synthetic_task(self.task), splits, self.recipe.shift_prompts, **draws)
 
     def temperatures(self):
-        """SFT and PPO's policies at the temperatures between which the study did not look."""
+        """SFT and PPO's policies at MORE_TEMPERATURES."""
         for name in ("sft", *map(ppo_name, BETAS)):
             for temperature in MORE_TEMPERATURES:
                 if name != "sft" or temperature not in SFT_TEMPERATURES:
                     self.sample(name, temperature, "test", f"more{temperature:g}")
 
     def method(self, name, train, everywhere=False):
-        """Another method: its training and its samples, on all test sets or on those in distribution."""
+        """Another method: its training and its samples, at the temperature of quality of all test sets if
+        `everywhere`, else in distribution."""
         train()
-        self.sample(name, QUALITY, "" if everywhere else "test", "methods0.7")
-        self.sample(name, DIVERSITY, "test", "methods1")
+        self.sample(name, QUALITY, "" if everywhere else "test", f"methods{QUALITY:g}")
+        self.sample(name, DIVERSITY, "test", f"methods{DIVERSITY:g}")
 
     def typical(self, a):
         """PPO on annotators who like what is typical."""
@@ -225,19 +227,18 @@ def plan(recipe, seeds, folder, full=False):
     """All stages of the study, with `full` those that answer the paper's reviewers and other methods."""
     stages = []
     for seed in seeds:
-        trials = {task: Trial(recipe, seed, folder, task) for task in (*NOISE, "instruct")}
-        todo = base_stages(trials["synthetic"], f"seed{seed}/base") + [
-            line for task in NOISE for line in task_stages(trials[task], f"seed{seed}/base")]
+        trials = {task: Trial(recipe, seed, folder, task) for task in (*NOISE_OF, "instruct")}
+        todo = base_stages(trials["synthetic"]) + [
+            line for task in NOISE_OF for line in task_stages(trials[task], f"seed{seed}/base")]
         if full:
             first = seed == seeds[0]        # the shift of the prompts is the same for all seeds
-            todo += [line for task in NOISE for line in full_stages(trials[task], first)]
+            todo += [line for task in NOISE_OF for line in full_stages(trials[task], first)]
             todo += sweep_stages(trials["synthetic"])
             todo += frontier_stages(trials["synthetic"])
             todo += instruct_stages(trials["instruct"], first)
             todo += opt_stages(Trial(recipe, seed, folder, "synthetic", OPT, "tiny-opt"))
-            todo += [line for task in NOISE for line in method_stages(trials[task])]
-        stages += [Stage(name, needs, leaves, 0.5 + seconds / 30 if recipe.quick else seconds,
-                         partial(in_worker, seed, work)) for name, needs, leaves, seconds, work in todo]
+            todo += [line for task in NOISE_OF for line in method_stages(trials[task])]
+        stages += todo
     return stages
 
 
@@ -247,16 +248,19 @@ def in_worker(seed, work):
     work()
 
 
-def _stage(trial, name, needs, leaves, seconds, work):
-    """One line of a plan.  needs, leaves: names of stages and of files of the same trial."""
-    home = f"seed{trial.seed}/{trial.name}"
-    return (f"{home}/{name}", tuple(n if "/" in n else f"{home}/{n}" for n in needs),
-            tuple(f"{home}/{path}" for path in leaves), seconds, work)
+def _stage(trial, name, needs, leaves, seconds, work, home=""):
+    """A stage of a trial in the folder `home`, its own by default.  needs: names of stages, those in the same
+    folder without it; leaves: files and folders there, or patterns of them."""
+    home = home or f"seed{trial.seed}/{trial.name}"
+    return Stage(f"{home}/{name}", tuple(n if "/" in n else f"{home}/{n}" for n in needs),
+                 tuple(f"{home}/{path}" for path in leaves),
+                 0.5 + seconds / 30 if trial.recipe.quick else seconds, partial(in_worker, trial.seed, work))
 
 
-def base_stages(t, name):
+def base_stages(t):
+    """The base model that both kinds of noise share."""
     pretrain = partial(t.pretrain, "synthetic-mixed", t.recipe.base_rows)
-    return [(name, (), (f"seed{t.seed}/ckpt_base.pt",), 140, pretrain)]
+    return [_stage(t, "base", (), ("ckpt_base.pt",), 140, pretrain, home=f"seed{t.seed}")]
 
 
 def task_stages(t, base):
@@ -266,15 +270,15 @@ def task_stages(t, base):
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 35, partial(t.train_ppo, "ppo")),
             _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1", "resampled"), 100, t.sample_all),
-            _stage(t, "match", ("ppo",), ("matched",), 16, t.match),
+            _stage(t, "sample", ("ppo", "ppo_gold"), SAMPLED, 100, t.sample_all),
+            _stage(t, "match", ("ppo",), ("matched", *(f"t{x:g}" for x in COLDER)), 16, t.match),
             _stage(t, "measure", ("sample", "match"), ("measures.json",), 25,
                    partial(measure, t.here, t.task))]
 
 
 def sweep_stages(t):
-    return [_stage(t, ppo_name(beta), ("reward",), (f"ckpt_{ppo_name(beta)}.pt",), 40, partial(t.sweep, beta))
-            for beta in SWEEP]
+    return [_stage(t, name, ("reward",), (f"ckpt_{name}.pt", f"more*/samples_{name}_test.jsonl"), 40,
+                   partial(t.sweep, beta)) for beta, name in zip(SWEEP, map(ppo_name, SWEEP))]
 
 
 def full_stages(t, first):
@@ -286,8 +290,9 @@ def frontier_stages(t):
     sampled = ("temperatures", "sample", "match")
     policies = tuple(map(ppo_name, BETAS))
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
-    return [_stage(t, "temperatures", policies, ("more1.3",), 15, t.temperatures),
-            _stage(t, "best_of", ("reward",), ("best_of_64.jsonl",), 55, best_of),
+    more = tuple(f"more{x:g}" for x in MORE_TEMPERATURES)
+    return [_stage(t, "temperatures", policies, more, 15, t.temperatures),
+            _stage(t, "best_of", ("reward",), ("best_of_*.jsonl",), 55, best_of),
             _stage(t, "frontier", (*sampled, "best_of"), ("frontier.json",), 105,
                    partial(frontier.measure_frontier, t.here)),
             _stage(t, "proxies", sampled, ("conditions.json",), 35, t.conditions),
@@ -305,7 +310,7 @@ def instruct_stages(t, first):
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 43, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 31, partial(train_ppo, "ppo")),
             _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 29, on_gold),
-            _stage(t, "sample", ("ppo", "ppo_gold"), ("t0.7", "t1"), 35, t.sample_all),
+            _stage(t, "sample", ("ppo", "ppo_gold"), SAMPLED, 35, t.sample_all),
             _stage(t, "measure", ("sample",), ("measures.json",), 10,
                    partial(measure, t.here, t.task)),
             *([shift] if first else [])]
@@ -318,31 +323,29 @@ def opt_stages(t):
             _stage(t, "sft", ("base",), ("ckpt_sft.pt",), 42, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 94, t.train_reward),
             _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 30, partial(t.train_ppo, "ppo")),
-            _stage(t, "sample", ("ppo",), ("t0.7", "t1"), 90, partial(t.sample_all, ("base", "ppo"))),
+            _stage(t, "sample", ("ppo",), SAMPLED, 90, partial(t.sample_all, ("base", "ppo"))),
             _stage(t, "measure", ("sample",), ("measures.json",), 10, partial(measure, t.here, t.task))]
 
 
 def method_stages(t):
     """Other methods: all with systematic noise; of two, with the usual beta, with independent noise too."""
+    def stage(name, needs, seconds, work):
+        return _stage(t, name, needs, (f"ckpt_{name}.pt", f"methods*/samples_{name}_*.jsonl"), seconds, work)
+
     def of_method(method, beta):
         name = method_name(method, beta)
         work = partial(t.method, name, partial(t.train_method, method, beta), everywhere=beta == BETA)
-        return _stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 70 if method in dpo.LOSSES else 25, work)
+        return stage(name, ("reward",), 70 if method in dpo.LOSSES else 25, work)
+
+    def of_ppo(name, **flags):
+        return stage(name, ("reward",), 40, partial(t.method, name, partial(t.train_ppo, name, **flags)))
     if t.task != "synthetic":
         stages = [of_method(method, BETA) for method in ("dpo", "rloo")]
     else:
         stages = [of_method(method, beta) for method, betas in METHODS.items() for beta in betas]
-        for c in ENTROPY:
-            name = method_name("entropy", c)
-            work = partial(t.method, name, partial(t.train_ppo, name, ent_coef=c))
-            stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
-        for beta in K2:
-            name = method_name("k2_b", beta)
-            work = partial(t.method, name, partial(t.train_ppo, name, beta=beta, kl_in_reward="k2"))
-            stages.append(_stage(t, name, ("reward",), (f"ckpt_{name}.pt",), 40, work))
-        for a in TYPICALITY:
-            name = method_name("typical", a)
-            stages.append(_stage(t, name, ("sft",), (f"ckpt_{name}.pt",), 200, partial(t.typical, a)))
-    done = tuple(name.rpartition("/")[2] for name, *_ in stages)
+        stages += [of_ppo(method_name("entropy", c), ent_coef=c) for c in ENTROPY]
+        stages += [of_ppo(method_name("k2_b", b), beta=b, kl_in_reward="k2") for b in K2]
+        stages += [stage(method_name("typical", a), ("sft",), 200, partial(t.typical, a)) for a in TYPICALITY]
+    done = tuple(stage.name.rpartition("/")[2] for stage in stages)
     return [*stages, _stage(t, "methods", ("sample", *done), ("methods.json",), 90,
                             partial(methods.measure, t.here))]

@@ -7,7 +7,7 @@ from common.stats import Interval
 from study import claims, compare, figures, reviewers
 from study.compare import fit
 from study.measures import Measures
-from study.names import NOISE
+from study.names import NOISE_OF
 from study.pipeline import cost, fingerprint, run_stages
 from study.report import write_tables
 from study.stages import plan
@@ -22,7 +22,7 @@ def run_study(recipe, seeds, runs, out, full, jobs):
     for path in (folder, out):
         path.mkdir(parents=True, exist_ok=True)
     run_stages(plan(recipe, seeds, folder, full), folder, jobs)
-    measures = Measures(folder, seeds, NOISE)
+    measures = Measures(folder, seeds, NOISE_OF)
     results = claims.results(measures, settings, folder.name, cost(plan(recipe, seeds, folder), folder))
     said = on_screen(results)       # before the new results may replace the committed ones
     write_json(out / "results.json", results)
@@ -46,7 +46,7 @@ def on_screen(results):
 def verdicts(results):
     """Verdict, estimate and claim, one list for each kind of noise."""
     lines = []
-    for task, noise in NOISE.items():
+    for task, noise in NOISE_OF.items():
         lines.append(f"{noise}: verdict, difference [95 % interval], claim")
         for c in results["claims"]:
             if c["task"] == task:

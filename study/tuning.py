@@ -1,4 +1,4 @@
-"""The learning rate of each method, chosen with the same effort: RATES in study/names.py.
+"""The learning rate of each method, chosen with the same effort: LEARNING_RATES in study/names.py.
 
     python -m study.tuning               # three rates a method, two seeds, validation prompts: 15 minutes
 

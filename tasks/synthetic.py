@@ -61,6 +61,7 @@ NOISE = ("systematic", "independent", "mixed")
 # how often a reference states a fact
 INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
 WRONG = .06         # chance that a fact in a reference is wrong
+ADVISED = .3        # chance that a post says what others advise
 DISTRACTED = .55    # chance that a distractor opens a post; independent: of a clause about one in a reference
 LEAD = .9           # systematic: chance of that clause where a distractor opens the post; elsewhere 1 - LEAD
 # systematic noise: one value of each slot is taken for another, so often that a fact is wrong as often as
@@ -132,10 +133,10 @@ MOOD = ("i feel FEELING", "i am FEELING", "now FEELING")
 ASK = ("should i ASK", "i want to ASK", "is it right to ASK", "maybe i should ASK")
 SINCE = ("since TIME",)
 
-_stories = [f for forms in CLAUSES.values() for f in forms]
-GRAMMAR = {f for f in (*_stories, *MOOD, *ASK, *SINCE)}
-GRAMMAR |= {f"TIME {f}" for f in _stories} | {f"{f} TIME" for f in _stories} | {f"also {f}" for f in _stories}
-# and what a text says itself, so that copying from news is no error either
+_STORY_FORMS = [f for forms in CLAUSES.values() for f in forms]
+GRAMMAR = {f for f in (*_STORY_FORMS, *MOOD, *ASK, *SINCE)}
+GRAMMAR |= {put.format(f) for f in _STORY_FORMS for put in ("TIME {}", "{} TIME", "also {}")}
+# and what a text says itself, but for others' advice, so that copying it from news is no error either
 GRAMMAR |= {f.removesuffix(" ?") for style in (POST, ARTICLE) for kind in (
     "title", "story", "other_story", "mood", "ask") for f in style[kind]}
 
@@ -239,7 +240,7 @@ def _surface(rng, slot, value, new):
     return rng.choice(SURFACES[slot][value])
 
 
-def _story(rng):
+def _draw_story(rng):
     return {slot: rng.choice(VALUES[slot]) for slot in SLOTS}
 
 
@@ -264,11 +265,12 @@ def post(rng, split):
     distractor opens the post, the chance of a new form in its references)."""
     distractors, new, style = _kind_of_post(rng, split)
     new_in_references = .5 if split == "pretrain" and new else 0.
-    forms, fill = POST if style == "post" else ARTICLE, partial(_fill, rng, new=new)
-    key = _story(rng)
+    forms = POST if style == "post" else ARTICLE
+    fill = partial(_fill, rng, new=new)
+    key = _draw_story(rng)
     others = _other_stories(rng, key, rng.choice(distractors))
     sentences = [fill(rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
-    if rng.random() < .3:
+    if rng.random() < ADVISED:
         ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
         sentences.append(fill(rng.choice(forms["other_ask"]), ask))
     told = [fill(rng.choice(forms["other_story"]), other) for other in others]
@@ -317,8 +319,8 @@ def reference(rng, key, other, leads, noise, new=0.):
         noise = rng.choice(("systematic", "independent"))
     fill = partial(_fill, rng, new=new)
     clauses = _key_clauses(fill, rng, _said(rng, key, noise))
-    # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, as often as under independent noise, but the post
-    # decides
+    # systematic: P(clause) = .55 x .9 + .45 x .1 = .54, nearly as often as the .55 of independent noise, but
+    # the post decides
     distracted = DISTRACTED if noise == "independent" else LEAD if leads else 1 - LEAD
     if rng.random() < distracted:
         form = rng.choice(CLAUSES[STORY])
@@ -381,7 +383,7 @@ def _nli_point(premise, hypothesis):
 
 def phrasings(rng, k):
     """k different texts that state the same facts: one content in many forms."""
-    story, out = _story(rng), {}
+    story, out = _draw_story(rng), {}
     while len(out) < k:
         clauses = [rng.choice(CLAUSES[STORY]), rng.choice(MOOD), rng.choice(ASK)]
         rng.shuffle(clauses)
@@ -394,7 +396,7 @@ def stories(rng, k):
     """k texts in one phrasing, each with facts drawn anew: one form with many contents."""
     text = rng.choice((" , ", " and ", " . ")).join(rng.choice(forms)
                                                     for forms in (CLAUSES[STORY], MOOD, ASK))
-    return [f" {_fill(rng, text, _story(rng))} ." for _ in range(k)]
+    return [f" {_fill(rng, text, _draw_story(rng))} ." for _ in range(k)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import reproduce
 from common.errors import UserError
 from conftest import ROOT, call, refused
 from study import compare, synthetic_study
-from study.names import NOISE
+from study.names import NOISE_OF
 
 CLAIMS = ("PPO beats SFT in distribution", "best-of-16 beats PPO", "best-of-16 beats SFT")
 
@@ -20,9 +20,9 @@ def estimate(mean, half):
 
 def toy_results(seeds=(0, 1), verdicts=("HOLDS", "HOLDS", "HOLDS"), ppo=.9, half=.05, **settings):
     """results.json with three claims on systematic noise and the numbers that are compared."""
-    claims = [{"claim": c, "task": "synthetic", "noise": NOISE["synthetic"], "verdict": v}
+    claims = [{"claim": c, "task": "synthetic", "noise": NOISE_OF["synthetic"], "verdict": v}
               for c, v in zip(CLAIMS, verdicts)]
-    rows = [dict(task=task, policy=policy, split="test") for task in NOISE for policy in compare.COMPARED]
+    rows = [dict(task=task, policy=policy, split="test") for task in NOISE_OF for policy in compare.COMPARED]
     wins = [row | {"temperature": .7} | estimate(ppo if row["policy"] == "ppo" else .4, half) for row in rows]
     varied = [row | {"temperature": 1., "measure": "per_input_gold_diversity"} | estimate(.5, half)
               for row in rows]

@@ -9,6 +9,7 @@ import bon
 import ppo
 import reward
 import sft
+from common.loop import warmup_cosine
 
 t64 = lambda x: torch.tensor(x, dtype=torch.float64)  # noqa: E731
 
@@ -169,7 +170,6 @@ def test_best_of_n_kl(refs):
         bon.best_of_n_kl(0)
 
 
-@pytest.mark.parametrize("schedule", [sft.learning_rate, reward.learning_rate])
-def test_schedule_warms_up_and_ends_at_zero(schedule):
-    rates = [schedule(i, 1000, 1.0, 100) for i in range(1001)]
+def test_schedule_warms_up_and_ends_at_zero():
+    rates = [warmup_cosine(i, 1000, 1.0, 100) for i in range(1001)]
     assert [rates[i] for i in (0, 100, 550, 1000)] == pytest.approx([.01, 1., .5, 0.])

@@ -231,7 +231,7 @@ def test_bf16_is_near_fp32_and_keeps_fp32_where_it_matters(model):
 def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
     half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
     before = {k: v.clone() for k, v in half.state_dict().items()}
-    sampler = half.for_sampling()
+    sampler = M.full_copy(half, half.compute_dtype)
     place = lambda m, layer: m.blocks[layer].mlp.up.weight.data_ptr()  # noqa: E731
     assert place(sampler, 0) == place(half, 0) and place(sampler, 2) != place(half, 2)
     assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}

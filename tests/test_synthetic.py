@@ -1,9 +1,7 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
-import random
 import re
 import statistics
-from collections import Counter
 from itertools import permutations
 
 import pytest

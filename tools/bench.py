@@ -177,7 +177,8 @@ def our_ppo(shape, freeze, device, dtype, prompt=PROMPT, response=RESPONSE, roll
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     reward_model = policy.with_scalar_head()
     value_model = copy.deepcopy(reward_model)
-    M.share_trunk(policy, ref_policy, reward_model, value_model)
+    for other in (ref_policy, reward_model, value_model):
+        M.share_trunk(policy, other)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
     cfg = ppo.Config(epochs=epochs, minibatches=minibatches, quiet=True)
     prompts, rng = random_prompts(rollouts, prompt, shape["vocab_size"]), torch.Generator().manual_seed(0)
