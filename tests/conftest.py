@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import flags  # noqa: E402
+from tasks import synthetic  # noqa: E402
 
 
 def pytest_configure(config):
@@ -85,6 +86,13 @@ def held_by_another_process(path):
     other.stdout.readline()
     yield
     other.communicate(b"\n")
+
+
+def well_told(split, n):
+    """The first n posts of a split whose reference is better than no summary at all, which has a gold reward
+    of 0."""
+    posts = synthetic.rows(split, 4 * n)
+    return [row for row in posts if synthetic.gold_reward(row["prompt"], row["reference"]) > 0][:n]
 
 
 def json_lines(path):

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files import write_jsonl
 from common.ngrams import count_ngrams, in_parts, numbered
 from common.stats import rate_interval
-from conftest import call, json_lines, refused
+from conftest import call, json_lines, refused, well_told
 from tasks import synthetic
 
 
@@ -330,7 +330,7 @@ def test_a_loss_is_errors_removed_and_narrowing_and_nothing_else():
 
 
 def test_what_is_good_is_at_least_the_reference():
-    row, = synthetic.rows("test", 1)
+    row, = well_told("test", 1)
     twice = row["reference"]
     row |= {"outputs": [twice, " my cat .", twice, ""], "finished": [True] * 4}
     found = {k: x[0] for k, x in D.good_measures([row], synthetic).items()}
@@ -344,7 +344,7 @@ def test_what_is_good_is_at_least_the_reference():
 # ------------------------------------------------------------------------------------------------- the script
 
 def samples(path, policy, split, k=4, task="synthetic", n=6):
-    rows = synthetic.rows(split, n)
+    rows = well_told(split, n)
     write_jsonl(path, [{"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": policy,
                         "split": split, "temperature": 1.0, "seed": 0, "rewards": None, "task": task,
                         "outputs": [r["references"][(i * j) % 4] for j in range(k)]}

@@ -8,7 +8,7 @@ import pytest
 import generalisation as G
 from common.errors import UserError
 from common.files import write_jsonl
-from conftest import call
+from conftest import call, well_told
 from tasks import synthetic
 
 
@@ -46,7 +46,7 @@ def samples(path, policy, split, outputs, **more):
     """Lines of 6 prompts.  outputs: function of a row giving texts."""
     write_jsonl(path, [{"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": policy,
                         "split": split, "temperature": 1.0, "seed": 0, "rewards": None, "task": "synthetic",
-                        "outputs": outputs(r)} | more for r in synthetic.rows(split, 6)])
+                        "outputs": outputs(r)} | more for r in well_told(split, 6)])
     return path
 
 
@@ -163,9 +163,10 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
     assert "left out: prompts that one of the two lacks" in got.stdout
     samples(tmp_path / "sft", "sft", "test", bad)
-    other.write_text(lines[0].replace('"test-10000"', '"test-10001"') + "\n")
+    first, second = (json.loads(line)["id"] for line in lines[:2])
+    other.write_text(lines[0].replace(f'"{first}"', f'"{second}"') + "\n")
     wrong = call("generalisation", path, other, cwd=tmp_path)
-    assert wrong.returncode == 2 and "the id 'test-10001' names one prompt in" in wrong.stderr
+    assert wrong.returncode == 2 and f"the id '{second}' names one prompt in" in wrong.stderr
 
 
 def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):

@@ -42,12 +42,12 @@ def screen(capsys, width=110, **flags):
 def test_columns_stand_in_the_order_of_the_study_and_fit(files, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     text = screen(capsys, files=files, prompt="2")
-    assert text.startswith("prompt 2: test-10001 (test)") and ROWS[1]["reference"].strip()[:20] in text
+    assert text.startswith(f"prompt 2: {ROWS[1]['id']} (test)") and ROWS[1]["reference"].strip()[:20] in text
     header = next(line for line in text.splitlines() if "zebra" in line)
     assert header.split() == ["base", "sft", "bon", "ppo", "zebra"]
     assert max(map(len, text.splitlines())) <= 160
     monkeypatch.setenv("COLUMNS", "60")         # five columns do not fit: below each other
-    text = screen(capsys, files=files, prompt="test-10001")
+    text = screen(capsys, files=files, prompt=ROWS[1]["id"])
     assert [line for line in text.splitlines() if line in ("base", "sft", "bon", "ppo", "zebra")] \
         == ["base", "sft", "bon", "ppo", "zebra"]
     assert max(map(len, text.splitlines())) <= 60
@@ -81,13 +81,13 @@ def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
     files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."]),
              write(tmp_path / "b.jsonl", "sft", [" i feel sad ."], other, split="ood_article")]
     assert "4-6      ood_article" in screen(capsys, files=files)
-    assert screen(capsys, files=files, prompt="5").startswith("prompt 5: test-10001 (ood_article)")
+    assert screen(capsys, files=files, prompt="5").startswith(f"prompt 5: {ROWS[1]['id']} (ood_article)")
     text = screen(capsys, files=files, prompt="1", split="ood_article")
-    assert text.startswith("prompt 1: test-10000 (ood_article)")
+    assert text.startswith(f"prompt 1: {ROWS[0]['id']} (ood_article)")
     both = screen(capsys, files=files, prompt="1, 3")
     assert "prompt 1:" in both and "prompt 3:" in both and "prompt 2:" not in both
     for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt"),
-                        ("test-10001", "2 .test., 5 .ood_article.")):
+                        (ROWS[1]["id"], "2 .test., 5 .ood_article.")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=files, prompt=wrong))
     with pytest.raises(UserError, match="test, ood_article"):
