@@ -176,7 +176,8 @@ def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
 @pytest.mark.parametrize("answer", [{"output": "3"}, {"output": ""}, {"output": None}, {}])
 def test_ppo_s_prompts_need_no_answer(local, answer):
     put(local, "alpaca_farm/alpaca_instructions/unlabeled", [{"instruction": "Add.", "input": "1 2"} | answer])
-    rows, prompts = ppo.read_prompts(splits.Task("alpaca", str(local)), load_tokenizer(build_tokenizer(["Add . 1 2"])), 10, 512)
+    task, tokenizer = splits.Task("alpaca", str(local)), load_tokenizer(build_tokenizer(["Add . 1 2"]))
+    rows, prompts = ppo.read_prompts(task, tokenizer, 10, 512)
     assert [row["id"] for row in rows] == ["unlabeled-0"] and len(prompts) == 1
     put(local, "alpaca_farm/alpaca_instructions/sft", [{"instruction": "Add.", "output": ""}])
     with pytest.raises(UserError, match="no rows"):
