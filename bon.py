@@ -106,7 +106,7 @@ def pool_size(cfg):
     """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
     outputs cannot be drawn from so many."""
     pool = cfg.pool or 4 * cfg.n
-    check(pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
+    check(not cfg.reward or pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
     check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
           "there is no best of N; leave out --reward")
     check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")

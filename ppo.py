@@ -360,7 +360,7 @@ MAX_PROMPTS = 100_000       # all of them are tokenised at the start
 
 def read_prompts(task, tokenizer, n, context):
     """Rows to sample responses to, at most n and MAX_PROMPTS, and their prompts' ids."""
-    # AlpacaFarm keeps prompts without answers for PPO alone
+    # AlpacaFarm has prompts for PPO alone
     split = "unlabeled" if "unlabeled" in task.splits() else "train"
     rows = task.rows(split, min(n, MAX_PROMPTS), references=1)
     return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))

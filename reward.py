@@ -127,8 +127,8 @@ def comparisons(cfg, sft, weights_hash, tokenizer, task):
     if not held_out_rows:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
-        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
-              flush=True)
+        print(f"no preferences_validation.jsonl: nothing is learned from the last {n} prompts of "
+              f"preferences.jsonl, {min(n, cfg.held_out)} of which are tested on", flush=True)
     check(train and held_out, f"{task.data}: no pairs of two different responses to train and to test on")
     return train[:cfg.prompts], held_out[:cfg.held_out]
 

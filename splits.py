@@ -148,7 +148,8 @@ class Task:
         else:
             source = self._file(split)
             rows = _read(source, ("prompt", "reference"))
-        rows = _non_empty(source, rows, ("prompt", "reference"))
+        # prompts for PPO need no answers
+        rows = _non_empty(source, rows, ("prompt",) if split == "unlabeled" else ("prompt", "reference"))
         _make_ids_unique(source, split, rows)
         return [row | {"references": [row["reference"]]} for row in rows[:limit]]
 

@@ -256,8 +256,8 @@ def free_memory():
 
 
 def limit_memory():
-    """Lets an allocation beyond the free memory fail, so that `run` can say so.  Without a limit Linux kills
-    the process, or another one, without a word."""
+    """Lets an allocation beyond the free memory fail, so that `launch` can say so.  Without a limit Linux
+    kills the process, or another one, without a word."""
     statm = Path("/proc/self/statm")
     if statm.is_file():
         in_use = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")

@@ -105,7 +105,7 @@ TASKS = {  # name: its out-of-distribution splits
 
 
 def splits(task):
-    """Names of a task's splits.  `unlabeled` has prompts for PPO."""
+    """Names of a task's splits.  `unlabeled` has prompts for PPO, with or without answers."""
     return ["train", "validation", "test", *TASKS[task], *(["unlabeled"] if task == "alpaca" else [])]
 
 
@@ -192,8 +192,10 @@ def rows(task, split, data=""):
     source that cannot be had or lacks a column."""
     if task == "alpaca":
         source = ALPACA[split]
-        return [{"id": f"{split}-{i}"} | instruction_row(row, source)
-                for i, row in enumerate(source.rows(data))]
+        found = source.rows(data)
+        if split == "unlabeled":        # PPO needs no answers
+            found = [row | {"output": row.get("output") or ""} for row in found]
+        return [{"id": f"{split}-{i}"} | instruction_row(row, source) for i, row in enumerate(found)]
     if split == "ood_cnn":
         return [article_row(row, i) for i, row in enumerate(CNN.rows(data))]
     inside = not split.startswith("ood_")

@@ -31,5 +31,8 @@ def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
 def test_a_pool_is_sampled_for_a_reward_model_only_and_that_needs_different_samples():
     with pytest.raises(UserError, match="--temperature 0: all samples of a prompt are the same"):
         bon.pool_size(bon.Config(reward="ckpt_reward.pt", temperature=0.))
-    assert bon.pool_size(bon.Config(pool=64)) == bon.pool_size(bon.Config(temperature=0.)) == 16
+    for unscored in (dict(pool=64), dict(pool=8), dict(temperature=0.)):
+        assert bon.pool_size(bon.Config(**unscored)) == 16
+    with pytest.raises(UserError, match="--pool 8 is smaller than --n 16"):
+        bon.pool_size(bon.Config(pool=8, reward="ckpt_reward.pt"))
     assert bon.pool_size(bon.Config(pool=64, reward="ckpt_reward.pt")) == 64

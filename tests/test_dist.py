@@ -106,7 +106,8 @@ model = M.GPT(M.GPTConfig(vocab_size=20, n_layer=3, n_head=2, d_model=8, frozen=
 dist.shard(model)
 with torch.no_grad():
     model(M.pack([[1, 2]], [[[3, 4]]]))
-print("sharded:", [all(map(dist.is_sharded, block.parameters())) for block in model.blocks])
+line = f"sharded: {[all(map(dist.is_sharded, block.parameters())) for block in model.blocks]}\\n"
+print(line, end="")      # one write: the other process prints too
 dist.stop()
 """
 

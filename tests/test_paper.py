@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+import ppo
 import splits
 from common.errors import UserError
+from common.tokenizer import build_tokenizer, load_tokenizer
 from tasks import paper
 
 
@@ -169,6 +171,17 @@ def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: 1 / 0)
     with pytest.raises(UserError, match="the hub does not give it .*--data DIR"):
         splits.Task("tldr").rows("train")
+
+
+@pytest.mark.parametrize("answer", [{"output": "3"}, {"output": ""}, {"output": None}, {}])
+def test_ppo_s_prompts_need_no_answer(local, answer):
+    put(local, "alpaca_farm/alpaca_instructions/unlabeled", [{"instruction": "Add.", "input": "1 2"} | answer])
+    task, tokenizer = splits.Task("alpaca", str(local)), load_tokenizer(build_tokenizer(["Add . 1 2"]))
+    rows, prompts = ppo.read_prompts(task, tokenizer, 10, 512)
+    assert [row["id"] for row in rows] == ["unlabeled-0"] and len(prompts) == 1
+    put(local, "alpaca_farm/alpaca_instructions/sft", [{"instruction": "Add.", "output": ""}])
+    with pytest.raises(UserError, match="no rows"):
+        splits.Task("alpaca", str(local)).rows("train")
 
 
 def test_ppo_takes_the_unlabeled_prompts_and_lengths_follow_the_checkpoint(local):

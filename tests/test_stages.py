@@ -2,6 +2,7 @@
 overwritten."""
 import gzip
 import importlib
+import dataclasses
 import json
 import shutil
 import signal
@@ -400,10 +401,16 @@ def test_a_reward_model_with_a_shorter_context_is_refused(work, tmp_path):
 def test_held_out_prompts_that_are_learned_from_are_counted(folder, capfd):
     shutil.copy(folder / "preferences.jsonl", folder / "preferences_validation.jsonl")
     sft.main(sft.Config(data=str(folder), quiet=True, threads=1, out=str(folder)))
-    reward.main(reward.Config(model=str(folder / "ckpt_sft.pt"), quiet=True, threads=1, out=str(folder)))
+    config = reward.Config(model=str(folder / "ckpt_sft.pt"), quiet=True, threads=1, out=str(folder))
+    reward.main(config)
     said = capfd.readouterr().out
     assert "40 prompts with held-out preferences have preferences to learn from too" in said
     assert "40 prompts with pairs to learn from, 40 held out" in said and "no preferences_validation" not in said
+    (folder / "preferences_validation.jsonl").unlink()
+    reward.main(dataclasses.replace(config, held_out=3))
+    said = capfd.readouterr().out
+    assert "nothing is learned from the last 4 prompts of preferences.jsonl, 3 of which are tested on" in said
+    assert "36 prompts with pairs to learn from, 3 held out" in said
 
 
 def test_an_allocation_beyond_the_free_memory_fails_instead_of_the_machine(monkeypatch):
