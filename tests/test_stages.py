@@ -1,8 +1,8 @@
 """Each script end to end at toy size, resuming, and every wrong input of the scripts: one line, exit status 2, nothing
 overwritten."""
+import dataclasses
 import gzip
 import importlib
-import dataclasses
 import json
 import shutil
 import signal
