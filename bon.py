@@ -115,8 +115,10 @@ def pool_size(cfg):
     return pool if cfg.reward else cfg.n
 
 
-def policy_name(name):
-    """The name itself.  Raises UserError on one that no file can have."""
+def policy_name(cfg):
+    """--policy, or what --model is called: ckpt_<name>.pt, or the last part of a hub name or a directory.
+    Raises UserError on a name that no file can have."""
+    name = cfg.policy or Path(cfg.model).name.removesuffix(".pt").removeprefix("ckpt_")
     check(name and "/" not in name and not name.startswith("."),
           f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a leading dot")
     return name
@@ -177,7 +179,7 @@ def main(cfg):
     device, rng = setup(cfg)
     pool = pool_size(cfg)
     model, reward_model, tokenizer, task, saved, reward_hash = build(cfg, device)
-    policy = policy_name(cfg.policy or Path(cfg.model).stem.removeprefix("ckpt_"))
+    policy = policy_name(cfg)
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
     trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
     splits = read_test_sets(task, cfg.splits, cfg.inputs)

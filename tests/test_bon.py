@@ -28,6 +28,15 @@ def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
     assert bon.Config(temperature=0.).temperature == 0
 
 
+def test_a_policy_is_called_as_its_checkpoint_is():
+    for model, name in (("runs/ckpt_sft.pt", "sft"), ("ckpt_ppo_b0.3.pt", "ppo_b0.3"), ("gpt2", "gpt2"),
+                        ("meta-llama/Llama-3.2-1B-Instruct", "Llama-3.2-1B-Instruct"), ("models/opt-1.3b/", "opt-1.3b")):
+        assert bon.policy_name(bon.Config(model=model)) == name
+    assert bon.policy_name(bon.Config(model="gpt2", policy="mine")) == "mine"
+    with pytest.raises(UserError, match="--policy a/b"):
+        bon.policy_name(bon.Config(policy="a/b"))
+
+
 def test_a_pool_is_sampled_for_a_reward_model_only_and_that_needs_different_samples():
     with pytest.raises(UserError, match="--temperature 0: all samples of a prompt are the same"):
         bon.pool_size(bon.Config(reward="ckpt_reward.pt", temperature=0.))
