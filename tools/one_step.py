@@ -304,8 +304,8 @@ Response b:
 
 {pair_table(head, packed, 1, group.responses, tokenizer)}
 
-The head has an output at every token, and the tables show it. Only the output at the last token counts, which
-is EOS, because only there the model has seen the response to its end (`Packed.last_idx`, `model.rewards`).
+The tables apply the head to every token. Training applies it to the last one alone, which is EOS, because only
+there the model has seen the response to its end (`Packed.last_idx`, `model.rewards`).
 
 | | |
 | --- | --- |
@@ -331,11 +331,11 @@ to S = {S}. The prompt is computed once. This is what `model.pack` builds:
   get alone.
 - **`used`** numbers the places whose hidden states are needed: the last token of the prompt and everything
   behind it, {Q} with some padding, whose output nothing reads. The last layer computes its output there only,
-  from the keys and values of all places, and so does the head.
+  from the keys and values of all places. The head runs at `predict_idx` or `last_idx` alone.
 - **predicts**: logits at a place predict the next token. The last token of the prompt predicts the first
   token of a and that of b. EOS predicts nothing. `Packed.predict_idx` lists these places by their number in
-  `used`, one entry a response token. It is a list and no shift by one, because the token before the first
-  token of b belongs to a.
+  `used`, one entry a response token. A shift by one would not do: the token before the first token of b
+  belongs to a.
 - **`last_idx`**: the reward of a response stands at its last token.
 """
 
