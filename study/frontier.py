@@ -72,12 +72,16 @@ def encode_samples(tokenizer, task, rows, context):
 @torch.no_grad()
 def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_size=8):
     """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.
-    rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once."""
+    rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once.  A frozen
+    trunk that is the same in both runs once."""
     (prompts, ids), total, count = encode_samples(tokenizer, task, rows, policy.config.context), 0., 0
+    shared = M.share_trunk(ref_policy, policy)
     for i in range(0, len(rows), batch_size):
         packed = M.pack(prompts[i:i + batch_size], ids[i:i + batch_size])
-        logp = M.log_probs(policy, policy(packed), packed, temperature)
-        total += (logp - M.log_probs(ref_policy, ref_policy(packed), packed)).sum().item()
+        h = policy.trunk(packed)
+        logp = M.log_probs(policy, policy.top(h, packed), packed, temperature)
+        hidden = ref_policy.top(h, packed) if shared else ref_policy(packed)
+        total += (logp - M.log_probs(ref_policy, hidden, packed)).sum().item()
         count += len(packed.lengths)
     return total / count
 

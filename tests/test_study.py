@@ -1,5 +1,6 @@
 """The study: its runner, what it says of its numbers, its tables and pictures, and the study of a published
 model."""
+import copy
 import json
 import math
 import shutil
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+import model as M
 import ppo
 import reward
 import sft
 from common import files, pretrained
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from common.samples import read_samples
 from common.stats import over_seeds
 from conftest import ROOT, held_by_another_process, json_lines, refused
 from study import claims, figures, frontier, growth, names, pipeline, published, report, stages
@@ -324,6 +327,30 @@ def test_slopes_are_counted_by_their_interval():
     found = growth.counts([line(.1, .2, "b"), line(-.2, -.1, "a"), line(-.1, .1, "b")])
     assert found == {"counts": {"ppo": {"grows": 1, "shrinks": 1, "not shown": 1},
                                 "bon": {"grows": 0, "shrinks": 0, "not shown": 3}}, "farthest": ["a", "b"]}
+
+
+def test_kl_of_samples_is_the_mean_of_their_log_ratios(work):
+    """Against one text at a time; a shared trunk changes nothing; a policy is at distance 0 from itself."""
+    policy, tokenizer, task = frontier.load_with_task(work / "ckpt_ppo.pt", "lm")
+    ref_policy, *_ = frontier.load_with_task(work / "ckpt_sft.pt", "lm")
+    rows = read_samples(work / "samples_ppo_test.jsonl")
+    frozen = copy.deepcopy(ref_policy).freeze(policy.config.frozen)
+
+    def kl(policy, ref_policy, temperature):
+        return frontier.sampled_kl(copy.deepcopy(policy), ref_policy, tokenizer, task, rows, temperature)
+
+    @torch.no_grad()
+    def log_prob(model, prompt, response, temperature=1.):
+        logits = model.head(model(M.plain([prompt + response])))[0, len(prompt) - 1:-1] / temperature
+        return logits.log_softmax(-1)[range(len(response)), response].sum().item()
+    texts = [(prompt, response) for prompt, responses in zip(*frontier.encode_samples(tokenizer, task, rows, 512))
+             for response in responses]
+    assert M.share_trunk(copy.deepcopy(frozen), copy.deepcopy(policy))
+    for temperature in (1., .7):
+        naive = np.mean([log_prob(policy, *text, temperature) - log_prob(ref_policy, *text) for text in texts])
+        assert kl(policy, ref_policy, temperature) == pytest.approx(naive, abs=1e-4)
+        assert kl(policy, frozen, temperature) == pytest.approx(naive, abs=1e-4)
+    assert kl(ref_policy, ref_policy, 1.) == 0
 
 
 def fake_frontier(ppo_wins):
