@@ -304,8 +304,8 @@ Response b:
 
 {pair_table(head, packed, 1, group.responses, tokenizer)}
 
-The tables apply the head to every token. Training applies it to the last one alone, which is EOS, because only
-there the model has seen the response to its end (`Packed.last_idx`, `model.rewards`).
+The tables apply the head to every token. Training applies it to the last one alone, which is EOS, because
+only there the model has seen the response to its end (`Packed.last_idx`, `model.rewards`).
 
 | | |
 | --- | --- |
