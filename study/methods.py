@@ -19,6 +19,7 @@ from splits import Task
 from study.frontier import OF_METHODS, encode_samples, measure_files
 from study.measures import agreement, sample_files
 from study.names import BETA, NOISE_OF, QUALITY, SETS, method_name
+from tasks import synthetic
 from tasks.annotators import Group
 
 JUDGED = ("sft", "ppo", method_name("dpo", BETA))       # policies whose outputs the judges rank
@@ -28,9 +29,10 @@ JUDGES = {"reward": "reward model", "dpo": "DPO's implicit reward"}
 # ------------------------------------------------------------------------------------------------- the stages
 
 def measure(here):
-    """The sample files of one task and seed -> methods.json: {"wins": {policy: {split: (prompts,)}},
-    "ranked_rightly": {judge: {policy: {split: (prompts,)}}}, "frontier": as `frontier.measure_files`}."""
-    found = {"wins": {}, "length": {}, "ranked_rightly": {}}
+    """The sample files of one task and seed -> methods.json: {"wins", "ungrammatical": clauses an output
+    outside the grammar: {policy: {split: (prompts,)}}, "ranked_rightly": {judge: {policy: {split:
+    (prompts,)}}}, "frontier": as `frontier.measure_files`}."""
+    found = {"wins": {}, "ungrammatical": {}, "ranked_rightly": {}}
     paths = [*here.glob(f"methods{QUALITY:g}/samples_*.jsonl"),
              *(here / f"t{QUALITY:g}" / f"samples_{name}_{split}.jsonl" for name in ("sft", "ppo")
                for split in SETS)]
@@ -40,8 +42,8 @@ def measure(here):
         policy, split = rows[0]["policy"], rows[0]["split"]
         gold, references = gold_scores(rows)
         found["wins"].setdefault(policy, {})[split] = wins(gold, references).tolist()
-        found["length"].setdefault(policy, {})[split] = float(
-            np.mean([len(text.split()) for row in rows for text in row["outputs"]]))
+        found["ungrammatical"].setdefault(policy, {})[split] = [
+            float(np.mean([synthetic.ungrammatical(text) for text in row["outputs"]])) for row in rows]
         for judge, rewards_of in judges.items() if policy in JUDGED else ():
             of_judge = found["ranked_rightly"].setdefault(judge, {}).setdefault(policy, {})
             of_judge[split] = agreement(rewards_of(rows), gold).tolist()
@@ -80,14 +82,17 @@ def numbers(folder, seeds):
 
 
 def win_rates(task, found):
-    """[{task, policy, split, wins, less_sft, length}] of the policies that were sampled on all test sets.
-    found: methods.json of each seed."""
+    """[{task, policy, split, wins, less_sft, less_ppo, ungrammatical, more_ungrammatical: than PPO's}] of the
+    policies that were sampled on all test sets.  found: methods.json of each seed."""
     rows = []
     for policy, of_split in found[0]["wins"].items():
         for split in SETS if len(of_split) == len(SETS) else ():
-            won, of_sft = (np.array([seed["wins"][name][split] for seed in found])
-                           for name in (policy, "sft"))
+            won, of_sft, of_ppo = (np.array([seed["wins"][name][split] for seed in found])
+                                   for name in (policy, "sft", "ppo"))
+            broken, of_ppo_broken = (np.array([seed["ungrammatical"][name][split] for seed in found])
+                                     for name in (policy, "ppo"))
             rows.append({"task": task, "policy": policy, "split": split, "wins": over_seeds(won, rate=True),
-                         "less_sft": over_seeds(won - of_sft),
-                         "length": float(np.mean([seed["length"][policy][split] for seed in found]))})
+                         "less_sft": over_seeds(won - of_sft), "less_ppo": over_seeds(won - of_ppo),
+                         "ungrammatical": over_seeds(broken),
+                         "more_ungrammatical": over_seeds(broken - of_ppo_broken)})
     return rows

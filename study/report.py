@@ -312,13 +312,19 @@ def of_methods(reviewers):
 
 def of_methods_by_set(found):
     names = list(dict.fromkeys((x["task"], x["policy"]) for x in found["wins"]))
-    ood = [[NOISE_OF[task], policy, *(cell(pick(found["wins"], task=task, policy=policy, split=s)["wins"])
-                                   for s in SETS)] for task, policy in names]
+
+    def over_sets(show, key, leave_out=()):
+        return table(["noise", "policy", *map(short, SETS)], [
+            [NOISE_OF[task], policy, *(show(pick(found["wins"], task=task, policy=policy, split=s)[key])
+                                       for s in SETS)]
+            for task, policy in names if policy not in leave_out])
+
     ranked = [[NOISE_OF[task], judge, policy, *(interval(pick(
         found["ranked_rightly"], task=task, judge=name, policy=policy, split=s)) for s in SETS)]
         for task in NOISE_OF for name, judge in methods.JUDGES.items() for policy in methods.JUDGED]
-    return ["Win rate on all test sets, temperature 0.7, β = 0.1.",
-            table(["noise", "policy", *map(short, SETS)], ood),
+    return ["Win rate on all test sets, temperature 0.7, β = 0.1.", over_sets(cell, "wins"),
+            "The same less PPO's.", over_sets(signed, "less_ppo", leave_out=["ppo"]),
+            "Clauses outside the grammar, an output.", over_sets(cell, "ungrammatical"),
             "How often two judges rank two outputs to one prompt as the gold reward does, by whose outputs "
             "they are.", table(["noise", "judge", "outputs of", *map(short, SETS)], ranked)]
 

@@ -196,6 +196,11 @@ def facts(text):
                      for w in clause if w in FACT)
 
 
+def ungrammatical(text):
+    """How many clauses of any text are outside the grammar of summaries."""
+    return sum(_skeleton(clause) not in GRAMMAR for clause in _clauses(_pieces(text)))
+
+
 def gold_reward(prompt, text, finished=True):
     """Gold reward of a summary, a float: facts covered less errors (WEIGHT, PENALTY); a perfect summary has
     5.

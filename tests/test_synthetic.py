@@ -47,6 +47,12 @@ def test_the_same_content_in_another_order_is_a_tie():
     assert {synthetic.gold_reward(PROMPT, f" {a} , {b} , {c} .") for a, b, c in permutations(clauses)} == {.12}
 
 
+def test_clauses_outside_the_grammar_by_hand():
+    assert synthetic.ungrammatical(" my sister painted my sister , now sad and i want to wait .") == 1
+    assert synthetic.ungrammatical(" should i sue , my papa about my piano over my piano and is i am sad .") == 2
+    assert synthetic.ungrammatical("") == synthetic.ungrammatical(" someone sold my ring . i am sad .") == 0
+
+
 @pytest.mark.parametrize("text",
                          ["", "\x00\n\t", "..,,!!", "and and and", "TLDR TITLE POST", "ça va 🙂 " * 50,
                           "my " * 2000, " my my WHO EVENT"])
