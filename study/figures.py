@@ -20,7 +20,7 @@ from study.names import (BETA, BETAS, DIVERSITY, INSTRUCT_SETS, NOISE_OF, POLICI
 from study.report import ENOUGH_SEEDS, ends, read_numbers
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
-BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"     # red is Okabe and Ito's vermilion
+BLUE, RED, PURPLE, SKY = "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"    # red is Okabe and Ito's vermilion
 DARK = {ORANGE: "#8A5F00"}      # for letters, where the colour is too light
 STYLE = {"sft": (BLUE, "o"), "bon": (ORANGE, "s"), "ppo": (RED, "D"), "ppo_gold": (GREEN, "^"),
          "base": (PURPLE, "v"), "oracle": (BLACK, "*")}
@@ -358,7 +358,7 @@ def draw_proxies(plt, reviewers):
             ax.plot(mean, y, marker, ms=6, color=colour)
         ax.axvline(chance, color=RED, ls=":", lw=1.2)
         ax.set_title(title, fontsize=9)
-        ax.set_xlim((-.02 if chance else -.55), 1.05)
+        ax.set_xlim((-.02 if chance else -1.05), 1.05)     # all that a rate or a correlation can be
         ax.grid(axis="y", color="#eeeeee")
     names = [proxies.NAMES[t["measure"]] for t in tests]
     axes[0].set_yticks(places, [f"{n} (no measure of diversity)" if n == "length" else n for n in names])
@@ -462,7 +462,7 @@ def draw_coverage(ax, lines):
 METHOD_STYLE = {"PPO": (RED, "D"), "best-of-N": (ORANGE, "s"), "SFT": (BLUE, "o"), "DPO": (GREEN, "^"),
                 "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"), "GRPO": (BLACK, "X"),
                 "PPO, entropy bonus": (GREY, "d"), "PPO, typical annotators": (GREY, "h"),
-                "PPO, k2 in the reward": (RED, "p")}
+                "PPO, k2 in the reward": (SKY, "p")}
 
 
 def draw_methods(plt, reviewers):
