@@ -53,6 +53,7 @@ from common.flags import DTYPES, Common, Count, launch, setup
 from common.loop import Run, peak_memory
 from common.ngrams import count_ngrams
 from splits import length_bucketed_batches
+from tools import budget
 
 ROOT = Path(__file__).resolve().parent.parent
 TRL = "1.12"        # the last release with PPO
@@ -269,7 +270,6 @@ def ppo_rows(name, asked, cfg, device):
     between the peer's."""
     shape, dtype = MODELS[name], DTYPES[cfg.dtype]
     peers = installed("trl", "transformers", "accelerate")
-    forward = 2 * M.GPT(M.GPTConfig(**shape)).n_params() * ROLLOUTS * (PROMPT + RESPONSE)
     for freeze, theirs, least in ((a, b, x) for a, of_a in asked.items() for b, x in of_a.items()):
         iteration, ours, peer = our_iteration(shape, freeze, device, dtype), [], None
         iteration()
@@ -281,8 +281,8 @@ def ppo_rows(name, asked, cfg, device):
         else:
             for _ in range(cfg.repeats):
                 between()
-        # sampling, four networks forward, then 4 epochs of two forward and backward
-        flops = forward * (5 + 4 * 2 * 3) if not freeze else 0
+        config = M.GPTConfig(**shape, frozen=round(freeze * shape["n_layer"]))
+        flops = ROLLOUTS * budget.operations(config, PROMPT, RESPONSE, EPOCHS)[2]
         what = "all layers trained" if not freeze else f"{freeze:.0%} frozen, shared"
         name_of_peer = f"TRL {TRL}, " + (f"{theirs:.0%} frozen" if theirs else "all trained")
         yield line(f"PPO iteration, {name}, {what}", ours[-cfg.repeats:], peer, name_of_peer, least,
