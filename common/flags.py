@@ -16,6 +16,7 @@ import platform
 import random
 import re
 import resource
+import select
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,9 @@ def launch(main, config, doc, presets=None):
             stream.reconfigure(errors="backslashreplace")
     try:
         main(parse(config, doc, presets=presets))
+        print(end="", flush=True)       # what the screen cannot take is said now, and not after the end
+    except BrokenPipeError as error:
+        sys.exit(141 if _reader_left() else _say(f"error: {error}", 2))     # 128 and the signal for that
     except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission
         sys.exit(_say(f"error: {error}", 2))
     except (RuntimeError, MemoryError) as error:    # torch.OutOfMemoryError is a RuntimeError
@@ -184,6 +188,16 @@ def launch(main, config, doc, presets=None):
         sys.exit(_say("interrupted", 130))
     finally:
         dist.stop()
+
+
+def _reader_left():
+    """Whether whoever reads what is printed, such as `head`, has had enough."""
+    screen = select.poll()
+    screen.register(1, 0)           # asks for nothing but whether the other end is closed
+    left = bool(screen.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # or Python complains at its end
+    return left
 
 
 def _out_of_memory(error):

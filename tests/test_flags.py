@@ -104,6 +104,26 @@ def test_a_start_is_deterministic_and_imports_no_compiler():
     assert got.stdout.split() == ["True", "False"], got.stderr
 
 
+@pytest.mark.parametrize("lines", [1, 10_000])      # found at the end, or while printing
+def test_a_reader_that_has_had_enough_is_no_error(lines):
+    """`python diversity.py ... | head` ends without a word."""
+    code = ("from common.flags import Common, launch\n"
+            f"launch(lambda cfg: [print('x' * 80) for _ in range({lines})], Common, 'doc')")
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == (b"", 141)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
+    def main(cfg):
+        raise BrokenPipeError(32, "Broken pipe")
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit, match="2"):
+        flags.launch(main, Toy, "doc")
+    assert capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
+
+
 @pytest.mark.parametrize("device", ["cuda:1", "cuda", "mps", "meta", "xla", "cuda:-1"])
 def test_devices_that_are_not_here(device):
     if device == "cuda" and __import__("torch").cuda.is_available():
