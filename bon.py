@@ -144,6 +144,12 @@ def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
     return lines
 
 
+def encode_test_sets(tokenizer, splits, max_prompt_len):
+    """{split: the ids of its prompts}.  splits: {split: rows}."""
+    return {split: encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len,
+                                  f"{split} prompts") for split, rows in splits.items()}
+
+
 def write_split(out, split, lines_of, pool):
     """Writes the sample files of one split.  lines_of: {policy: its lines}."""
     for policy, lines in lines_of.items():
@@ -163,15 +169,13 @@ def main(cfg):
     trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
     against = {policy: trained, best_policy: [*list_of_hashes(trained), reward_hash]}
     splits = read_test_sets(task, cfg.splits, cfg.inputs)
-    prompts_of = {split: encode_prompts(tokenizer, [row["prompt"] for row in rows],
-                                        task.max_prompt_len(model.config.context), f"{split} prompts")
-                  for split, rows in splits.items()}
+    prompts_of = encode_test_sets(tokenizer, splits, task.max_prompt_len(model.config.context))
     per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
     parts = [(split, start) for split, rows in splits.items() for start in range(0, len(rows), per_step)]
     inputs = [saved["weights_hash"], reward_hash, per_step, splits]
-    name = sample_path("", policy, "+".join(splits)[:99]).name      # a file's name has at most 255 bytes
+    file = sample_path("", policy, "+".join(splits)[:99]).name      # a file's name has at most 255 bytes
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,   # a state after each step
-              path=output_path(cfg.out, name))
+              path=output_path(cfg.out, file))
     numpy_rng = np.random.default_rng(cfg.seed)
     numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
     pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)

@@ -170,9 +170,9 @@ def launch(main, config, doc, presets=None):
             stream.reconfigure(errors="backslashreplace")
     try:
         main(parse(config, doc, presets=presets))
-        print(end="", flush=True)       # what the screen cannot take is said now, and not after the end
+        print(end="", flush=True)       # a full disk or a closed pipe shows here, not after the end
     except BrokenPipeError as error:
-        sys.exit(141 if _reader_left() else _say(f"error: {error}", 2))     # 128 and the signal for that
+        sys.exit(141 if _reader_left() else _say(f"error: {error}", 2))     # a shell's status for SIGPIPE
     except (UserError, OSError) as error:   # OSError: a full disk, a folder without permission
         sys.exit(_say(f"error: {error}", 2))
     except (RuntimeError, MemoryError) as error:    # torch.OutOfMemoryError is a RuntimeError
@@ -196,7 +196,7 @@ def _reader_left():
     screen.register(1, 0)           # asks for nothing but whether the other end is closed
     left = bool(screen.poll(0))
     if left:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # or Python complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # what is still to be written goes nowhere
     return left
 
 

@@ -2,9 +2,9 @@
 results.json.
 
 Some are the paper's claims, more are of this study; paper.py has the paper's row by row.  A claim says which
-sign a difference has.  It holds, or its opposite does, if the 95 % interval over the
-choice of seeds and prompts (`common.stats.over_seeds`) lies on one side of zero; else it is not shown, or,
-with fewer than four seeds, these do not decide.
+sign a difference has.  It holds, or its opposite does, if the 95 % interval over the choice of seeds and
+prompts (`common.stats.over_seeds`) lies on one side of zero; else it is not shown, or, with fewer than four
+seeds, these do not decide.
 """
 import numpy as np
 
@@ -56,8 +56,7 @@ def of_generalisation(r, task):
     return [("PPO beats SFT in distribution", +1, in_words, over_seeds(advantage["test"]), {}),
             ("PPO beats SFT out of distribution", +1, f"{in_words}, mean over the OOD sets",
              over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft", *SHIFTED)), {}),
-            (GROWS, +1,
-             "advantage OOD - advantage ID", over_seeds(grows),
+            (GROWS, +1, "advantage OOD - advantage ID", over_seeds(grows),
              {short(s): float(np.mean(a)) for s, a in advantage.items()})]
 
 

@@ -73,7 +73,7 @@ def encode_samples(tokenizer, task, rows, context):
 def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_size=8):
     """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.
     rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once.  A frozen
-    trunk that is the same in both runs once."""
+    trunk that both models share runs once."""
     (prompts, ids), total, count = encode_samples(tokenizer, task, rows, policy.config.context), 0., 0
     shared = M.share_trunk(ref_policy, policy)
     for i in range(0, len(rows), batch_size):
