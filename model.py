@@ -1,8 +1,7 @@
 """The transformer: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX are configurations of one class.  Also what must
-exist only once: padding and masks (`pack`), log-probabilities (`log_probs`), where a reward stands
-(`rewards`), sampling (`generate`).
+exist only once: padding and masks (`pack`), log-probabilities, where a value and where a reward stands.
 
-    python model.py          # the shapes and their sizes (tools/budget.py: what training takes)
+    python model.py          # the shapes and their sizes
 
 Letters used in every script: B batch (packed rows), P prompt, T response, S length of a packed row, Q
 positions of it that are used, V vocabulary, D width, H heads, G key/value heads, E head width, N samples per
@@ -10,30 +9,25 @@ prompt, R responses, M response tokens of a batch, counted one by one.
 
 Three ideas make it fast.
 
-1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(batch)`
-   runs the frozen part without gradients, `model.top(h, batch)` runs the rest.  Policy, reference, reward and
-   value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With
-   `frozen = 0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
-2. One prompt, many responses (`pack`).  The responses to one prompt lie behind it in one row.  Each sees the
+1. Trunk and top.  The paper freezes the embeddings and the first 80 % of the layers.  `model.trunk(packed)`
+runs
+   the frozen part without gradients, `model.top(h, packed)` runs the rest.  Policy, reference, reward and
+   value model can use one trunk in memory (`share_trunk`), and PPO runs it once per rollout.  With `frozen =
+   0` the trunk returns the token ids and the top is the whole model, so callers stay the same.
+2. One prompt, many responses (`pack`).  The responses to one prompt lie after it in one row.  Each sees the
    prompt and itself only, and its positions continue the prompt's.  The numbers equal those of separate rows,
    without a copy of the prompt in each.
 3. No output that nobody uses.  `Packed.used` lists the positions that predict or end a response.  The last
-   layer computes its output there only (from the prompt's tokens just keys and values), and so does the head.
-
-On a GPU sampling also replays a recorded step (`recorded`), because Python is slower than its kernels.
+layer
+   computes its output there only (from the prompt's tokens just keys and values), and so does the head.
 """
 import math
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-
-from common.dist import unshard
-from common.errors import check
-from common.fast_linear import Linear
 
 
 @dataclass
@@ -57,8 +51,7 @@ class GPTConfig:
     tied: bool = True           # the LM head is the token embedding
     rope_theta: float = 10000.0
     rope_part: float = 1.0      # the part of each head that turns with its position (GPT-NeoX: 0.25)
-    rope_scaling: dict | None = None    # of a context stretched after training, as config.json spells it:
-                                        # {"rope_type": "linear" or "llama3", "factor": ..., ...}
+    rope_scaling: dict | None = None    # of a context stretched after training, as config.json spells it
     norm_eps: float = 1e-5
     frozen: int = 0             # the embeddings and the first `frozen` layers are the trunk
 
@@ -104,11 +97,11 @@ SHAPES = {  # published shapes, as configurations of the one class below
 # ------------------------------------------------------------------------------------------------- the layers
 
 def rotate(x, rope):
-    """Rotary position embedding (Su et al. 2021), the two halves of a head as real and imaginary part: (real,
-    imag) cos + (imag, real) (-sin, sin).
+    """Rotary position embedding (Su et al. 2021).  The two halves of a head are real and imaginary part of
+    its rotary pairs: (real, imag) cos + (imag, real) (-sin, sin).
 
-    x: (B, S, H, E); rope: as from `GPT.rope`, each (B, S, 1, 2 x planes).  Returns (B, S, H, E).  What lies
-    behind the 2 x planes numbers that turn stays as it is (`rope_part`)."""
+    x: (B, S, H, E); rope: as from `GPT.rope`, each (B, S, 1, 2 x pairs).  Returns (B, S, H, E).  The numbers
+    after the first 2 x pairs do not turn (`rope_part`)."""
     cos, sin = rope
     width = cos.shape[-1]
     x, still = x.split((width, x.shape[-1] - width), dim=-1)
@@ -117,14 +110,13 @@ def rotate(x, rope):
 
 
 def rope_frequencies(cfg, device=None):
-    """Radians by which each plane of a head turns from one position to the next: (E/2,), fp32; fewer where
-    only a part of a head turns.  A plane is one pair of a real and an imaginary part.
+    """Radians by which each rotary pair of a head turns from one position to the next: (pairs,), fp32.
 
-    A stretched context turns its slow planes `factor` times slower.  "linear" slows all of them (Chen et al.
-    2023).  "llama3" slows those that turn fewer than low_freq_factor times in the training context, and
-    passes linearly to no change at high_freq_factor turns."""
-    planes = int(cfg.d_head * cfg.rope_part) // 2
-    frequency = cfg.rope_theta ** -(torch.arange(planes, device=device, dtype=torch.float32) / planes)
+    A stretched context turns its slow pairs `factor` times slower.  "linear" slows all of them (Chen et al.
+    2023). "llama3" slows those that turn fewer than low_freq_factor times in the training context, and passes
+    linearly to no change at high_freq_factor turns."""
+    pairs = int(cfg.d_head * cfg.rope_part) // 2
+    frequency = cfg.rope_theta ** -(torch.arange(pairs, device=device, dtype=torch.float32) / pairs)
     s = cfg.rope_scaling
     if not s:
         return frequency
@@ -134,11 +126,6 @@ def rope_frequencies(cfg, device=None):
     turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)   # in the training context
     kept = ((turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])).clamp(0, 1)
     return slow + (frequency - slow) * kept
-
-
-def gather(x, idx):
-    """x (B, S, ...) at flat indices into B*S, in their shape: idx (B, Q) gives (B, Q, ...)."""
-    return x.flatten(0, 1)[idx]
 
 
 class HeadNorm(nn.RMSNorm):
@@ -154,9 +141,9 @@ class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.n_head, self.n_kv_head, self.d_head = cfg.n_head, cfg.n_kv_head, cfg.d_head
-        self.qkv = Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head,
+        self.qkv = nn.Linear(cfg.d_model, (cfg.n_head + 2 * cfg.n_kv_head) * cfg.d_head,
                           bias=cfg.bias or cfg.qkv_bias)
-        self.out = Linear(cfg.n_head * cfg.d_head, cfg.d_model, bias=cfg.bias)
+        self.out = nn.Linear(cfg.n_head * cfg.d_head, cfg.d_model, bias=cfg.bias)
         self.norms = cfg.qk_norm
         self.q_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = HeadNorm(cfg.d_head, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
@@ -165,8 +152,9 @@ class Attention(nn.Module):
         """x: (B, S, D).  rope: as from `GPT.rope`, or None.  Returns (B, S, D), or (B, Q, D) with used.
 
         mask: (B, 1, S, S), True where a query may look; None: causal.  used: (B, Q) flat indices into B*S,
-        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache.  At the first call it
-        takes the prompts' keys and values.  At later calls x is (B, N, D), one new token of each sample."""
+        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache of generate.py.  At the
+        first call it takes the prompts' keys and values.  At later calls x is (B, N, D), one new token of
+        each sample."""
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head)                             # (B, S, H + 2G, E)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
@@ -176,7 +164,7 @@ class Attention(nn.Module):
         if rope is not None:
             qk = rotate(qk, rope)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=2)
-        if cache is not None and cache.holds_prompts:
+        if cache is not None and cache.prefix is not None:
             return self.out(cache.attend(q, k, v).flatten(2))
         if cache is not None:
             cache.start(k, v)
@@ -196,8 +184,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = cfg.activation == "swiglu"
         # SwiGLU: [gate; up] in one matrix
-        self.up = Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)
-        self.down = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
+        self.up = nn.Linear(cfg.d_model, cfg.d_ff * (2 if self.gated else 1), bias=cfg.bias)
+        self.down = nn.Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
         self.act = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu,
                     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}[cfg.activation]
 
@@ -241,11 +229,7 @@ class GPT(nn.Module):
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = make_norm(cfg)
-        # the head's rows are response tokens, whose number changes at each step: under a hundred thousand
-        # weights, oneDNN's kernel for each number costs more than it saves
-        large = not scalar and cfg.vocab_size * cfg.d_model > 100_000
-        self.head = (Linear if large else nn.Linear)(
-            cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
+        self.head = nn.Linear(cfg.d_model, 1 if scalar else cfg.vocab_size, bias=scalar)
         if cfg.tied and not scalar:
             self.head.weight = self.embed.weight
         self.apply(self._init)
@@ -257,19 +241,21 @@ class GPT(nn.Module):
 
     def _init(self, module):
         # 1 / sqrt(width), not GPT-2's fixed 0.02, which is five times smaller at width 80: attention forms
-        # sooner (validation loss after 2,560 steps at width 96: 0.99 instead of 1.06)
+        # sooner
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.d_model ** -0.5)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    @property
+    def device(self):
+        return self.embed.weight.device
+
     # -------- trunk and top
 
     def frozen_modules(self):
-        """The trunk: embeddings and the first `config.frozen` layers; nothing where frozen is 0.
-
-        An untied LM head stays frozen with it (the authors' `freeze_lm_head`).  A tied one is the embedding.
-        """
+        """The trunk: embeddings and the first `config.frozen` layers; nothing where frozen is 0.  An untied
+        LM head stays frozen with it (the authors' `freeze_lm_head`).  A tied one is the embedding."""
         k = self.config.frozen
         if not k:
             return []
@@ -288,7 +274,7 @@ class GPT(nn.Module):
         return self
 
     def trainable(self):
-        """The parameters that are not frozen, a list."""
+        """List of the parameters that are not frozen."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def compute_in(self, dtype):
@@ -302,35 +288,68 @@ class GPT(nn.Module):
         return torch.autocast(self.embed.weight.device.type, self.compute_dtype,
                               enabled=self.compute_dtype != torch.float32)
 
-    def trunk(self, batch):
-        """batch: Packed.  Returns what `top` starts from: (B, S, D) behind the frozen layers, or the ids (B,
-        S) where nothing is frozen."""
+    def trunk(self, packed):
+        """What `top` starts from: (B, S, D) after the frozen layers, or the ids (B, S) where nothing is
+        frozen."""
         if not self.config.frozen:
-            return batch.tokens
-        # frozen: no graph to keep, so its activations are freed at once
-        with torch.no_grad(), self.autocast():
-            x = self._embed(batch.tokens, batch.positions).to(self.compute_dtype)
-            return self._layers(x, self.blocks[:self.config.frozen], batch)
+            return packed.tokens
+        with torch.no_grad(), self.autocast():      # no graph to keep, so activations are freed at once
+            x = self.embed_tokens(packed.tokens, packed.positions).to(self.compute_dtype)
+            return self._layers(x, self.blocks[:self.config.frozen], packed)
 
-    def top(self, h, batch):
-        """h from `trunk`.  Returns the hidden states that the head needs: (B, Q, D) at `batch.used`, or all
-        (B, S, D) of a `plain` batch."""
-        x = h.float() if self.config.frozen else self._embed(h, batch.positions)
+    def top(self, h, packed):
+        """h from `trunk` (None: run it).  Returns the hidden states that the head needs: (B, Q, D) at
+        `packed.used`, or all (B, S, D) of a `plain` batch."""
+        h = self.trunk(packed) if h is None else h
+        x = h.float() if self.config.frozen else self.embed_tokens(h, packed.positions)
         with self.autocast():
-            x = self._layers(x, self.blocks[self.config.frozen:], batch, batch.used)
+            x = self._layers(x, self.blocks[self.config.frozen:], packed, packed.used)
         return self.norm(x)
 
-    def forward(self, batch):
-        """Packed -> hidden states (B, Q, D), or (B, S, D) of a `plain` batch.  Apply `head` only where it is
-        needed: see `log_probs` and `rewards`."""
-        return self.top(self.trunk(batch), batch)
+    def forward(self, packed):
+        """Packed -> hidden states, as `top`."""
+        return self.top(None, packed)
 
-    def _embed(self, tokens, positions):
+    # -------- what the hidden states say.  h: from `trunk`, or None
+
+    def log_probs(self, packed, h=None, temperature=1.0):
+        """log pi(token) of every response token: (R, T), zeros after a response's end."""
+        logits = self._logits(packed, h, temperature)                       # (M, V)
+        return packed.to_grid(_log_prob(logits, packed.target, logits.logsumexp(-1)))
+
+    def log_probs_and_entropy(self, packed, h=None, temperature=1.0, learn_entropy=False):
+        """`log_probs`, and the entropy of each prediction in nats, without a gradient unless learn_entropy:
+        two (R, T)."""
+        logits = self._logits(packed, h, temperature)                       # (M, V)
+        normaliser = logits.logsumexp(-1)
+        logp = packed.to_grid(_log_prob(logits, packed.target, normaliser))
+        with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):     # else no (M, V) graph
+            p = (logits - normaliser[:, None]).exp()
+            return logp, packed.to_grid(normaliser - (p * logits).sum(-1))
+
+    def _logits(self, packed, h, temperature):
+        """(M, V) at the M predicting positions only, which on a long prompt is most of the saving.  They are
+        fp32 whatever the layers compute in: bf16 would round a logit near 20 by up to a sixteenth, and PPO's
+        log-ratios to noise."""
+        logits = self.head(gather(self.top(h, packed), packed.predict_idx).float())
+        return logits if temperature == 1 else logits / temperature
+
+    def values(self, packed, h=None):
+        """The scalar head before each response token, where the policy predicts it: (R, T)."""
+        return packed.to_grid(self.head(gather(self.top(h, packed), packed.predict_idx))[:, 0].float())
+
+    def rewards(self, packed, h=None):
+        """The scalar head on each response's last token, which is EOS if the response ended: (R,)."""
+        return self.head(gather(self.top(h, packed), packed.last_idx))[:, 0].float()
+
+    # -------- inside
+
+    def embed_tokens(self, tokens, positions):
         x = self.embed(tokens)
         return x if self.embed_position is None else x + self.embed_position(positions)
 
     def rope(self, positions):
-        """positions (B, S) -> what `rotate` takes, (cos, cos) and (-sin, sin), each (B, S, 1, 2 x planes), or
+        """positions (B, S) -> what `rotate` takes, (cos, cos) and (-sin, sin), each (B, S, 1, 2 x pairs), or
         None where positions are learned."""
         if self.config.position != "rope":
             return None
@@ -338,15 +357,15 @@ class GPT(nn.Module):
         cos, sin = angle.cos().to(self.compute_dtype), angle.sin().to(self.compute_dtype)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
-    def _layers(self, x, blocks, batch, used=None):
+    def _layers(self, x, blocks, packed, used=None):
         """x (B, S, D) through blocks.  The last one answers at `used` only, where given: (B, Q, D)."""
         if used is not None and not len(blocks):
             return gather(x, used)
-        rope = self.rope(batch.positions)
+        rope = self.rope(packed.positions)
         for i, block in enumerate(blocks):
-            args = (x, rope, batch.mask, None)
+            args = (x, rope, packed.mask, None)
             if used is not None and i + 1 == len(blocks):
-                args = (x, rope, batch.mask_at_used(), used)
+                args = (x, rope, packed.mask_at_used(), used)
             if self.recompute and torch.is_grad_enabled():
                 # the backward pass computes the activations inside a layer again instead of keeping them
                 x = checkpoint(block, *args, use_reentrant=False)
@@ -355,9 +374,9 @@ class GPT(nn.Module):
         return x
 
     def with_scalar_head(self):
-        """A copy of this model with a fresh scalar head in place of its own (zeros: the first prediction is
-        0).  A trunk, if there is one, lies in memory once for the two."""
-        twin = GPT(self.config, scalar=True).to(self.embed.weight.device)
+        """A copy of this model with a scalar head of zeros in place of its own.  A trunk, if there is one,
+        lies in memory once for the two."""
+        twin = GPT(self.config, scalar=True).to(self.device)
         twin.load_state_dict({k: v for k, v in self.state_dict().items() if not k.startswith("head.")},
                              strict=False)
         nn.init.zeros_(twin.head.weight)
@@ -365,31 +384,17 @@ class GPT(nn.Module):
         share_trunk(self, twin)
         return twin
 
+    def shares_trunk_with(self, other):
+        """Whether `other` would compute the same h, because it uses this model's frozen modules."""
+        return self.config.frozen == other.config.frozen > 0 and self.embed is other.embed
+
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
 
-def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none of them sharded over ranks (all ranks
-    must call).  The copy uses the same tensors where nothing changes.  It is the model itself if nothing
-    does."""
-    weights = model.state_dict()
-    found = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
-    if all(found[k] is p for k, p in weights.items()):
-        return model
-    with torch.device("meta"):
-        twin = GPT(model.config, model.scalar)
-    twin.load_state_dict(found, assign=True)
-    if twin.config.tied and not twin.scalar:
-        twin.head.weight = twin.embed.weight
-    twin.compute_dtype = model.compute_dtype
-    return twin
-
-
 def share_trunk(first, other):
-    """Lets `other` use first's frozen modules, so that these lie in memory once.  Returns whether it could.
-
-    Only equal weights are shared.  A model trained with another trunk keeps its own, and its own results."""
+    """Lets `other` use first's frozen modules, so that these lie in memory once.  Returns whether it could:
+    only equal weights are shared.  A model trained with another trunk keeps its own, and its own results."""
     k, modules = first.config.frozen, zip(first.frozen_modules(), other.frozen_modules())
     equal = other.config.frozen == k > 0 and all(
         torch.equal(p, q) for a, b in modules for p, q in zip(a.parameters(), b.parameters()))
@@ -399,6 +404,15 @@ def share_trunk(first, other):
         if not other.scalar and not first.scalar:
             other.head = first.head     # tied or frozen with the trunk: the same matrix either way
     return equal
+
+
+def gather(x, idx):
+    """x (B, S, ...) at flat indices into B*S, in their shape: idx (B, Q) gives (B, Q, ...)."""
+    return x.flatten(0, 1)[idx]
+
+
+def _log_prob(logits, target, normaliser):
+    return logits.gather(1, target[:, None])[:, 0] - normaliser
 
 
 # -------------------------------------------------------------- padding, masks, and which position means what
@@ -420,7 +434,7 @@ class Packed:
     positions: torch.Tensor     # (B, S)
     # (B, 1, S, S) True where a query may look; None: plain causal, where every row has one response
     mask: torch.Tensor | None
-    # (B, Q) flat index into B*S of each prompt's last position and all behind it; None: every position
+    # (B, Q) flat index into B*S of each prompt's last position and all after it; None: every position
     used: torch.Tensor | None
     # (M,) flat index into B*Q of the position whose logits predict each response token
     predict_idx: torch.Tensor
@@ -430,8 +444,8 @@ class Packed:
     last_idx: torch.Tensor      # (R,) flat index into B*Q of each response's last token
     lengths: torch.Tensor       # (R,) tokens of each response, EOS included
 
-    def to_padded(self, flat):
-        """(M,) values, one per response token -> (R, T), zeros behind a response's end."""
+    def to_grid(self, flat):
+        """(M,) values, one per response token -> (R, T), zeros after a response's end."""
         out = flat.new_zeros(len(self.lengths), int(self.lengths.max()))
         return out.index_put((self.response_idx, self.token_idx), flat)
 
@@ -449,23 +463,17 @@ class Packed:
         return visible[:, None]
 
 
-def _round_up(n, multiple):
-    return -(-n // multiple) * multiple
-
-
 def pack(prompts, responses, device="cpu"):
-    """prompts: list of B id lists, none empty.  responses: for each prompt a list of id lists, none empty.
-    Returns Packed.
+    """prompts: list of B id lists.  responses: for each prompt a list of id lists.  Returns Packed.
 
-    Raises ValueError on an empty prompt or response: the first token of a response needs a position that
-    predicts it."""
+    Raises ValueError on an empty prompt or response: a response's first token needs a position that predicts
+    it."""
     rows, positions, segments, used = [], [], [], []                # one entry a packed row
     predict_idx, target, response_idx, token_idx = [], [], [], []   # one entry a response token
     last_idx, lengths = [], []                                      # one entry a response
-    behind = [sum(map(len, group)) for group in responses]          # response tokens of each row
-    # few shapes, and round ones: kernels are built (oneDNN, torch.compile) or chosen (cuBLAS) for each
-    S = _round_up(max(len(p) + n for p, n in zip(prompts, behind, strict=True)), 16)
-    Q = _round_up(max(behind) + 1, 8)
+    answered = [sum(map(len, group)) for group in responses]        # response tokens of each row
+    S = max(len(p) + n for p, n in zip(prompts, answered, strict=True))
+    Q = max(answered) + 1
     for b, (prompt, group) in enumerate(zip(prompts, responses)):
         if not prompt or not all(group):
             raise ValueError(f"pack: prompt {b} or one of its responses is empty")
@@ -509,326 +517,6 @@ def plain(rows, device="cpu"):
     S = max(map(len, rows))
     tokens = torch.tensor([list(row) + [0] * (S - len(row)) for row in rows], device=device)
     return Packed(tokens, torch.arange(S, device=device).expand_as(tokens), *[None] * 8)
-
-
-def log_probs(model, hidden, batch, temperature=1.0, entropy=False, learn_entropy=False):
-    """log pi(token) of every response token: (M,).  With entropy=True also the entropy of each prediction:
-    (M,), in nats, without a gradient unless learn_entropy.
-
-    hidden: (B, Q, D) from model(batch).  The head runs at the M predicting positions only, which on a long
-    prompt is most of the saving.  Logits are fp32 whatever the layers compute in, because bf16 would round a
-    logit near 20 by up to a sixteenth, and PPO's log-ratios to noise."""
-    logits = model.head(gather(hidden, batch.predict_idx).float())      # (M, V)
-    if temperature != 1:
-        logits = logits / temperature
-    normaliser = logits.logsumexp(-1)
-    logp = logits.gather(1, batch.target[:, None])[:, 0] - normaliser
-    if not entropy:
-        return logp
-    with torch.set_grad_enabled(learn_entropy and torch.is_grad_enabled()):     # else no graph over (M, V)
-        p = (logits - normaliser[:, None]).exp()
-        return logp, normaliser - (p * logits).sum(-1)
-
-
-def values(model, hidden, batch):
-    """The scalar head before each response token, where the policy predicts it: (M,).  hidden: (B, Q, D)."""
-    return model.head(gather(hidden, batch.predict_idx))[:, 0].float()
-
-
-def rewards(model, hidden, batch):
-    """The scalar head on each response's last token: (R,).  hidden: (B, Q, D).  EOS is part of a response, so
-    the reward stands there."""
-    return model.head(gather(hidden, batch.last_idx))[:, 0].float()
-
-
-# --------------------------------------------------------------------------------------------------- sampling
-
-class Grid:
-    """The cells that are decoded together, N samples of each of B prompts, and what all layers must know of
-    them.
-
-    With `fixed` each step reads all the room that a cell may fill, behind a mask, and finds its place in a
-    tensor.  Then all steps are the same operations on the same addresses, which a GPU can replay
-    (`recorded`).  Without, a step reads what is there, which is less work."""
-
-    def __init__(self, lengths, n, width, steps, fixed):
-        """lengths: (B,) of the prompts.  n: samples a prompt.  width: P, of the longest prompt.  steps:
-        tokens a sample may have."""
-        B, device = len(lengths), lengths.device
-        self.lengths, self.n, self.width, self.steps, self.fixed = lengths, n, width, steps, fixed
-        self.prompt = torch.arange(B, device=device)                    # (B,) which prompts the cells hold,
-        self.sample = torch.arange(n, device=device).repeat(B, 1)       # (B, N) and which sample of it
-        self.tokens = torch.zeros_like(self.sample)                     # (B, N) the last token of each cell
-        self.alive = torch.ones_like(self.sample, dtype=torch.bool)     # (B, N) cells that have not ended
-        self.t = 0                                      # own tokens in the cache, unless steps are recorded
-        # place of the last token among them: a tensor, because a record would keep a number as it was
-        self.at = torch.zeros(1, dtype=torch.long, device=device)
-        # (B, P + steps): what no cell may look at, behind a prompt's end and, if fixed, beyond its own tokens
-        self.blocked = torch.arange(width + steps, device=device) >= lengths[:, None]
-        self.blocked[:, width:] = fixed
-
-    def keep(self, rows, columns):
-        """Drops cells.  rows: (B',) of the prompts kept; columns: (B', N') of the samples kept of each."""
-        cells = rows[:, None], columns
-        self.tokens, self.alive, self.sample = (x[cells] for x in (self.tokens, self.alive, self.sample))
-        self.prompt, self.lengths, self.blocked = (x[rows] for x in (self.prompt, self.lengths, self.blocked))
-
-
-def weighted_sum(w, v):
-    """w (B, N, G, 1, t) @ v (B, N, G, t, E), where v lies token by token in memory: (B, N, G, 1, E).  By four
-    running sums, which round less than one."""
-    x = v.permute(3, 0, 1, 2, 4) * w[:, :, :, 0].permute(3, 0, 1, 2).contiguous()[..., None]
-    whole = len(x) // 4 * 4
-    sums = x[:whole].unflatten(0, (-1, 4)).sum(0)           # (4, B, N, G, E)
-    for late in x[whole:]:
-        sums[0] += late
-    return sums.sum(0).unsqueeze(3)
-
-
-class LayerCache:
-    """Keys and values of one layer while sampling: a prefix for each prompt, which its N samples share, and
-    each sample's own tokens."""
-
-    def __init__(self, grid, by_sum):
-        """by_sum: whether own tokens are read by products and sums, not by matrix products.  With one query a
-        key head, these have one row each, which is slow on a CPU."""
-        self.grid, self.by_sum = grid, by_sum
-        self.prefix = None                  # k and v of the prompts, each (B, G, P, E)
-        self.own = None                     # k and v of the samples, each (B, N, G, steps, E)
-
-    @property
-    def holds_prompts(self):
-        return self.prefix is not None
-
-    @property
-    def n_read(self):
-        """Own tokens that a step reads of each sample."""
-        return self.grid.steps if self.grid.fixed else self.grid.t
-
-    def start(self, k, v):
-        """The prompts' keys and values, each (B, P, G, E)."""
-        B, _, G, E = k.shape
-        self.prefix = [x.transpose(1, 2).contiguous() for x in (k, v)]  # or each token's product would copy
-        self.own = [self._room(B, self.grid.n, G, self.grid.steps, E, like=x) for x in (k, v)]
-
-    def _room(self, B, N, G, steps, E, like):
-        # zeros where all of it is read: what is masked has weight 0, and 0 times what memory held may be nan
-        new = like.new_zeros if self.grid.fixed else like.new_empty
-        if self.by_sum:     # token by token: products over all samples and heads run through memory in order
-            return new(steps, B, N, G, E).permute(1, 2, 3, 0, 4)
-        return new(B, N, G, steps, E)
-
-    def append(self, k, v):
-        """The new token of each sample.  k, v: (B, N, G, E).  Returns the own keys and values to read, each
-        (B, N, G, t, E)."""
-        for own, new in zip(self.own, (k, v)):
-            if self.grid.fixed:
-                own.index_copy_(3, self.grid.at, new[:, :, :, None])
-            else:
-                own[:, :, :, self.n_read - 1] = new
-        return [own[:, :, :, :self.n_read] for own in self.own]
-
-    def attend(self, q, k, v):
-        """One new token for each of B x N samples.  q: (B, N, H, E); k, v: (B, N, G, E).  Returns (B, N, H,
-        E).
-
-        A query attends to its prompt's shared prefix and to its own tokens in one softmax: exactly what N
-        separate rows compute."""
-        B, N, H, E = q.shape
-        (k0, v0), (k1, v1) = self.prefix, self.append(k, v)
-        G, P = k0.shape[1:3]
-        q = q.reshape(B, N, G, H // G, E) / math.sqrt(E)
-        past = q.transpose(1, 2).reshape(B, G, -1, E) @ k0.transpose(2, 3)               # (B, G, N x H/G, P)
-        recent = (q * k1).sum(-1).unsqueeze(3) if self.by_sum else q @ k1.transpose(3, 4)   # (B,N,G,H/G,t)
-        scores = torch.cat((past.view(B, G, N, H // G, P), recent.transpose(1, 2)), dim=-1)
-        scores.masked_fill_(self.grid.blocked[:, None, None, None, :P + self.n_read], float("-inf"))
-        w0, w1 = scores.softmax(-1, dtype=torch.float32).to(q.dtype).split((P, self.n_read), dim=-1)
-        of_prefix = (w0.reshape(B, G, -1, P) @ v0).view(B, G, N, H // G, E).transpose(1, 2)
-        w1 = w1.transpose(1, 2)                                                          # (B, N, G, H/G, t)
-        of_own = weighted_sum(w1, v1) if self.by_sum else w1 @ v1                        # (B, N, G, H/G, E)
-        return (of_prefix + of_own).reshape(B, N, H, E)
-
-    def keep(self, rows, columns):
-        """Drops cells, as `Grid.keep`."""
-        cells = (rows[:, None] * self.own[0].shape[1] + columns).flatten()      # (B' x N',)
-        if len(rows) < len(self.prefix[0]):
-            self.prefix = [x[rows] for x in self.prefix]
-        for i, x in enumerate(self.own):
-            x = x.flatten(0, 1)
-            kept = torch.empty_like(x[:len(cells)])     # in the same order of memory
-            torch.index_select(x[:, :, :self.n_read], 0, cells, out=kept[:, :, :self.n_read])
-            self.own[i] = kept.unflatten(0, columns.shape)
-
-
-def filter_logits(logits, top_k=0, top_p=1.0):
-    """logits (..., V) with all but the top_k largest, and all outside the smallest set of mass top_p
-    (Holtzman et al. 2020), at -inf."""
-    if top_k and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], float("-inf"))
-    if top_p < 1:
-        ordered, index = logits.softmax(-1).sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p      # the token that crosses top_p stays
-        logits = logits.masked_fill(beyond.gather(-1, index.argsort(-1)), float("-inf"))
-    return logits
-
-
-def sample_token(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
-    """One token from each row of logits (..., V), by inverting its distribution function at uniform (...) in
-    [0, 1).
-
-    One random number a token, handed in, makes a sample independent of what else is in the batch.
-    temperature 0 is greedy."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    p = filter_logits(logits.float() / temperature, top_k, top_p).softmax(-1)
-    mass = p.double().cumsum(-1)        # double: a vocabulary of 50,000 has tails that fp32 sums lose
-    token = torch.searchsorted(mass, uniform[..., None].double() * mass[..., -1:], right=True)[..., 0]
-    return token.clamp(max=logits.shape[-1] - 1)
-
-
-@torch.no_grad()
-def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None, rng=None,
-             batch_size=4096, ranks=(0, 1), fixed=None):
-    """Samples n responses to each prompt.
-
-    prompts: list of id lists, of any lengths, none empty.  Returns for each prompt a list of n id lists of at
-    most max_new_tokens ids; a response that ended has its `eos` as last id.  rng: torch.Generator on the CPU
-    (None: torch's own).  The draws belong to (prompt, sample, step), so neither batch_size nor rows that
-    finish early change a result.  batch_size: samples decoded together.  ranks: (rank, world_size) of this
-    process; it samples and returns only prompts rank, rank + world_size, ..., with the tokens that one
-    process would draw.  fixed: whether each step reads the whole cache, behind a mask, so that shapes stay
-    and a GPU can replay a recorded step; None: on a GPU.  Raises ValueError for n < 1, max_new_tokens < 1, a
-    negative temperature, top_k < 0, top_p outside (0, 1], or a prompt that leaves no room in the context."""
-    if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
-                         f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
-    for i, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= model.config.context - max_new_tokens:
-            raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; 1 to "
-                             f"{model.config.context - max_new_tokens} fit beside {max_new_tokens} new ones "
-                             f"in a context of {model.config.context}")
-    rank, world_size = ranks
-    fixed = model.embed.weight.device.type == "cuda" if fixed is None else fixed
-    # cast to the compute type and fetched from other ranks once, not at each token
-    model = full_copy(model, model.compute_dtype)
-    out, group_size = [], max(1, batch_size // n) * world_size
-    for i in range(0, len(prompts), group_size):
-        # prompt-major: the same however prompts are grouped and spread over ranks
-        uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)
-        mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
-        if mine:
-            out += _generate_group(model, mine, uniform[rank::world_size], temperature, top_k, top_p, eos,
-                                   fixed)
-    return out
-
-
-def _prefill(model, prompts, n, steps, fixed):
-    """Runs the prompts once and fills a cache for each layer.  Returns (logits: (B, 1, V) at each prompt's
-    end, caches, Grid)."""
-    device = model.embed.weight.device
-    batch = plain(prompts, device)
-    tokens, positions = batch.tokens, batch.positions                               # each (B, P)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    grid = Grid(lengths, n, tokens.shape[1], steps, fixed)
-    by_sum = model.config.n_kv_head == model.config.n_head and device.type == "cpu"
-    caches = [LayerCache(grid, by_sum) for _ in model.blocks]
-    x, rope = model._embed(tokens, positions), model.rope(positions)
-    for block, cache in zip(model.blocks[:-1], caches):
-        x = block(x, rope, cache=cache)
-    # the next token follows from the last position of each prompt alone
-    end = (torch.arange(len(prompts), device=device) * tokens.shape[1] + lengths - 1)[:, None]      # (B, 1)
-    inside = (positions < lengths[:, None])[:, None, None]
-    x = model.blocks[-1](x, rope, inside, end, caches[-1])
-    return model.head(model.norm(x)), caches, grid
-
-
-def _decode(model, caches, grid):
-    """The last token of each cell through all layers.  Returns logits of the next one, (B, N, V)."""
-    grid.t += 1
-    if grid.fixed:
-        grid.blocked.index_fill_(1, grid.width + grid.at, False)
-    position = (grid.lengths[:, None] + grid.at).expand_as(grid.tokens)
-    x, rope = model._embed(grid.tokens, position), model.rope(position)
-    for block, cache in zip(model.blocks, caches):
-        x = block(x, rope, cache=cache)
-    return model.head(model.norm(x))
-
-
-@cache
-def _recording_stream(device):
-    """One for all records: cuBLAS keeps a workspace for each stream that it has seen."""
-    return torch.cuda.Stream(device)
-
-
-def recorded(step, device):
-    """step, a function without arguments, as a CUDA graph: its kernels, recorded once, are launched together.
-    Returns a function without arguments.
-
-    A small model's step is hundreds of kernels of some microseconds, and launching them one by one takes
-    longer than they do.  Whatever changes from call to call must lie in tensors that stay where they are."""
-    graph, stream = torch.cuda.CUDAGraph(), _recording_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):     # which makes its device the current one
-        graph.capture_begin()
-        step()                          # recorded, not done
-        graph.capture_end()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    return graph.replay
-
-
-def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  The grid shrinks as samples finish."""
-    (B, n, steps), device = uniform.shape, model.embed.weight.device
-    uniform = uniform.to(device)
-    logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
-    result = torch.full((B, n, steps), -1, dtype=torch.long, device=device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
-
-    def draw(logits):
-        """The next token of each cell, from logits (B, N, V)."""
-        finite.logical_and_(logits.sum().isfinite())
-        here = grid.prompt[:, None], grid.sample, grid.at
-        new = sample_token(logits, uniform[here], temperature, top_k, top_p)
-        result[here] = torch.where(grid.alive, new, -1)
-        grid.tokens.copy_(new)
-        if eos is not None:
-            grid.alive &= new != eos
-
-    def step():
-        """One more token for each cell."""
-        logits = _decode(model, caches, grid)
-        grid.at += 1
-        draw(logits)
-
-    draw(logits.expand(-1, n, -1))
-    # to look at what has finished, the CPU waits for the GPU; a smaller grid costs a copy of the cache and,
-    # on a GPU, a new record
-    look_every, worth, run = (8, 0.5, None) if fixed else (1, 0.8, step)
-    for t in range(1, steps):
-        if t % look_every == 0 or t == 1:
-            if not grid.alive.any():
-                break
-            if kept := _unfinished_cells(grid.alive, worth):
-                for each in (grid, *caches):
-                    each.keep(*kept)
-                run = None
-        if run is None:
-            run = recorded(step, device) if fixed and device.type == "cuda" else step
-        run()
-    check(finite, "sampling: the model's logits are not finite: its weights are damaged, or bf16 is too "
-          "coarse for them (--dtype fp32)")
-    return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
-
-
-def _unfinished_cells(alive, worth):
-    """The smallest grid that holds all unfinished samples: (rows (B',), columns (B', N')), or None while it
-    is larger than `worth` of this one.  alive: (B, N)."""
-    unfinished = alive.sum(1)
-    rows = (unfinished > 0).nonzero()[:, 0]
-    width = int(unfinished.max())
-    if len(rows) * width > worth * alive.numel():
-        return None
-    return rows, alive[rows].sort(dim=1, descending=True, stable=True).indices[:, :width]
 
 
 if __name__ == "__main__":

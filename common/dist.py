@@ -1,35 +1,35 @@
-"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python ppo.py
-...`.
+"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python
+ppo.py`.
 
-    torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                       # one node
+    torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                      # one node
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two
 
 One idea serves several GPUs and small GPUs.  Every rank knows the rows of a step's batch.  Rank r takes rows
 r, r + world_size, ..., and forwards at most --micro-batch-size of them at a time.  A loss is a sum over the
 terms of a part, divided by the count of the *whole* batch.  Therefore the gradients of all parts add up to
 the batch's gradient, whether the parts are micro-batches, ranks or both.  Random numbers belong to rows, not
-to ranks.  So ranks and micro-batches change memory and time, and they change results only by rounding (1e-5
-of a loss, fp32).
+to ranks.  So ranks and micro-batches change memory and time, and results only by rounding.
 
 Every rank holds the whole model and takes the same optimizer step.  This is plain data parallelism, written
 out, because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages
 gradients behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its
-gradient and of its optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common
-folder.
+gradient and of its optimizer state; then all ranks must make equally many passes, so --batch-size must divide
+by ranks x micro-batch.  Rank 0 writes the files and all ranks read them, so they need a common folder.
 """
 import os
 
 import torch
 import torch.distributed as dist
 
-from common.errors import check
+from common.errors import UserError
+from model import GPT
 
 
 def start(device):
     """Joins the ranks that torchrun started, if it did.  Returns the device of this rank."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        check(all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
-              "WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it")
+        if not all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")):
+            raise UserError("WORLD_SIZE is set, but not by torchrun: start with torchrun, or unset it")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
@@ -69,19 +69,6 @@ def gather_rows(mine):
     return together
 
 
-def micro_batches(rows, size, n_passes_for=None, spare=None):
-    """Cuts this rank's rows into parts of at most `size` rows (0: one part).  Returns a list of (part,
-    weight).
-
-    n_passes_for: the largest number of rows that any rank has (default: len(rows)).  Every rank gets as many
-    parts as that number needs, because with --shard all ranks must make equal numbers of passes.  A rank that
-    has run out of rows gets (spare, 0): it computes and its gradients count nothing."""
-    most = len(rows) if n_passes_for is None else n_passes_for
-    step = size or max(1, most)
-    parts = [rows[i:i + step] for i in range(0, most, step)]
-    return [(part, 1) if len(part) else (spare, 0) for part in parts]
-
-
 # ------------------------------------------------------------------------------------------------- reductions
 
 def all_reduce(x, op="sum"):
@@ -92,12 +79,12 @@ def all_reduce(x, op="sum"):
 
 
 def all_gather(x):
-    """The tensors x (n_rank, ...) of all ranks, one behind the other: (n, ...)."""
+    """The tensors x (n_rank, ...) of all ranks, one after the other: (n, ...)."""
     if world_size() == 1:
         return x
-    found = [None] * world_size()
-    dist.all_gather_object(found, x.cpu())
-    return torch.cat(found).to(x.device)
+    parts = [None] * world_size()
+    dist.all_gather_object(parts, x.cpu())
+    return torch.cat(parts).to(x.device)
 
 
 def mean_over_ranks(x):
@@ -125,7 +112,7 @@ def shard(*models):
         return
     from torch.distributed.device_mesh import init_device_mesh      # half a second, only where it is needed
     from torch.distributed.fsdp import fully_shard
-    mesh = init_device_mesh(models[0].embed.weight.device.type, (world_size(),))
+    mesh = init_device_mesh(models[0].device.type, (world_size(),))
     for model in models:
         for block in model.blocks[model.config.frozen:]:
             # gathered for a forward or a backward pass and freed after it, also where no backward pass comes
@@ -152,6 +139,22 @@ def shard_like(x, other):
         return x
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def full_copy(model, dtype=None):
+    """The model with all weights in dtype (None: as they are) and none of them sharded (all ranks must call).
+    The copy uses the same tensors where nothing changes.  It is the model itself if nothing does."""
+    weights = model.state_dict()
+    full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
+    if all(full[k] is p for k, p in weights.items()):
+        return model
+    with torch.device("meta"):
+        twin = GPT(model.config, model.scalar)
+    twin.load_state_dict(full, assign=True)
+    if twin.config.tied and not twin.scalar:
+        twin.head.weight = twin.embed.weight
+    twin.compute_dtype = model.compute_dtype
+    return twin
 
 
 def param_groups(params):
