@@ -10,7 +10,6 @@ fetches a hub name.  Weights are held in fp32.
 The families differ from our one class in names and layout: `FAMILIES` says how.
 """
 import json
-import os
 import re
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
-from common.flags import DTYPES
+from common.flags import DTYPES, check_memory
 from model import GPT, GPTConfig, rope_frequencies
 from published.tokenizer import Published, published_spec, read_json_object
 
@@ -130,7 +129,7 @@ def from_pretrained(name_or_dir):
     config = settle_tied(folder, family, config, theirs)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
-    check_memory(folder, model.n_params())
+    check_memory(model.n_params(), 4, f"{folder}")
     shapes = {name: x.shape for name, x in model.state_dict().items() if name != "head.weight" or not config.tied}
     zero = zero_biases(kind, hf)
     state = {}
@@ -154,14 +153,6 @@ def from_pretrained(name_or_dir):
     if config.tied:
         model.head.weight = model.embed.weight      # they were assigned apart; make them one matrix again
     return model.freeze(0)
-
-
-def check_memory(folder, n_params):
-    """Raises UserError where the machine cannot hold the weights, before it tries."""
-    needed, memory = 4 * n_params, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise UserError(f"{folder}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine has "
-                        f"{memory / 2**30:.1f} GB; choose a smaller model")
 
 
 def settle_tied(folder, family, config, theirs):
