@@ -22,7 +22,7 @@ from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
 from common.flags import DTYPES, check_memory
 from model import GPT, GPTConfig, rope_frequencies
-from published.tokenizer import Published, published_spec, read_json_object
+from published.tokenizer import Published, published_spec, read_json
 
 
 # ----------------------------------------------------------------------------------------------- the families
@@ -121,7 +121,7 @@ def from_pretrained(name_or_dir):
     """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
     implemented, missing or damaged."""
     folder = find(name_or_dir)
-    hf = read_json_object(folder / "config.json")
+    hf = read_json(folder / "config.json")
     kind, config = config_of(hf)
     if unknown := [name for name, x in hf.items() if x is not None and name not in KNOWN]:
         print(f"{folder}/config.json: not known here and not read: {', '.join(unknown)}", flush=True)
@@ -467,7 +467,7 @@ def _weight_files(folder):
             return [name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = read_json_object(index).get("weight_map")
+            shards = read_json(index).get("weight_map")
             files = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
             if not files or any(Path(f).name != f for f in files):
                 raise UserError(f"{index}: weight_map must name files of this directory")

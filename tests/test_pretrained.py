@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.tokenizer import load_tokenizer, same_ids
 from generate import generate
 from published import pretrained as P
-from published.tokenizer import Published, added_token, byte_level
+from published.tokenizer import byte_level
 from test_tokenizer import KINDS, ODD, make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
