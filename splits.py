@@ -129,8 +129,9 @@ class Task:
     def describe_folder(self):
         """What the folder of the data holds, in words, for messages."""
         names = sorted(p.name for p in Path(self.data).iterdir()) if self.data else []
-        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}" if names else "the folder is "
-                                                                                             "empty"
+        if not names:
+            return "the folder is empty"
+        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
 
     as_dict = asdict
 
