@@ -22,17 +22,15 @@ from typing import Literal
 import torch
 
 import model as M
-from common import pretrained
+from common.checkpoint import load_reward_model
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
-from common.errors import check
-from common.flags import (Common, Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive,
-                          Temperature, launch, setup, use_threads)
-from common.loop import Run
-from common.ngrams import count_ngrams
-from common.tokenizer import load_tokenizer
-from reward import load_reward_model
-from splits import decode, encode_prompts, task_of
+from common.errors import UserError
+from common.flags import (Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, Temperature,
+                          TrainFlags, arg, launch, setup)
+from common.loop import Run, check_batch
+from generate import generate
+from splits import decode, encode_prompts, load_bundle
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
 _PAPER = dict(freeze=0.8, epochs=4, minibatches=1)
@@ -44,49 +42,41 @@ PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, steps=750, kl_coef=0.05, **_
 
 
 @dataclass
-class Config(Common):
-    model: str = "ckpt_sft.pt"  # policy to start from; also the reference policy, from which KL is measured
-    reward: str = "ckpt_reward.pt"  # reward model, or gold: the synthetic task's gold reward
-    steps: Count = 45           # rollout batches
-    batch_size: Count = 64      # rollouts a step, one a prompt; prompts come again if there are fewer than
-                                # steps x batch_size
-    epochs: Count = 2           # passes over a rollout batch; the paper's 4
-    minibatches: Count = 2      # optimizer steps a pass
-    micro_batch_size: Natural = 0   # rollouts forwarded at once (on each GPU) while learning; 0: a minibatch
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
-                                # time
-    shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
-    freeze: Frozen = 0.5        # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
-                                # The paper's 0.8
-    lr: Positive = 1e-3         # peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of
-                                # parameters
-    kl_coef: NonNegative = 0.1  # beta: one nat of KL costs this much reward (in standard deviations of the
-                                # reward model's scores); the paper's 0.05
-    kl_in_reward: Literal["k1", "k2"] = "k1"    # estimator of that KL; k2, which the authors' code has, leads
-                                    # to another optimum (see kl_estimate)
-    kl_target: NonNegative = 0.0    # nats a response; above 0 beta adapts towards it
-    kl_horizon: Count = 2000    # responses over which beta adapts, at least a batch: more is slower; a short
-                                # run needs fewer
-    temperature: Temperature = 1.0  # of rollouts; log-probabilities are taken at the same one.  A greedy
-                                    # policy, 0, has no gradient
-    gamma: Fraction = 1.0       # discount
-    lam: Fraction = 0.95        # GAE's lambda
-    clip_ratio: Positive = 0.2  # policy ratio kept in 1 -+ this
-    clip_value: Positive = 0.2  # value kept within this of its old prediction
-    vf_coef: NonNegative = 0.1  # weight of the value loss
-    ent_coef: NonNegative = 0.0     # weight of the entropy bonus, per nat a token
-    max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm, policy's and value model's each
-    kl_stop: NonNegative = 200.0    # nats a response; beyond it the policy has run away and the run stops; 0:
-                                    # never
-    no_eos_score: Finite = -3.0     # reward of a response that did not end, in standard deviations
-    probe_every: Natural = 5    # steps between looks at the diversity of 8 responses to each of 8 prompts; 0:
-                                # never
-    quiet: bool = False         # no progress bar and no log lines
+class Config(TrainFlags):
+    model: str = arg("ckpt_sft.pt", "policy to start from; also the reference policy, from which KL is "
+                                    "measured")
+    reward: str = arg("ckpt_reward.pt", "reward model, or gold: the synthetic task's gold reward")
+    steps: Count = arg(45, "rollout batches")
+    batch_size: Count = arg(64, "rollouts a step, one a prompt; prompts come again if there are too few")
+    epochs: Count = arg(2, "passes over a rollout batch; the paper's 4")
+    minibatches: Count = arg(2, "optimizer steps a pass")
+    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  "
+                              "The paper's 0.8")
+    lr: Positive = arg(1e-3, "peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of "
+                             "parameters")
+    kl_coef: NonNegative = arg(0.1, "beta: one nat of KL costs this much reward (in standard deviations of "
+                                    "the reward model's scores); the paper's 0.05")
+    kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, which the authors' code has, "
+                                                  "leads to another optimum (see kl_estimate)")
+    kl_target: NonNegative = arg(0.0, "nats a response; above 0 beta adapts towards it")
+    kl_horizon: Count = arg(2000, "responses over which beta adapts, at least a batch: more is slower")
+    temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
+    gamma: Fraction = arg(1.0, "discount")
+    lam: Fraction = arg(0.95, "GAE's lambda")
+    clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
+    clip_value: Positive = arg(0.2, "value kept within this of its old prediction")
+    vf_coef: NonNegative = arg(0.1, "weight of the value loss")
+    ent_coef: NonNegative = arg(0.0, "weight of the entropy bonus, per nat a token")
+    kl_stop: NonNegative = arg(200.0, "nats a response, at which the policy has run away and the run stops; "
+                                      "0: never")
+    no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
+    probe_every: Natural = arg(5, "steps between looks at the diversity of 8 responses to each of 8 prompts; "
+                                  "0: never")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
 # All on grids (B, T) of response tokens with mask (B, T), True on the response, EOS included.  What lies
-# behind a response's end is never read: it is selected away, not multiplied by 0, which would keep a NaN.
+# after a response's end is never read: it is selected away, not multiplied by 0, which would keep a NaN.
 
 def kl_estimate(logp, ref_logp, kind="k1"):
     """Per-token estimates of KL(policy || reference) from samples of the policy.  logp, ref_logp: (B, T).
@@ -201,6 +191,7 @@ class Rollout:
     (B, T)."""
     prompts: list               # B id lists
     responses: list             # B id lists
+    packed: M.Packed            # each prompt with its response
     h_policy: torch.Tensor      # the policy's trunk output, computed once
     h_value: torch.Tensor       # the value model's
     mask: torch.Tensor
@@ -210,61 +201,69 @@ class Rollout:
     score: torch.Tensor         # (B,) of the reward model; zeros without one
     finished: torch.Tensor      # (B,) bool, ended with EOS
 
-    def pack(self, idx):
-        """The rollouts idx (a list) as Packed: each prompt with its one response."""
-        return M.pack([self.prompts[i] for i in idx], [[self.responses[i]] for i in idx], self.mask.device)
+    def __len__(self):
+        return len(self.responses)
+
+    def __getitem__(self, idx):
+        """The rollouts idx (n,), with what lies after the longest of them cut off."""
+        prompts, responses = ([rows[i] for i in idx] for rows in (self.prompts, self.responses))
+        packed = M.pack(prompts, [[r] for r in responses], self.mask.device)
+        S, T = packed.tokens.shape[1], int(packed.lengths.max())
+        h = (x[idx, :S] for x in (self.h_policy, self.h_value))
+        grids = (x[idx, :T] for x in (self.mask, self.logp, self.ref_logp, self.values))
+        return Rollout(prompts, responses, packed, *h, *grids, self.score[idx], self.finished[idx])
 
 
 @torch.no_grad()
 def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_tokens, eos, temperature, rng):
     """Samples one response to each of this rank's prompts and scores it.  prompts: those of all ranks;
     reward_model: GPT or None."""
-    sampled = M.generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, rng=rng,
+    sampled = generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, rng=rng,
                        ranks=(rank(), world_size()))
     prompts, responses = my_rows(prompts), [response for response, in sampled]
-    packed = M.pack(prompts, sampled, policy.embed.weight.device)
-    h = policy.trunk(packed)
+    packed = M.pack(prompts, sampled, policy.device)
+    h = policy.trunk(packed)                    # frozen layers run once for all models that share them
 
-    def trunk(other):           # a shared trunk runs once
-        return h if other.embed is policy.embed else other.trunk(packed)
-    h_value = trunk(value_model)
+    def trunk(model):
+        return h if model.shares_trunk_with(policy) else model.trunk(packed)
     # log-probabilities come from a forward pass, not from the sampler, so that the first update's ratio is 1
-    logp = M.log_probs(policy, policy.top(h, packed), packed, temperature)
-    ref_logp = M.log_probs(ref_policy, ref_policy.top(trunk(ref_policy), packed), packed, temperature)
-    v = M.values(value_model, value_model.top(h_value, packed), packed)
+    logp = policy.log_probs(packed, h, temperature)
+    ref_logp = ref_policy.log_probs(packed, trunk(ref_policy), temperature)
+    h_value = trunk(value_model)
+    values = value_model.values(packed, h_value)
     score = torch.zeros(len(responses), device=h.device)
     if reward_model:
-        score = M.rewards(reward_model, reward_model.top(trunk(reward_model), packed), packed)
+        score = reward_model.rewards(packed, trunk(reward_model))
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
-    check(all(x.isfinite().all() for x in (logp, ref_logp, v, score)), "rollout: a log-probability, a value "
-          "or a reward is not finite: one of the four models is damaged")
-    return Rollout(prompts, responses, h, h_value, packed.response_mask(), packed.to_padded(logp),
-                   packed.to_padded(ref_logp), packed.to_padded(v), score, finished)
+    if not all(x.isfinite().all() for x in (logp, ref_logp, values, score)):
+        raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the four "
+                        "models is damaged")
+    return Rollout(prompts, responses, packed, h, h_value, packed.response_mask(), logp, ref_logp, values, score,
+                   finished)
 
 
 STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "update_kl")
 
 
-def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
+def update(policy, value_model, ro, advantages, returns, cfg, run):
     """Several passes of clipped updates over one rollout.  Returns the means over minibatches of STATS, the
     gradient norms, and ratio_first: 1 + the largest |ratio - 1| of the first minibatch, when nothing is
     learned yet."""
     stats, norms, ratio_off = [], [], torch.zeros(())
-    lengths = torch.tensor(gather_rows([len(r) for r in ro.responses]))     # of all ranks' rollouts
     for _ in range(cfg.epochs):
-        # a partition: minibatches do not overlap
-        for mb_idx in torch.randperm(len(lengths), generator=rng).tensor_split(cfg.minibatches):
-            n_tokens, mb_stats = int(lengths[mb_idx].sum()), torch.zeros(len(STATS))
-            for idx, weight in run.held_micro_batches(mb_idx.tolist()):
-                loss, part_stats, log_ratio = minibatch_loss(policy, value_model, ro, advantages, returns,
-                                                             idx, n_tokens, cfg)
-                (weight * loss).backward()
-                mb_stats += weight * part_stats.cpu()
+        # neighbours in a batch whose order is random: minibatches do not overlap, and every rank has a part
+        # of each
+        for mb in torch.arange(len(ro)).chunk(cfg.minibatches):
+            n_tokens, mb_stats = int(all_reduce(ro.mask[mb].sum())), torch.zeros(len(STATS))
+            for idx in mb.split(cfg.micro_batch_size or len(mb)):
+                loss, part_stats, log_ratio = minibatch_loss(policy, value_model, ro[idx], advantages[idx],
+                                                             returns[idx], n_tokens, cfg)
+                loss.backward()
+                mb_stats += part_stats.cpu()
                 if not stats:
                     ratio_off = torch.maximum(ratio_off, log_ratio.expm1().abs().max().cpu())
             # the gradients are scaled down apart: the value model's is larger and would shrink the policy's
-            norms.append(run.step_optimizer(policy.trainable(), value_model.trainable(),
-                                            rows=[run.batch[i] for i in mb_idx]))
+            norms.append(run.step_optimizer(policy, value_model))
             stats.append(mb_stats)
     means = all_reduce(torch.stack(stats)).mean(0).tolist()
     pg_norm, v_norm = torch.tensor(norms).mean(0).tolist()
@@ -272,37 +271,33 @@ def update(policy, value_model, ro, advantages, returns, cfg, rng, run):
     return dict(zip(STATS, means)) | {"ratio_first": ratio_first, "pg_norm": pg_norm, "v_norm": v_norm}
 
 
-def minibatch_loss(policy, value_model, ro, advantages, returns, idx, n_tokens, cfg):
-    """Policy and value loss of the rollouts idx, each a sum divided by n_tokens.  Returns (loss, STATS (7,),
-    log-ratios (M,))."""
-    mb = ro.pack(idx)
-    S, T = mb.tokens.shape[1], int(mb.lengths.max())
-    hidden = policy.top(ro.h_policy[idx, :S], mb)
-    logp, entropy = M.log_probs(policy, hidden, mb, cfg.temperature, entropy=True,
-                                learn_entropy=cfg.ent_coef > 0)
-    entropy = entropy.sum() / n_tokens
-    v = M.values(value_model, value_model.top(ro.h_value[idx, :S], mb), mb)
-    logp, v, mask = mb.to_padded(logp), mb.to_padded(v), mb.response_mask()
-    old_logp, old_v = ro.logp[idx, :T], ro.values[idx, :T]
-    pg_loss, pg_clipfrac = policy_loss(logp, old_logp, advantages[idx, :T], mask, cfg.clip_ratio, n_tokens)
-    v_loss, v_clipfrac = value_loss(v, old_v, returns[idx, :T], mask, cfg.clip_value, n_tokens)
-    log_ratio = (logp - old_logp).detach()
-    update_kl = kl_estimate(old_logp, logp.detach(), "k3")      # KL(old || new)
+def minibatch_loss(policy, value_model, ro, advantages, returns, n_tokens, cfg):
+    """Policy and value loss of the rollouts ro, each a sum divided by n_tokens.  advantages, returns: their
+    rows. Returns (loss, STATS (7,), log-ratios (M,))."""
+    advantages, returns = (x[:, :ro.mask.shape[1]] for x in (advantages, returns))
+    logp, entropy = policy.log_probs_and_entropy(ro.packed, ro.h_policy, cfg.temperature, cfg.ent_coef > 0)
+    values = value_model.values(ro.packed, ro.h_value)
+    pg_loss, pg_clipfrac = policy_loss(logp, ro.logp, advantages, ro.mask, cfg.clip_ratio, n_tokens)
+    v_loss, v_clipfrac = value_loss(values, ro.values, returns, ro.mask, cfg.clip_value, n_tokens)
+    entropy, log_ratio = entropy.sum() / n_tokens, (logp - ro.logp).detach()
+    update_kl = kl_estimate(ro.logp, logp.detach(), "k3")       # KL(old || new)
     stats = torch.stack((pg_loss, v_loss, pg_clipfrac, v_clipfrac, entropy,
-                         masked_mean(log_ratio.exp(), mask, n_tokens),
-                         masked_mean(update_kl, mask, n_tokens)))
-    return pg_loss + cfg.vf_coef * v_loss - cfg.ent_coef * entropy, stats.detach(), log_ratio[mask]
+                         masked_mean(log_ratio.exp(), ro.mask, n_tokens),
+                         masked_mean(update_kl, ro.mask, n_tokens)))
+    return pg_loss + cfg.vf_coef * v_loss - cfg.ent_coef * entropy, stats.detach(), log_ratio[ro.mask]
 
 
 # -------------------------------------------------------------------------------------------- the four models
 
-def build_judge(cfg, task, policy, spec, device):
+def build_judge(cfg, bundle, device):
     """--reward -> (reward model, or None for the gold reward; hash of its weights, or "gold")."""
     if cfg.reward == "gold":
-        check(task.synthetic, "--reward gold: only synthetic tasks have a gold reward")
+        if not bundle.task.synthetic:
+            raise UserError("--reward gold: only synthetic tasks have a gold reward")
         return None, "gold"
-    reward_model, weights_hash = load_reward_model(cfg.reward, policy, cfg.model, spec, device, cfg.dtype)
-    M.share_trunk(policy, reward_model)     # frozen parts that are equal lie in memory once
+    reward_model, weights_hash = load_reward_model(cfg.reward, bundle.model, cfg.model,
+                                                   bundle.saved["tokenizer"], device, cfg.dtype)
+    M.share_trunk(bundle.model, reward_model)   # frozen parts that are equal lie in memory once
     return reward_model.requires_grad_(False), weights_hash
 
 
@@ -317,73 +312,70 @@ def make_value_model(policy, reward_model):
     return value_model
 
 
-def build(cfg, device):
-    """((policy, ref_policy, value_model, reward_model), tokenizer, its specification, task, (hash of the
-    policy's weights, of the reward model's))."""
-    policy, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
-    use_threads(cfg, policy)
-    task, spec = task_of(cfg, saved), saved["tokenizer"]
+def make_policies(cfg, policy):
+    """(policy, reference policy), the layers frozen as --freeze says.  Raises UserError if all of them are
+    frozen: the last norm would learn, and nothing else."""
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
-    check_trainable(policy)
+    if policy.config.frozen == policy.config.n_layer:
+        raise UserError("all layers of the policy are frozen: there is nothing to train; give a lower "
+                        "--freeze")
     ref_policy = copy.deepcopy(policy).requires_grad_(False)
     M.share_trunk(policy, ref_policy)
-    reward_model, reward_hash = build_judge(cfg, task, policy, spec, device)
+    policy.recompute = cfg.recompute
+    return policy, ref_policy
+
+
+def build(cfg, device):
+    """((policy, ref_policy, value_model, reward_model), the policy's Bundle, hash of the reward model's
+    weights)."""
+    bundle = load_bundle(cfg, device)
+    policy, ref_policy = make_policies(cfg, bundle.model)
+    reward_model, reward_hash = build_judge(cfg, bundle, device)
     value_model = make_value_model(policy, reward_model)
-    policy.recompute = value_model.recompute = cfg.recompute
+    value_model.recompute = cfg.recompute
     models = policy, ref_policy, value_model, reward_model
     if cfg.shard:
         shard(*[model for model in models if model])
-    return models, load_tokenizer(spec), spec, task, (saved["weights_hash"], reward_hash)
-
-
-def check_trainable(policy):
-    """Raises UserError if all layers are frozen: its last norm would learn, and nothing else."""
-    check(policy.config.frozen < policy.config.n_layer, "all layers of the policy are frozen: there is "
-          "nothing to train; give a lower --freeze")
-
-
-def check_batch(batch_size, minibatches, what):
-    """Raises UserError if a batch of so many of `what` cannot be cut into minibatches and among ranks."""
-    check(minibatches <= batch_size, f"--minibatches {minibatches}: a batch of {batch_size} {what} "
-          "(--batch-size) cannot be cut into so many")
-    check(world_size() <= batch_size, f"--batch-size {batch_size}: fewer {what} than the {world_size()} "
-          "processes that share them")
+    return models, bundle, reward_hash
 
 
 MAX_PROMPTS = 100_000       # all of them are tokenised at the start
 
 
-def read_prompts(task, tokenizer, n, context):
+def read_prompts(bundle, n):
     """Rows to sample responses to, at most n and MAX_PROMPTS, and their prompts' ids."""
-    # AlpacaFarm has prompts for PPO alone
-    split = "unlabeled" if "unlabeled" in task.splits() else "train"
+    task = bundle.task
+    split = "unlabeled" if "unlabeled" in task.splits() else "train"    # AlpacaFarm has prompts for PPO alone
     rows = task.rows(split, min(n, MAX_PROMPTS), references=1)
-    return rows, encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context))
+    return rows, encode_prompts(bundle.tokenizer, [r["prompt"] for r in rows],
+                                task.max_prompt_len(bundle.model.config.context))
 
 
 # --------------------------------------------------------------------------------------------------- training
 
-def gold_rewards(task, tokenizer, rows, responses, device):
+def gold_rewards(bundle, rows, responses):
     """(B,) gold rewards of this rank's responses to rows, or None where the task has none."""
-    if not task.synthetic:
+    if not bundle.task.synthetic:
         return None
-    return torch.tensor([task.synthetic.gold_reward(row["prompt"], *decode(tokenizer, ids))
-                         for row, ids in zip(rows, responses)], device=device)
+    return torch.tensor([bundle.task.synthetic.gold_reward(row["prompt"], *decode(bundle.tokenizer, ids))
+                         for row, ids in zip(rows, responses)], device=bundle.model.device)
 
 
 PROBES = 8      # prompts, and responses to each of them
 
 
 def probe(policy, prompts, max_new_tokens, eos, cfg):
-    """Diversity per input, seen while the policy collapses: distinct-n of the responses to one prompt, mean
-    over n = 1..5 and over the same few prompts.  Random numbers of its own, so that looking changes nothing.
-    """
-    sampled = gather_rows(M.generate(
+    """Diversity per input, seen while the policy collapses: different n-grams / all n-grams of the responses
+    to one prompt, mean over n = 1..5 and over the same few prompts.  Random numbers of its own, so that
+    looking changes nothing."""
+    sampled = gather_rows(generate(
         policy, prompts[:PROBES], max_new_tokens, n=PROBES, temperature=cfg.temperature, eos=eos,
         rng=torch.Generator().manual_seed(cfg.seed), ranks=(rank(), world_size())))
-    unique, total = (counts[:, :-1] for counts in count_ngrams(sampled))    # the last one is of all prompts
-    return float((unique[total > 0] / total[total > 0]).mean())
+    grams = [[tuple(ids[i:i + n]) for ids in responses for i in range(len(ids) - n + 1)]
+             for responses in sampled for n in range(1, 6)]
+    shares = [len(set(some)) / len(some) for some in grams if some]
+    return sum(shares) / len(shares)
 
 
 def rollout_metrics(ro, score, gold, returns):
@@ -398,48 +390,51 @@ def rollout_metrics(ro, score, gold, returns):
 
 def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
     """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
-    check(not 0 < kl_stop < kl, f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from "
-          f"its reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint was written")
+    if 0 < kl_stop < kl:
+        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
+                        f"reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint "
+                        "was written")
     state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
-    check(state["endless_steps"] < 20, f"step {step + 1}: for 20 steps hardly a response has ended within "
-          f"{max_new_tokens} tokens: the reward model likes length, or --model never learned to stop. No "
-          "checkpoint was written")
+    if state["endless_steps"] == 20:
+        raise UserError(f"step {step + 1}: for 20 steps hardly a response has ended within {max_new_tokens} "
+                        "tokens: the reward model likes length, or --model never learned to stop. No "
+                        "checkpoint was written")
 
 
 def main(cfg):
     device, rng = setup(cfg)
-    check_batch(cfg.batch_size, cfg.minibatches, "rollouts")
-    check(not cfg.kl_target or cfg.batch_size <= cfg.kl_horizon, f"--kl-horizon {cfg.kl_horizon}: it must be "
-          f"at least the {cfg.batch_size} rollouts of a step (--batch-size)")
-    check(not cfg.kl_target or cfg.kl_coef, "--kl-target: it multiplies beta, so --kl-coef must be above 0")
-    models, tokenizer, spec, task, hashes = build(cfg, device)
-    policy, ref_policy, value_model, reward_model = models
-    rows, prompts = read_prompts(task, tokenizer, cfg.steps * cfg.batch_size, policy.config.context)
-    optimizer = torch.optim.Adam(param_groups(policy.trainable() + value_model.trainable()), lr=cfg.lr,
-                                 fused=True)
-    run = Run("ppo", cfg, optimizer, rng, inputs=[*hashes, prompts], policy=policy, value=value_model)
+    check_batch(cfg, cfg.minibatches)
+    if cfg.kl_target and not (cfg.kl_coef and cfg.batch_size <= cfg.kl_horizon):
+        raise UserError("--kl-target: it multiplies beta, so --kl-coef must be above 0; and --kl-horizon "
+                        f"must be at least the {cfg.batch_size} rollouts of a step")
+    models, bundle, reward_hash = build(cfg, device)
+    (policy, _, value_model, reward_model), task, eos = models, bundle.task, bundle.tokenizer.eot_token
+    rows, prompts = read_prompts(bundle, cfg.steps * cfg.batch_size)
+    trained = param_groups(policy.trainable() + value_model.trainable())
+    optimizer = torch.optim.Adam(trained, lr=cfg.lr, fused=True)
+    run = Run("ppo", cfg, optimizer, rng, inputs=[bundle.saved["weights_hash"], reward_hash, prompts],
+              policy=policy, value=value_model)
     beta = AdaptiveKL(run.state.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
 
     for step in run.steps(cfg.steps):
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
         start, batch = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size)
         # 1. sample; everything that the update compares with is fixed here
-        ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, tokenizer.eot_token,
-                     cfg.temperature, rng)
-        gold = gold_rewards(task, tokenizer, [rows[i] for i in my_rows(batch)], ro.responses, device)
+        ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, eos, cfg.temperature, rng)
+        gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch)], ro.responses)
         # a response that did not end gets a fixed score; the gold reward has its own penalty
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. the score at the last token, a KL penalty at every token
-        rewards = token_rewards(score, kl_estimate(ro.logp, ro.ref_logp, cfg.kl_in_reward), ro.mask,
-                                beta.value)
+        kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_in_reward)
+        rewards = token_rewards(score, kl, ro.mask, beta.value)
         # 3. advantages
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         # 4. several epochs of clipped updates
-        stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, rng, run)
+        stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, run)
 
         metrics, seconds = rollout_metrics(ro, score, gold, returns), time.monotonic() - start
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
-            run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, tokenizer.eot_token, cfg)
+            run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, eos, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
         run.log(**metrics, beta=beta.value, **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / seconds)
@@ -448,7 +443,7 @@ def main(cfg):
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
 
     metrics = run.state["metrics"]
-    run.save(policy, spec, task, metrics, trained_against=hashes[1])
+    run.save(policy, bundle.saved["tokenizer"], task, metrics, trained_against=reward_hash)
     print(f"wrote {run.path}: " + ", ".join(f"{k} {v:.3f}" for k, v in list(metrics.items())[:3]), flush=True)
 
 

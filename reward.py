@@ -5,29 +5,27 @@
 
 Writes ckpt_reward.pt and metrics_reward.jsonl.
 
-Deviations from the paper: the responses of one prompt are packed behind it, and all their pairs are compared
+Deviations from the paper: the responses of one prompt are packed after it, and all their pairs are compared
 from one forward pass; the learning rate is that of a tiny model.  As in the paper the reward model starts
 from the SFT model, and its outputs are shifted and scaled to mean 0 and standard deviation 1 on held-out
 responses.  Here the shift and the scale are folded into the head's weight and bias, so nothing downstream has
 to know them.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import pretrained
-from common.checkpoint import load_checkpoint
-from common.dist import all_reduce, gather_rows, my_rows, param_groups, shard
-from common.errors import UserError, check
-from common.flags import Common, Count, Frozen, Natural, NonNegative, Positive, launch, setup, use_threads
-from common.loop import Run, warmup_cosine
+from common.dist import all_reduce, full_copy, gather_rows, my_rows, param_groups, shard
+from common.errors import UserError
+from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFlags, arg, launch, setup
+from common.loop import Run, check_batch, warmup_cosine
 from common.stats import Interval, bootstrap_ratio
-from common.tokenizer import load_tokenizer, same_ids
-from model import full_copy, pack, rewards
-from splits import encode_prompts, encode_responses, length_bucketed_batches, task_of
-from tasks.annotators import Group, annotated
+from model import pack
+from splits import encode_prompts, encode_response, length_bucketed_batches, load_bundle
+from tasks import annotators
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, dtype="bf16")
 PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=64, epochs=1, prompts=10**6),     # its tables 2-4
@@ -36,136 +34,133 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=64, epochs=1, prompts=1
 
 
 @dataclass
-class Config(Common):
-    model: str = "ckpt_sft.pt"  # checkpoint to start from, and in the synthetic task to sample from
-    prompts: Count = 8000       # prompts with preferences; a folder may hold fewer
-    held_out: Count = 500       # prompts of the held-out pairs
-    samples: Count = 5          # responses sampled for each prompt in the synthetic task, compared with each
-                                # other and with the reference
-    typicality: NonNegative = 0.0   # a: how much the synthetic task's annotators like what is typical
-    pairs: str = ""             # file of the synthetic task's pairs, read if it is there, else written:
-                                # sampled once for reward.py and methods/dpo.py
-    epochs: Count = 1           # passes over the prompts
-    batch_size: Count = 8       # prompts a step, each with all its pairs
-    micro_batch_size: Natural = 0   # of these, prompts forwarded at once (on each GPU); 0: all
-    recompute: bool = False     # compute activations again in the backward pass: less memory, a third more
-                                # time
-    shard: bool = False         # torchrun: each rank keeps a shard of each trained layer; for large models
-    freeze: Frozen = -1.0       # fraction of the layers frozen with the embeddings; -1: as in the checkpoint.
-                                # The paper's 0.8
-    lr: Positive = 1e-3         # peak learning rate, cosine to zero; the paper uses 3e-5
-    warmup: Natural = 50        # steps of linear warm-up, at most a tenth of all
-    max_grad_norm: Positive = 1.0   # gradients are scaled down to this norm
-    log_every: Count = 100      # steps between log lines
-    quiet: bool = False         # no progress bar and no log lines
+class Config(TrainFlags):
+    model: str = arg("ckpt_sft.pt", "checkpoint to start from, and in the synthetic task to sample from")
+    prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
+    held_out: Count = arg(500, "prompts of the held-out pairs")
+    samples: Count = arg(5, "responses sampled for each prompt in the synthetic task, compared with each "
+                            "other and with the reference")
+    typicality: NonNegative = arg(0.0, "a: how much the synthetic task's annotators like what is typical")
+    freeze: Frozen = arg(-1.0, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint. "
+                               " The paper's 0.8")
+    lr: Positive = arg(1e-3, "peak learning rate, cosine to zero; the paper uses 3e-5")
+    warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
+    log_every: Count = arg(100, "steps between log lines")
 
 
 def bradley_terry_loss(chosen, rejected, n_pairs=None):
     """-log sigma(r_chosen - r_rejected), averaged over pairs.
 
-    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (Stiennon et
-    al. 2020)"""
+    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (Stiennon et al.
+    2020)"""
     return -F.logsigmoid(chosen - rejected).sum() / (n_pairs or len(chosen))
 
 
 # ------------------------------------------------------------------------------------------------ comparisons
 
+class Group(NamedTuple):
+    """One prompt, its responses, and which of them was preferred to which."""
+    prompt: list        # ids
+    responses: list     # id lists
+    pairs: list         # (winner, loser): places in responses
+    gaps: list          # of each pair the winner's gold reward minus the loser's; empty where it is not known
+
+    @property
+    def n_tokens(self):
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
 def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
-    """Preference rows -> groups.  Rows with one prompt form one group, so a response is read once however
-    many pairs it is in."""
+    """Preference rows -> Groups.  Rows with one prompt form one group, so a response is read once however
+    many pairs it is in.  Prints how many pairs are dropped, and how many responses are cut."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
-    texts = [list(dict.fromkeys(t for row in pairs for t in (row["chosen"], row["rejected"])))
-             for pairs in by_prompt.values()]
     prompts = encode_prompts(tokenizer, list(by_prompt), max_prompt_len, "preference prompts")
-    responses = encode_responses(tokenizer, texts, max_new_tokens, "preferred and rejected responses")
-    groups, n_equal = [], 0
-    for prompt, answers, known, pairs in zip(prompts, responses, texts, by_prompt.values()):
-        pairs = [(known.index(r["chosen"]), known.index(r["rejected"])) for r in pairs]
-        different = [(a, b) for a, b in pairs if answers[a] != answers[b]]
-        n_equal += len(pairs) - len(different)
-        if different:
-            groups.append(Group(prompt, answers, different))
-    if n_equal:
-        print(f"{n_equal} of {len(rows)} pairs dropped: their two responses are the same "
-              f"{max_new_tokens} tokens", flush=True)
+    groups, n_dropped, n_cut = [], 0, 0
+    for prompt, pairs in zip(prompts, by_prompt.values()):
+        group, place = Group(prompt, [], [], []), {}    # place: {(text, finished): where in responses}
+        for row in pairs:
+            both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
+            for text, finished in both:
+                if (text, finished) not in place:
+                    place[text, finished] = len(place)
+                    group.responses.append(encode_response(tokenizer, text, max_new_tokens, finished))
+                    n_cut += group.responses[-1][-1] != tokenizer.eot_token
+            won, lost = (place[key] for key in both)
+            if group.responses[won] == group.responses[lost]:
+                n_dropped += 1
+                continue
+            group.pairs.append((won, lost))
+            group.gaps.extend([row["gap"]] if "gap" in row else [])
+        if group.pairs:
+            groups.append(group)
+    if n_cut:
+        print(f"{n_cut} responses are longer than {max_new_tokens} tokens: cut, without an end", flush=True)
+    if n_dropped:
+        print(f"{n_dropped} of {len(rows)} pairs dropped: their two responses are the same", flush=True)
     return groups
 
 
-def print_known_prompts(rows, held_out_rows):
-    """Prints how many held-out prompts are learned from too."""
-    known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows}
+def comparisons(cfg, bundle):
+    """(train Groups, held-out Groups) of a task.  A synthetic task's annotators are asked here; other
+    preferences are files.  A folder without held-out preferences gives the last tenth of its prompts: of its
+    prompts, not of its pairs, because pairs of one prompt would leak."""
+    task, tokenizer = bundle.task, bundle.tokenizer
+    if task.synthetic:
+        rows, held_out_rows = annotators.preferences(cfg, bundle)
+    else:
+        if cfg.typicality:
+            raise UserError("--typicality: only a synthetic task has annotators whose taste can be set")
+        rows, held_out_rows = task.preferences(), task.preferences(validation=True)
+        if not rows:
+            raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are {{'prompt': ..., "
+                            f"'chosen': ..., 'rejected': ...}}; {task.describe_folder()}")
+    known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows or []}
     if known:
         print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "
               "held-out accuracy is flattering", flush=True)
-
-
-def comparisons(cfg, sft, weights_hash, tokenizer, task):
-    """(train groups, held-out groups) of a task.  A folder without held-out preferences gives the last tenth
-    of its prompts: of its prompts, not of its pairs, because pairs of one prompt would leak."""
-    check(task.synthetic or not (cfg.typicality or cfg.pairs), "--typicality and --pairs: only a synthetic "
-          "task's annotators are made here; these preferences are read as they are")
-    if task.synthetic:
-        return annotated(cfg, sft, weights_hash, tokenizer, task)
-    rows, held_out_rows = task.preferences(), task.preferences(validation=True)
-    if not rows:
-        raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are {{'prompt': ..., "
-                        f"'chosen': ..., 'rejected': ...}}; {task.found()}")
-    print_known_prompts(rows, held_out_rows or [])
-    limits = task.max_prompt_len(sft.config.context), task.max_new_tokens
-    train = read_groups(tokenizer, rows, *limits)
-    held_out = read_groups(tokenizer, held_out_rows or [], *limits)
+    limits = task.max_prompt_len(bundle.model.config.context), task.max_new_tokens
+    train, held_out = (read_groups(tokenizer, some, *limits) for some in (rows, held_out_rows or []))
     if not held_out_rows:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
         print(f"no preferences_validation.jsonl: nothing is learned from the last {n} prompts of "
               f"preferences.jsonl, {min(n, cfg.held_out)} of which are tested on", flush=True)
-    check(train and held_out, f"{task.data}: no pairs of two different responses to train and to test on")
+    if not train or not held_out:
+        raise UserError(f"{task.data}: no pairs of two different responses to train and to test on")
     return train[:cfg.prompts], held_out[:cfg.held_out]
 
 
 # ------------------------------------------------------------------------------------------- what it is worth
-
-def load_reward_model(path, policy, policy_path, tokenizer, device, dtype):
-    """(the reward model at `path`, hash of its weights).  tokenizer: the policy's specification.  Raises
-    UserError if it cannot read what the policy writes."""
-    model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
-    check(same_ids(saved["tokenizer"], tokenizer), f"--reward {path} and --model {policy_path} have "
-          "different tokenizers: the same ids would mean different words; train the reward model from this "
-          "policy's family (python reward.py --model ...)")
-    check(model.config.context >= policy.config.context, f"--reward {path}: its context of "
-          f"{model.config.context} is shorter than the policy's {policy.config.context}")
-    return model, saved["weights_hash"]
-
 
 @torch.no_grad()
 def score(model, prompts, responses, batch_size=0, packed_together=8):
     """Reward of each response.  prompts: id lists; responses: for each prompt a list of id lists.  Returns
     lists of floats of that shape.  The ranks divide the prompts among them.
 
-    packed_together: responses packed behind one copy of their prompt; beyond about 8, attention over the
-    longer row costs more than the prompt saves.  batch_size: responses in one forward pass, at most; 0:
+    packed_together: responses packed after one copy of their prompt; with more than about 8, attention over
+    the longer row costs more than the prompt saves.  batch_size: responses in one forward pass, at most; 0:
     32 on a CPU, 256 on a GPU."""
-    device, flat, responses = model.embed.weight.device, [], my_rows(responses)
-    batch_size = batch_size or (256 if device.type == "cuda" else 32)
+    flat, mine = [], my_rows(responses)
+    batch_size = batch_size or (256 if model.device.type == "cuda" else 32)
     parts = [(prompt, group[i:i + packed_together])
-             for prompt, group in zip(my_rows(prompts), responses, strict=True)
+             for prompt, group in zip(my_rows(prompts), mine, strict=True)
              for i in range(0, len(group), packed_together)]
     step = max(1, batch_size // packed_together)
     for i in range(0, len(parts), step):
-        packed = pack(*zip(*parts[i:i + step]), device)
-        r = rewards(model, model(packed), packed)
-        check(r.isfinite().all(), "the reward model's score of a response is not finite: its weights are "
-              "damaged, or bf16 is too coarse for them (--dtype fp32)")
+        r = model.rewards(pack(*zip(*parts[i:i + step]), model.device))
+        if not r.isfinite().all():
+            raise UserError("the reward model's score of a response is not finite: its weights are damaged, "
+                            "or bf16 is too coarse for them (--dtype fp32)")
         flat += r.tolist()
     scores = iter(flat)
-    return gather_rows([[next(scores) for _ in group] for group in responses])
+    return gather_rows([[next(scores) for _ in group] for group in mine])
 
 
-def points(difference):
-    """1 for a positive difference, 0 for a negative one, a half for a tie."""
-    return float(np.sign(difference) / 2 + .5)
+def points(differences):
+    """1 for a positive difference, 0 for a negative one, a half for a tie: an array."""
+    return np.sign(differences) / 2 + .5
 
 
 def accuracy(groups, scores):
@@ -175,38 +170,33 @@ def accuracy(groups, scores):
 
     Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on
     each other."""
-    per_prompt, all_hits, longer, large_gap, gold = [], [], [], [], []
-    for group, s in zip(groups, scores):
-        hits = [points(s[a] - s[b]) for a, b in group.pairs]
-        per_prompt.append((sum(hits), len(hits)))
-        all_hits += hits
-        longer += [points(len(group.responses[a]) - len(group.responses[b])) for a, b in group.pairs]
-        for hit, gap in zip(hits, group.gaps):
-            against_gold = hit if gap > 0 else 1 - hit
-            if gap:
-                gold.append(against_gold)
-            if abs(gap) > 1:
-                large_gap.append((hit, against_gold))
-    mean, low, high = bootstrap_ratio(per_prompt)
-    out = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": np.mean(longer),
-           "pairs": sum(n for _, n in per_prompt)}
+    of_pair = [(i, s[a] - s[b], len(group.responses[a]) - len(group.responses[b]))
+               for i, (group, s) in enumerate(zip(groups, scores)) for a, b in group.pairs]
+    prompt, margins, more_tokens = map(np.array, zip(*of_pair))
+    hits, longer = points(margins), points(more_tokens)
+    sums = np.stack((np.bincount(prompt, hits), np.bincount(prompt)), axis=1)
+    mean, low, high = bootstrap_ratio(sums)
+    found = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": longer.mean(),
+             "pairs": len(hits)}
     if 0 in longer:
-        out["accuracy_shorter_won"] = np.mean(np.array(all_hits)[np.array(longer) == 0])
-    if gold:
-        agree = [points(gap) for g in groups for gap in g.gaps]
-        out |= {"accuracy_gold": np.mean(gold), "labels_gold": np.mean(agree)}
-    if large_gap:
-        out |= {"accuracy_gap1": np.mean([a for a, _ in large_gap]),
-                "accuracy_gap1_gold": np.mean([b for _, b in large_gap])}
-    return {k: v if isinstance(v, int | None) else float(v) for k, v in out.items()}
+        found["accuracy_shorter_won"] = hits[longer == 0].mean()
+    gaps = np.array([gap for group in groups for gap in group.gaps])
+    if gaps.any():
+        against_gold = np.where(gaps > 0, hits, 1 - hits)
+        found |= {"accuracy_gold": against_gold[gaps != 0].mean(), "labels_gold": points(gaps).mean()}
+        if (abs(gaps) > 1).any():
+            found |= {"accuracy_gap1": hits[abs(gaps) > 1].mean(),
+                      "accuracy_gap1_gold": against_gold[abs(gaps) > 1].mean()}
+    return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 
 def normalise(model, scores):
     """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0 and
     standard deviation 1.  Returns (mean, std)."""
     mean, std = float(np.mean(scores)), float(np.std(scores))
-    check(std > 0, "the reward model gives every held-out response the same score: it has learned nothing; "
-          "train longer or raise --lr")
+    if std == 0:
+        raise UserError("the reward model gives every held-out response the same score: it has learned "
+                        "nothing; train longer or raise --lr")
     with torch.no_grad():
         model.head.weight.div_(std)
         model.head.bias.sub_(mean).div_(std)
@@ -224,37 +214,35 @@ def winners_and_losers(groups, device):
 
 def main(cfg):
     device, rng = setup(cfg)
-    sft, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
-    use_threads(cfg, sft)
-    task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    train, held_out = comparisons(cfg, sft, saved["weights_hash"], tokenizer, task)
+    check_batch(cfg)
+    bundle = load_bundle(cfg, device)
+    train, held_out = comparisons(cfg, bundle)
     print(f"{len(train)} prompts with pairs to learn from, {len(held_out)} held out", flush=True)
     if cfg.freeze >= 0:
-        sft.freeze(round(cfg.freeze * sft.config.n_layer))
-    model = sft.with_scalar_head()
+        bundle.model.freeze(round(cfg.freeze * bundle.model.config.n_layer))
+    model = bundle.model.with_scalar_head()
     model.recompute = cfg.recompute
     if cfg.shard:
         shard(model)
     optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
     batches = length_bucketed_batches([g.n_tokens for g in train], cfg.batch_size, cfg.epochs, rng)
-    inputs = [saved["weights_hash"], [(g.prompt, g.responses, g.pairs) for g in train]]
-    run = Run("reward", cfg, optimizer, rng, inputs, model=model)
+    run = Run("reward", cfg, optimizer, rng, inputs=[bundle.saved["weights_hash"], train], model=model)
 
     for step in run.steps(len(batches)):
         run.set_lr(warmup_cosine(step, len(batches), cfg.lr, cfg.warmup))
         batch = [train[i] for i in batches[step]]
         n_pairs = sum(len(g.pairs) for g in batch)
         totals = torch.zeros(3)         # loss, accuracy, margin
-        for part, weight in run.micro_batches(batch):
+        for part in run.micro_batches(batch):
             packed = pack([g.prompt for g in part], [g.responses for g in part], device)
-            r = rewards(model, model(packed), packed)           # (R,), of all responses in the part
+            r = model.rewards(packed)                           # (R,), of all responses in the part
             winner, loser = winners_and_losers(part, device)
-            loss = weight * bradley_terry_loss(r[winner], r[loser], n_pairs)
+            loss = bradley_terry_loss(r[winner], r[loser], n_pairs)
             loss.backward()
-            margin = weight * (r[winner] - r[loser]).detach()
+            margin = (r[winner] - r[loser]).detach()
             totals += torch.stack((loss.detach(), (margin > 0).sum() / n_pairs, margin.sum() / n_pairs)).cpu()
-        grad_norm, = run.step_optimizer(model.trainable(), rows=batches[step])
+        grad_norm, = run.step_optimizer(model)
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
             totals = dict(zip(("loss", "accuracy", "margin"), all_reduce(totals).tolist()))
             run.log(**totals, grad_norm=grad_norm)
@@ -263,21 +251,18 @@ def main(cfg):
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
-    run.save(model, saved["tokenizer"], task, metrics)
+    run.save(model, bundle.saved["tokenizer"], bundle.task, metrics)
     report(run.path, metrics)
 
 
 def report(path, m):
     """Prints what the reward model is worth.  m: the metrics of its checkpoint."""
     accuracy = Interval(m["accuracy"], m["accuracy_low"], m["accuracy_high"])
-    print(f"wrote {path}: held-out accuracy {accuracy:.3f} on {m['pairs']} pairs; `the longer wins` "
-          f"{m['longer_wins']:.3f}", flush=True)
+    print(f"wrote {path}: it ranks {accuracy:.3f} of {m['pairs']} held-out pairs as their labels do; `the "
+          f"longer wins` {m['longer_wins']:.3f}", flush=True)
     if "accuracy_gold" in m:
-        print(f"the gold reward agrees with the labels on {m['labels_gold']:.3f} of the pairs, with the "
-              f"model on {m['accuracy_gold']:.3f}", flush=True)
-    if "accuracy_gap1" in m:
-        print(f"where the gold rewards differ by more than 1: {m['accuracy_gap1']:.3f} with the labels, "
-              f"{m['accuracy_gap1_gold']:.3f} with the gold reward", flush=True)
+        print(f"the gold reward agrees with {m['labels_gold']:.3f} of the labels; the reward model with "
+              f"{m['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
 
 
 if __name__ == "__main__":

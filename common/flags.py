@@ -132,7 +132,8 @@ def parse(config, doc, argv=None, presets=None):
         known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in preset.items())}"
                           for name, preset in presets.items())
         own.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
-    for field in dataclasses.fields(config):
+    own_first = sorted(dataclasses.fields(config), key=lambda f: f.name in TrainFlags.__dataclass_fields__)
+    for field in own_first:
         _add_flag(shared if field.name in Common.__dataclass_fields__ else own, field)
     if presets:
         preset = parser.parse_known_args(argv)[0].preset

@@ -3,8 +3,7 @@ import json
 
 import pytest
 
-import splits
-from common.errors import UserError
+from common.samples import instruction_prompt
 from conftest import json_lines, refused
 from tools import convert
 
@@ -41,7 +40,7 @@ REFERENCE = {"prompt": PAIR["prompt"], "reference": "Because."}
     ({"prompt": [USER], "completion": [BOT]}, REFERENCE), ({"messages": [USER, BOT]}, REFERENCE),
     ({"question": "P:", "answer": "a"}, {"prompt": "P:", "reference": "a"}),
     ({"instruction": "Add.", "input": "1 1", "output": "2"},
-     {"prompt": splits.paper.instruction_prompt("Add.", "1 1"), "reference": "2"})])
+     {"prompt": instruction_prompt("Add.", "1 1"), "reference": "2"})])
 def test_rows_as_others_write_them(row, ours):
     assert convert.convert_row(row) == ours
 
@@ -53,10 +52,8 @@ def test_rows_as_others_write_them(row, ours):
     ({"chosen": [BOT, USER], "rejected": [USER, WORSE]}, "do not end with the assistant's"),
     ({"messages": [{"role": "tool", "content": "x"}, BOT]}, "role 'tool'"),
     ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, "content of type list"),
-    ({"prompt": "P", "completion": "a", "label": "wrong"}, "a label that is neither true"),
-    ({"prompt": [5], "completion": "a"}, "a message of type int"),
-    ({"messages": [{"role": ["user"], "content": "a"}]}, "do not end with the assistant's"),
-    ({"instruction": "Add.", "input": [1, 1], "output": "2"}, "an input of type list"),
+    ({"prompt": [5], "completion": "a"}, "a message of role None"),
+    ({"messages": []}, "do not end with the assistant's"),
     ({"prompt": "P", "completion": 3}, "neither a text nor messages"),
     ({"text": "a"}, "fields text: no answer"),
     ({"completion": "a"}, "no prompt")])
@@ -70,30 +67,14 @@ def write(path, rows):
     return str(path)
 
 
-def test_a_stage_names_the_converter_and_reads_what_it_writes(tmp_path, capsys):
+def test_files_are_converted_into_one(tmp_path, capsys):
     rows = [{"chosen": TALK + f" good {i}", "rejected": TALK + f" bad {i}"} for i in range(3)]
-    path = write(tmp_path / "preferences.jsonl", rows)
-    task = splits.Task("folder", str(tmp_path))
-    with pytest.raises(UserError, match=f"line 1: field 'prompt' is missing.*python -m tools.convert {path}"):
-        task.preferences()
-    convert.main(convert.Config(files=[write(tmp_path / "hh.jsonl", rows + [{"text": "x"}])], export=path))
-    assert "1 rows dropped: fields text: no answer among them" in capsys.readouterr().out
-    assert [row["chosen"] for row in task.preferences()] == ["good 0", "good 1", "good 2"]
-    write(tmp_path / "train.jsonl", [{"prompt": "P:", "completion": "a"}])
-    with pytest.raises(UserError, match="field 'reference' is missing.*tools.convert"):
-        task.rows("train")
-
-
-def test_labels_become_pairs(tmp_path, capsys):
-    rows = [{"prompt": p, "completion": c, "label": label} for p, c, label in (
-        ("P", "a", True), ("Q", "x", 0), ("P", "b", False), ("P", "c", False), ("Q", "y", 1),
-        ("R", "z", True))]
-    (tmp_path / "in.json").write_text(json.dumps(rows))
     out = tmp_path / "new" / "preferences.jsonl"
-    convert.main(convert.Config(files=[str(tmp_path / "in.json")], export=str(out)))
-    assert json_lines(out) == [{"prompt": "P", "chosen": "a", "rejected": "b"},
-                               {"prompt": "Q", "chosen": "y", "rejected": "x"}]
-    assert "2 rows dropped: an answer without one of the other label" in capsys.readouterr().out
+    (tmp_path / "list.json").write_text(json.dumps([PAIR]))
+    files = [write(tmp_path / "hh.jsonl", rows + [{"text": "x"}]), str(tmp_path / "list.json")]
+    convert.main(convert.Config(files=files, export=str(out)))
+    assert "1 rows dropped: fields text: no answer among them" in capsys.readouterr().out
+    assert [row["chosen"] for row in json_lines(out)] == ["good 0", "good 1", "good 2", "Because."]
 
 
 def test_files_that_cannot_be_converted_get_one_line(tmp_path):
@@ -101,11 +82,11 @@ def test_files_that_cannot_be_converted_get_one_line(tmp_path):
     single = write(tmp_path / "single.jsonl", [{"prompt": "P", "completion": "a"}])
     (tmp_path / "odd.json").write_text('{"a": 1}')
     (tmp_path / "a.csv").write_text("prompt,chosen\n")
-    for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of several kinds (answer, pair)"),
+    for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of two kinds, pairs and single answers"),
                        ((pairs,), "--export FILE.jsonl: name a .jsonl file"),
                        ((pairs, "--export", "DIR"), "--export DIR: name a .jsonl file"),
                        ((write(tmp_path / "t.jsonl", [{"text": "a"}]), "--export", "x.jsonl"), "no row could"),
-                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "a list of objects is needed"),
-                       ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv: .jsonl, .jsonl.gz and .json are"),
+                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "a .json list of objects are read"),
+                       ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv: .jsonl, .jsonl.gz and a .json list"),
                        ((tmp_path / "none.jsonl", "--export", "x.jsonl"), "none.jsonl")):
         refused(tmp_path, "tools.convert", *args, says=says)

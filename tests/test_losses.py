@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bon
+import model as M
 import ppo
 import reward
 import sft
@@ -132,7 +133,7 @@ def test_gradients_in_fp64():
     assert torch.autograd.gradcheck(lambda a: ppo.value_loss(a, x[1], x[2], mask)[0], (free,))
     assert torch.autograd.gradcheck(lambda a: ppo.kl_estimate(a, x[1], "k3").sum(), (free,))
     assert torch.autograd.gradcheck(lambda a: reward.bradley_terry_loss(a[0], a[1]), (free,))
-    assert torch.autograd.gradcheck(lambda a: sft.sft_loss(a.log_softmax(-1)[:, 0]), (free,))
+    assert torch.autograd.gradcheck(lambda a: sft.sft_loss(a.log_softmax(-1)[:, :1], 3), (free,))
 
 
 def test_adaptive_kl_equals_reference(refs):
@@ -148,19 +149,18 @@ def test_bradley_terry(refs):
 
 
 def test_log_probs_and_entropy_equal_trl(refs):
-    import model as M
     r = refs["selective_log_softmax"]
     logits, index = t64(r["logits"]), torch.tensor(r["index"])
     B, T, V = logits.shape
-    # a model whose head is the identity: hidden states are the logits; position t of row b predicts index[b,
-    # t]
-    batch = M.pack([[0]] * B, [[row.tolist()] for row in index])
-    hidden = torch.zeros(B, batch.used.shape[1], V, dtype=torch.float64)
-    hidden[:, :T] = logits
-    stub = type("Identity", (), {"head": staticmethod(lambda x: x)})
-    logp, entropy = M.log_probs(stub, hidden, batch, entropy=True)
-    close(batch.to_padded(logp), r["out"])
-    close(batch.to_padded(entropy), r["entropy"])
+    packed = M.pack([[0]] * B, [[row.tolist()] for row in index])
+    model = M.GPT(M.GPTConfig(vocab_size=V))
+    # hidden states are the logits; position t of row b predicts index[b, t]
+    model.top = lambda h, packed: torch.cat((logits, logits[:, -1:]), dim=1)
+    model.head = torch.nn.Identity()
+    logp, entropy = model.log_probs_and_entropy(packed)
+    close(logp, r["out"], 1e-5)
+    close(entropy, r["entropy"], 1e-5)
+    assert torch.equal(logp, model.log_probs(packed))
 
 
 def test_best_of_n_kl(refs):

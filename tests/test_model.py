@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import generate as G
 import model as M
+from common.dist import full_copy
+from generate import generate
 
 SMALL = dict(n_layer=3, d_model=48, vocab_size=97, context=64)
 SHAPES = {
@@ -34,7 +37,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
     ids = []
     for u in uniform:
         hidden = model(M.plain([prompt + ids]))
-        ids.append(int(M.sample_token(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
+        ids.append(int(G.sample_token(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
         if ids[-1] == EOS:
             break
     return ids
@@ -43,7 +46,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("temperature, kw", [(0, {}), (1.0, {}), (0.7, {"top_k": 9}), (1.3, {"top_p": 0.8})])
 def test_cached_generation_is_uncached_generation(model, temperature, kw, fixed):
-    out = M.generate(model, PROMPTS, 10, n=3, temperature=temperature, eos=EOS,
+    out = generate(model, PROMPTS, 10, n=3, temperature=temperature, eos=EOS,
                      rng=torch.Generator().manual_seed(7), fixed=fixed, **kw)
     uniform = torch.rand(len(PROMPTS), 3, 10, generator=torch.Generator().manual_seed(7))
     assert out == [[uncached(model, p, uniform[b, s], temperature, **kw) for s in range(3)] for b,
@@ -55,75 +58,58 @@ def test_rows_that_finish_early_change_nothing(fixed):
     """With half the vocabulary as EOS-like mass, rows end at all times and the cache is compacted often."""
     model = M.GPT(M.GPTConfig(**dict(SMALL, vocab_size=6))).requires_grad_(False)
     prompts = [[i % 5] * (1 + i % 7) for i in range(20)]
-    out = M.generate(model, prompts, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(1), fixed=fixed)
+    out = generate(model, prompts, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(1), fixed=fixed)
     uniform = torch.rand(20, 8, 20, generator=torch.Generator().manual_seed(1))
     assert out == [[uncached(model, p, uniform[b, s], 1.0) for s in range(8)] for b, p in enumerate(prompts)]
     assert len({len(r) for group in out for r in group}) > 10
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-def test_own_tokens_are_read_by_sums_or_by_matrix_products(model, monkeypatch, fixed):
-    """A CPU sums where each key head has one query; a GPU does not."""
-    def draw():
-        return M.generate(model, PROMPTS, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(7), fixed=fixed)
-    usual, cache = draw(), M.LayerCache
-    monkeypatch.setattr(M, "LayerCache", lambda grid, by_sum: cache(grid, by_sum=False))
-    assert draw() == usual
-
-
-@pytest.mark.parametrize("t", [1, 3, 4, 7, 33])
-def test_a_weighted_sum_of_values_is_their_matrix_product(t):
-    w, v = torch.rand(2, 3, 4, 1, t).double(), torch.randn(t, 2, 3, 4, 5).double().permute(1, 2, 3, 0, 4)
-    torch.testing.assert_close(M.weighted_sum(w, v), w @ v)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing is recorded")
 def test_a_recorded_step_is_a_step(model):
     """On a GPU generate replays one recorded step; its kernels launched one by one draw the same tokens."""
     model = model.cuda()
-    recorded, launched = (M.generate(model, PROMPTS, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(7),
+    recorded, launched = (generate(model, PROMPTS, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(7),
                                      fixed=fixed) for fixed in (True, False))
     same = [a == b for of_a, of_b in zip(recorded, launched) for a, b in zip(of_a, of_b)]
     assert sum(same) >= 31          # of 32: sums in another order may turn one draw at the edge of a token
 
 
 def test_ragged_batch_is_one_by_one(model):
-    together = M.generate(model, PROMPTS, 8, temperature=0, eos=EOS)
-    assert together == [M.generate(model, [p], 8, temperature=0, eos=EOS)[0] for p in PROMPTS]
+    together = generate(model, PROMPTS, 8, temperature=0, eos=EOS)
+    assert together == [generate(model, [p], 8, temperature=0, eos=EOS)[0] for p in PROMPTS]
     responses = [[[1, 2, EOS]], [[3]], [[4, 4, 4, 4, EOS]], [[9, EOS]]]
     packed = M.pack(PROMPTS, responses)
-    whole = M.log_probs(model, model(packed), packed)
-    apart = [M.log_probs(model, model(b), b) for b in (M.pack([p], [r]) for p, r in zip(PROMPTS, responses))]
-    torch.testing.assert_close(whole, torch.cat(apart), atol=1e-5, rtol=0)
+    whole = model.log_probs(packed)
+    for row, prompt, response in zip(whole, PROMPTS, responses):
+        alone, = model.log_probs(M.pack([prompt], [response]))
+        torch.testing.assert_close(row[:len(alone)], alone, atol=1e-5, rtol=0)
+        assert not row[len(alone):].any()
 
 
 def test_packed_responses_are_separate_rows(model):
     responses = [[[1, 2, EOS], [3], [9, 9, 9, EOS]], [[4, EOS]], [[6, 7, 8], [8, 7, 6]], [[2, EOS], [2, EOS]]]
     packed = M.pack(PROMPTS, responses)
     alone = [M.pack([p], [[r]]) for p, group in zip(PROMPTS, responses) for r in group]
-    hidden = model(packed)
-    torch.testing.assert_close(M.log_probs(model, hidden, packed),
-                               torch.cat([M.log_probs(model, model(b), b) for b in alone]), atol=1e-5, rtol=0)
-    scalar = model.with_scalar_head()
+    scalar, inside = model.with_scalar_head(), packed.response_mask()
     torch.nn.init.normal_(scalar.head.weight)
-    hidden = scalar(packed)
-    for read in (M.rewards, M.values):
-        torch.testing.assert_close(read(scalar, hidden, packed),
-                                   torch.cat([read(scalar, scalar(b), b) for b in alone]), atol=1e-5, rtol=0)
+    for read in (model.log_probs, scalar.values):
+        torch.testing.assert_close(read(packed)[inside], torch.cat([read(b)[0] for b in alone]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scalar.rewards(packed), torch.cat([scalar.rewards(b) for b in alone]), atol=1e-5,
+                               rtol=0)
 
 
 def test_index_convention_by_hand():
     """Prompt p0 p1, responses a0 a1 and b0.  a0 and b0 are predicted at p1, a1 at a0; rewards stand at
     a1 and b0."""
     packed = M.pack([[10, 11]], [[[20, 21], [30]]])
-    assert packed.tokens.tolist() == [[10, 11, 20, 21, 30] + [0] * 11]     # padded to a multiple of 16
-    assert packed.positions.tolist() == [[0, 1, 2, 3, 2] + [0] * 11]
+    assert packed.tokens.tolist() == [[10, 11, 20, 21, 30]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2]]
     assert packed.used[0, :4].tolist() == [1, 2, 3, 4]      # p1 a0 a1 b0: what follows counts from there
     assert packed.predict_idx.tolist() == [0, 1, 0] and packed.target.tolist() == [20, 21, 30]
     assert packed.last_idx.tolist() == [2, 3] and packed.lengths.tolist() == [2, 1]
     # b0 sees the prompt and itself, not a
-    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True] + [False] * 11
-    assert packed.to_padded(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
+    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True]
+    assert packed.to_grid(torch.tensor([1., 2., 3.])).tolist() == [[1, 2], [3, 0]]
     assert packed.response_mask().tolist() == [[True, True], [True, False]]
     assert torch.equal(packed.mask_at_used()[0, 0, :4], packed.mask[0, 0, 1:5])
 
@@ -149,19 +135,18 @@ def test_masks_come_from_lengths_not_token_values():
     packed = M.pack([[0, 0], [1, 2, 3]], [[[0, 0, 0]], [[0]]])
     assert packed.lengths.tolist() == [3, 1] and packed.target.tolist() == [0, 0, 0, 0]
     alone = M.pack([[0, 0]], [[[0, 0, 0]]])
-    torch.testing.assert_close(M.log_probs(model, model(packed), packed)[:3],
-                               M.log_probs(model, model(alone), alone))
+    torch.testing.assert_close(model.log_probs(packed)[:1], model.log_probs(alone))
 
 
 @pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_trunk_then_top_is_the_whole_and_frozen_parts_get_no_gradient(frozen):
     model = M.GPT(M.GPTConfig(**SHAPES["llama"]))
     packed = M.pack(PROMPTS, [[[1, 2]], [[3]], [[4, EOS]], [[9]]])
-    whole = M.log_probs(model, model(packed), packed)
+    whole = model.log_probs(packed)
     model.freeze(frozen)
     h = model.trunk(packed)
     assert (h is packed.tokens) == (frozen == 0)
-    split = M.log_probs(model, model.top(h, packed), packed)
+    split = model.log_probs(packed, h)
     torch.testing.assert_close(split, whole)
     (-split.mean()).backward()
     assert all((p.grad is None) == (not p.requires_grad) for p in model.parameters())
@@ -171,7 +156,8 @@ def test_trunk_then_top_is_the_whole_and_frozen_parts_get_no_gradient(frozen):
 def test_shared_trunk_lies_in_memory_once_and_only_if_equal():
     policy = M.GPT(M.GPTConfig(**SMALL)).freeze(2)
     reference, value = copy.deepcopy(policy), policy.with_scalar_head()
-    assert M.share_trunk(policy, reference)
+    assert not policy.shares_trunk_with(reference) and M.share_trunk(policy, reference)
+    assert policy.shares_trunk_with(reference) and policy.shares_trunk_with(value)
     assert reference.blocks[1] is policy.blocks[1] and value.embed is policy.embed
     assert reference.blocks[2] is not policy.blocks[2]
     other = M.GPT(M.GPTConfig(**SMALL)).freeze(2)
@@ -180,7 +166,7 @@ def test_shared_trunk_lies_in_memory_once_and_only_if_equal():
 
 def test_filters_keep_what_they_promise():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    kept = lambda **kw: (M.filter_logits(logits, **kw) > -1e9).tolist()  # noqa: E731
+    kept = lambda **kw: (G.filter_logits(logits, **kw) > -1e9).tolist()  # noqa: E731
     assert kept(top_k=2) == [True, True, False, False]
     assert kept(top_p=0.7) == [True, True, False, False]       # .5 < .7, the token that crosses stays
     assert kept(top_p=0.5) == [True, False, False, False]
@@ -189,11 +175,11 @@ def test_filters_keep_what_they_promise():
 
 def test_sampling_follows_the_distribution():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draws = M.sample_token(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
+    draws = G.sample_token(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(torch.bincount(draws, minlength=4) / 40_000, logits.exp(), atol=0.01, rtol=0)
     edge = torch.tensor([0.0, 1 - 2 ** -24])
     # never a token of probability 0
-    assert M.sample_token(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
+    assert G.sample_token(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kw",
@@ -201,7 +187,7 @@ def test_sampling_follows_the_distribution():
                           dict(top_p=0), dict(top_k=-1)])
 def test_generate_refuses(kw):
     with pytest.raises(ValueError):
-        M.generate(M.GPT(M.GPTConfig(**SMALL)), [[1]], **{"max_new_tokens": 4, **kw})
+        generate(M.GPT(M.GPTConfig(**SMALL)), [[1]], **{"max_new_tokens": 4, **kw})
 
 
 def test_published_shapes_have_their_published_sizes():
@@ -216,9 +202,9 @@ def test_published_shapes_have_their_published_sizes():
 
 def test_bf16_is_near_fp32_and_keeps_fp32_where_it_matters(model):
     packed = M.pack(PROMPTS, [[[20, 21, EOS]]] * 4)
-    exact = M.log_probs(model, model(packed), packed)
+    exact = model.log_probs(packed)
     half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
-    near = M.log_probs(half, half(packed), packed)
+    near = half.log_probs(packed)
     assert near.dtype == torch.float32 and 0 < (near - exact).abs().max() < 0.2
     # frozen: no masters
     assert {p.dtype for b in half.blocks[:2] for p in b.parameters()} == {torch.bfloat16}
@@ -231,19 +217,19 @@ def test_bf16_is_near_fp32_and_keeps_fp32_where_it_matters(model):
 def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
     half = copy.deepcopy(model).freeze(2).compute_in(torch.bfloat16)
     before = {k: v.clone() for k, v in half.state_dict().items()}
-    sampler = M.full_copy(half, half.compute_dtype)
+    sampler = full_copy(half, half.compute_dtype)
     place = lambda m, layer: m.blocks[layer].mlp.up.weight.data_ptr()  # noqa: E731
     assert place(sampler, 0) == place(half, 0) and place(sampler, 2) != place(half, 2)
     assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}
-    out = M.generate(half, PROMPTS, 6, n=2, eos=EOS, rng=torch.Generator().manual_seed(7))
+    out = generate(half, PROMPTS, 6, n=2, eos=EOS, rng=torch.Generator().manual_seed(7))
     assert all(1 <= len(r) <= 6 for group in out for r in group)
     assert all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in half.state_dict().items())
 
 
 def test_rope_scaling_by_hand():
-    """E = 4, theta 100: planes turn 1 and 0.1 radians a position.  Stretched twice, a linear scaling halves
-    both; Llama 3's, trained on 2 pi x 20 positions, sees the planes turn 20 and 2 times: from 4 turns on a
-    plane is kept, below 1 it is halved, and at 2 turns a third of the way is kept: 0.05 + 0.05 / 3."""
+    """E = 4, theta 100: pairs turn 1 and 0.1 radians a position.  Stretched twice, a linear scaling halves
+    both; Llama 3's, trained on 2 pi x 20 positions, sees the pairs turn 20 and 2 times: from 4 turns on a
+    pair is kept, below 1 it is halved, and at 2 turns a third of the way is kept: 0.05 + 0.05 / 3."""
     cfg = M.GPTConfig(d_model=8, n_head=2, rope_theta=100.)
     assert M.rope_frequencies(cfg).tolist() == pytest.approx([1, .1])
     cfg.rope_scaling = {"rope_type": "linear", "factor": 2.}

@@ -29,8 +29,7 @@ def log_probs_of(policy, listed):
     """log pi(y | PROMPT) of each listed response: (R,), fp64."""
     packed = M.pack([PROMPT], [listed])
     with torch.no_grad():
-        logp = M.log_probs(policy, policy(packed), packed)
-    return packed.to_padded(logp).sum(1).double()
+        return policy.log_probs(packed).sum(1).double()
 
 
 def objective(logp, ref_logp, rewards):
@@ -73,14 +72,13 @@ def train(kind, n_tokens, steps, out):
     run = Run("ppo", cfg, optimizer, rng, [], policy=policy, value=value_model)
     for step in run.steps(steps):
         run.set_lr(3e-3 * (1 - step / steps))
-        run.batch = list(range(cfg.batch_size))
         ro = ppo.rollout(policy, ref_policy, value_model, None, [PROMPT] * cfg.batch_size, n_tokens, None, 1.,
                          rng)
         score = torch.tensor([reward_of[tuple(y)] for y in ro.responses])
         penalty = ppo.kl_estimate(ro.logp, ro.ref_logp, kind)
         token_rewards = ppo.token_rewards(score, penalty, ro.mask, BETA)
         advantages, returns = ppo.gae(token_rewards, ro.values, ro.mask)
-        ppo.update(policy, value_model, ro, ppo.whiten(advantages, ro.mask), returns, cfg, rng, run)
+        ppo.update(policy, value_model, ro, ppo.whiten(advantages, ro.mask), returns, cfg, run)
     return way(policy, ref_policy, listed, rewards)
 
 

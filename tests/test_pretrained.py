@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import model as M
-from common import pretrained as P
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.tokenizer import load_tokenizer, tokenizer_json
-from splits import encode_prompts
+from common.tokenizer import load_tokenizer, same_ids
+from generate import generate
+from published import pretrained as P
+from published.tokenizer import byte_level
 from test_tokenizer import KINDS, ODD, make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
@@ -93,11 +95,12 @@ def write(folder, case, ref, bins=False, shards=1):
     (folder / "config.json").write_text(json.dumps(ref["config"]))
     eos = ref["config"]["eos_token_id"]
     letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11, "<|end|>": eos}
-    words = tokenizer_json(letters, ["a b"], [("<|end|>", eos)])
-    (folder / "tokenizer.json").write_text(json.dumps(words))
+    tokenizer = byte_level(letters, [("a", "b")])
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
-    save = torch.save if bins else (lambda x, path: P.write_safetensors(path, x))
+    save = torch.save if bins else (lambda x, path: save_file(x, path))
     if shards == 1:
         save(state, folder / f"{kind}.{ending}")
         return folder
@@ -125,7 +128,7 @@ def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path
     ref = refs["models"][case]
     model = P.from_pretrained(str(write(tmp_path / "m", case, ref)))
     assert (logits_of(model) - torch.tensor(ref["logits"])).abs().max() < 1e-4
-    (out,), = M.generate(model, [TOKENS[:5]], 8, temperature=0)
+    (out,), = generate(model, [TOKENS[:5]], 8, temperature=0)
     assert out == ref["greedy"]
 
 
@@ -144,7 +147,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     P.export(model, saved["tokenizer"], tmp_path / "out")
     again, saved_again = P.load(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
-    assert saved_again["tokenizer"] == saved["tokenizer"]
+    assert same_ids(saved_again["tokenizer"], saved["tokenizer"])
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -165,7 +168,7 @@ def test_a_head_beside_a_tied_embedding_is_the_file_s(refs, tmp_path, capsys):
     state = {n: value(n, s) for n, s in refs["models"]["gpt2"]["shapes"].items()}
     folder = write(tmp_path / "both", "gpt2", refs["models"]["gpt2"])
     state["lm_head.weight"] = state["transformer.wte.weight"]
-    P.write_safetensors(folder / "model.safetensors", state)
+    save_file({n: x.clone() for n, x in state.items()}, folder / "model.safetensors")
     assert P.from_pretrained(str(folder)).config.tied
 
 
@@ -202,7 +205,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
     again = json.loads((out / "tokenizer_config.json").read_text())
     assert (again["pad_token"], again["padding_side"], again["eos_token"]) == ("<|end|>", "left", "<|end|>")
     assert (out / "chat_template.jinja").read_text() == TEMPLATE
-    assert P.load(str(out))[1]["tokenizer"] == saved["tokenizer"]
+    assert same_ids(P.load(str(out))[1]["tokenizer"], saved["tokenizer"])
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(out)
     assert (theirs.pad_token, theirs.padding_side, theirs.chat_template) == ("<|end|>", "left", TEMPLATE)
@@ -215,8 +218,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
 def test_exported_tokenizers_give_the_same_ids_in_transformers(kind, refs, tmp_path):
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     ref = refs["tokenizers"][kind]
-    data = ref["json"] | {"decoder": tokenizer_json({}, [])["decoder"]}
-    spec = {"kind": "bpe", "json": json.dumps(data), "eos": ref["eos"], "bos": None}
+    spec = {"kind": "bpe", "json": json.dumps(ref["json"]), "eos": ref["eos"], "bos": None}
     shape = M.SHAPES["gpt2"] | dict(n_layer=1, n_head=1, d_model=4, context=8, vocab_size=400)
     P.export(M.GPT(M.GPTConfig(**shape)), spec, tmp_path)
     ours, theirs = load_tokenizer(spec), transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -224,8 +226,6 @@ def test_exported_tokenizers_give_the_same_ids_in_transformers(kind, refs, tmp_p
     for text in ODD + ref["texts"]:
         ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert ours.encode_ordinary(text) == ids
-        if not ours.lacks:
-            assert theirs.decode(ids) == ours.decode(ids)
 
 
 def test_opt_s_begin_token_survives_export(refs, tmp_path):
@@ -237,9 +237,10 @@ def test_opt_s_begin_token_survives_export(refs, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(
         {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "add_bos_token": True}))
     model, saved = P.load(str(folder))
-    assert encode_prompts(load_tokenizer(saved["tokenizer"]), ["abba"], 9) == [[2, 11, 4, 3]]
+    tokenizer = load_tokenizer(saved["tokenizer"])
+    assert (tokenizer.bos, tokenizer.encode_ordinary("abba")) == (2, [11, 4, 3])
     P.export(model, saved["tokenizer"], tmp_path / "out")
-    assert P.load(str(tmp_path / "out"))[1]["tokenizer"] == saved["tokenizer"]
+    assert same_ids(P.load(str(tmp_path / "out"))[1]["tokenizer"], saved["tokenizer"])
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     for directory in (folder, tmp_path / "out"):
         assert transformers.AutoTokenizer.from_pretrained(directory)("abba")["input_ids"] == [2, 11, 4, 3]
@@ -253,22 +254,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
         P.load(str(folder))
 
 
-def test_safetensors_reader_equals_the_library(tmp_path):
-    library = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
-    tensors = {"a": torch.randn(3, 5), "b": torch.arange(7), "c": torch.randn(2, 2).bfloat16(),
-               "none": torch.zeros(0, 4), "one": torch.tensor(2.5)}
-    P.write_safetensors(tmp_path / "ours.safetensors", tensors)
-    library.save_file(tensors, tmp_path / "theirs.safetensors")
-    ours = P.read_safetensors(tmp_path / "theirs.safetensors")
-    theirs = library.load_file(tmp_path / "ours.safetensors")
-    for name, x in tensors.items():
-        assert torch.equal(ours[name], x) and torch.equal(theirs[name], x) and ours[name].dtype == x.dtype
-
-
 @pytest.mark.parametrize("damage",
                          ["cut", "header", "offsets", "shape", "pickle", "missing", "extra", "escape"])
-def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)     # our own reader
+def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
     ref = refs["models"]["gpt2"]
     folder = write(tmp_path / "m", "gpt2", ref, shards=2 if damage == "escape" else 1)
     path = folder / "model.safetensors"
@@ -292,9 +280,9 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path, monkey
         torch.save({"x": print}, folder / "pytorch_model.bin")
     elif damage == "missing":
         state.pop("transformer.ln_f.bias")
-        P.write_safetensors(path, state)
+        save_file(state, path)
     elif damage == "extra":
-        P.write_safetensors(path, state | {"adapter.weight": torch.zeros(2)})
+        save_file(state | {"adapter.weight": torch.zeros(2)}, path)
     elif damage == "escape":
         index = {"weight_map": {"a": "../../passwd"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -348,7 +336,7 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
 
 def make():
     """Writes refs_published.json from transformers and tokenizers."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
     models = {}
     with tempfile.TemporaryDirectory() as folder:
         for case, config in CASES.items():
@@ -369,9 +357,7 @@ def make():
                                          eos_token_id=None, pad_token_id=0)[0, 5:]
             models[case] |= {"greedy": greedy.tolist(),
                              "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
-    fields = {kind: sorted(AutoConfig.for_model(kind).to_dict()) for kind in P.READERS}
-    fields["generation"] = sorted(GenerationConfig().to_dict())
-    REFS.write_text(json.dumps({"models": models, "tokenizers": make_tokenizers(), "fields": fields}))
+    REFS.write_text(json.dumps({"models": models, "tokenizers": make_tokenizers()}))
     print(f"wrote {REFS}: {REFS.stat().st_size:,} bytes")
 
 

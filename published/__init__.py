@@ -1,0 +1,1 @@
+"""What only a published model needs: its weights and its tokenizer."""

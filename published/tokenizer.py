@@ -1,0 +1,162 @@
+"""A published model's tokenizer, read by the `tokenizers` library.  A checkpoint carries it as plain values:
+
+    {"kind": "bpe", "json": text of tokenizer.json, "eos": id that ends a response, "bos": id that begins
+     every prompt, or None, "kept": {file: content that only `export` needs}}
+"""
+from itertools import takewhile
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from common.errors import UserError, first_line
+from common.files import loads
+
+
+class Published:
+    """A published tokenizer, with the model's own ids and the members of a tiktoken.Encoding that the scripts
+    use.  Text that spells a special token stays text, so no post can end a prompt.
+
+    SentencePiece (LLaMA 2) writes a space before every text.  Here that space is a text's own first one, if
+    it has one: the ids of a prompt and those of " response" are together the ids of prompt + " response"."""
+
+    def __init__(self, spec):
+        """Raises UserError on a specification that the library cannot read."""
+        try:
+            self.tokenizer = tokenizer = Tokenizer.from_str(spec["json"])
+            tokenizer.encode_special_tokens = True      # as text
+            tokenizer.no_truncation()                   # a file may ask for it; prompts are cut elsewhere
+            tokenizer.no_padding()
+            tokenizer.decoder = tokenizer.decoder or decoders.ByteLevel()
+            # LLaMA 2's normalizer makes two spaces of one; a Metaspace adds one only where a text has none
+            normalizer = tokenizer.normalizer
+            self.doubles_space = normalizer is not None and normalizer.normalize_str("a") != "a"
+            self.eot_token, self.bos = spec["eos"], spec["bos"]
+            self.n_vocab = max([*tokenizer.get_vocab().values(), self.eot_token, self.bos or 0]) + 1
+            self.letter = self.encode_ordinary("a")
+            self.letter_text = tokenizer.decode(self.letter)
+        except Exception as error:      # the library raises Exception itself
+            raise UserError(f"tokenizer.json: damaged, or not for the `tokenizers` library ("
+                            f"{first_line(error)})") from None
+
+    def encode_ordinary(self, text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # half a pair has no UTF-8
+        text = text[1:] if self.doubles_space and text[:1] == " " else text
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids):
+        """Ids -> text.  Ids that stand for no token (a vocabulary's padding) are left out.  SentencePiece
+        drops the space before the first word; a letter goes before it here, so a response keeps its space."""
+        text = self.tokenizer.decode([*self.letter, *ids], skip_special_tokens=False)
+        return text[len(self.letter_text):]
+
+
+def published_spec(folder):
+    """The specification of the tokenizer in a Hugging Face directory (Path).  Raises UserError on damaged
+    files, and where no file names the end of sequence."""
+    config, named = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
+    generation, path = read_json(folder / "generation_config.json"), folder / "tokenizer.json"
+    if "added_tokens_decoder" not in named:     # a newer file says everything itself
+        named |= read_json(folder / "special_tokens_map.json")
+    try:
+        text = read_text(path) if path.is_file() else _from_vocabulary(folder, named, config.get("model_type"))
+        tokenizer = Tokenizer.from_str(text)
+        before = tokenizer.to_str()
+        _complete(tokenizer, named, read_json(folder / "added_tokens.json"))
+        text = text if tokenizer.to_str() == before else tokenizer.to_str()
+        eos = _end_of_sequence(folder, named, config, tokenizer)
+        letter = tokenizer.encode("a")          # with what begins and ends every text
+    except UserError:
+        raise
+    except Exception as error:                  # odd values of odd types, and what the library raises
+        raise UserError(f"{folder}: damaged tokenizer ({first_line(error)})") from None
+    begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
+    if len(begin) > 1:
+        raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
+    stops = generation.get("eos_token_id", config.get("eos_token_id"))
+    if others := [i for i in (stops if isinstance(stops, list) else [stops]) if i not in (eos, None)]:
+        print(f"{folder}: its configuration ends responses with {', '.join(map(str, others))} too; here only "
+              f"{eos}, the tokenizer's end of sequence, ends one", flush=True)
+    kept = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": named}
+    if (folder / "chat_template.jinja").is_file():
+        kept["chat_template.jinja"] = read_text(folder / "chat_template.jinja")
+    return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None, "kept": kept}
+
+
+def _end_of_sequence(folder, named, config, tokenizer):
+    """The id that ends a response: tokenizer_config.json's eos_token, else config.json's eos_token_id, the
+    first one where it is a list (Llama 3)."""
+    name, eos = _content(named.get("eos_token")), config.get("eos_token_id")
+    if name is not None:
+        eos = tokenizer.token_to_id(name)
+        if eos is None:
+            raise UserError(f"{folder}: tokenizer_config.json's eos_token {name!r} has no id")
+    eos = eos[0] if isinstance(eos, list) and eos else eos
+    if type(eos) is not int or eos < 0:
+        raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names an end of sequence "
+                        "(eos_token, eos_token_id)")
+    return eos
+
+
+def _complete(tokenizer, named, legacy):
+    """Adds the tokens that other files name, and makes special what these call so, as transformers does.
+    named: tokenizer_config.json; legacy: added_tokens.json, {text: id}."""
+    listed = named.get("added_tokens_decoder")
+    if listed is None:
+        listed = {i: {"content": content} for content, i in legacy.items()}
+    tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
+    special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = named.get(name) or []
+        special += more.values() if isinstance(more, dict) else more
+    tokenizer.add_special_tokens([name for name in map(_content, special)
+                                  if name is not None and tokenizer.token_to_id(name) is not None])
+
+
+def _content(token):
+    """The text of a special token, which files spell as a string or as a dict."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _from_vocabulary(folder, named, model_type):
+    """A tokenizer.json of GPT-2's kind, as text, from vocab.json and merges.txt (OPT)."""
+    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
+        raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; transformers makes "
+                        "one of SentencePiece's tokenizer.model")
+    kind = str(named.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+    if kind != "GPT2Tokenizer" or model_type not in (None, "gpt2", "opt"):
+        raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} model "
+                        "cuts text; save its tokenizer.json beside them")
+    lines = read_text(folder / "merges.txt").splitlines()
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    bos = _content(named.get("bos_token")) if named.get("add_bos_token") else None
+    return byte_level(read_json(folder / "vocab.json"), merges, bos).to_str()
+
+
+def byte_level(vocab, merges, bos=None):
+    """A Tokenizer of GPT-2's kind.  vocab: {token: id}; merges: [(left, right)]; bos: a token that begins
+    every text."""
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, vocab[bos])])
+    return tokenizer
+
+
+def read_text(path):
+    """The text of a UTF-8 file (Path).  Raises UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+
+
+def read_json(path):
+    """The dict that a JSON file (Path) holds; a file that is not there is empty.  Raises UserError on what
+    is no JSON object."""
+    try:
+        found = loads(read_text(path)) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is needed")
+    return found
