@@ -255,10 +255,10 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
 
 
 @pytest.mark.parametrize("damage",
-                         ["cut", "header", "offsets", "shape", "pickle", "missing", "extra", "escape"])
+                         ["cut", "header", "offsets", "shape", "pickle", "numbers", "missing", "extra"])
 def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
     ref = refs["models"]["gpt2"]
-    folder = write(tmp_path / "m", "gpt2", ref, shards=2 if damage == "escape" else 1)
+    folder = write(tmp_path / "m", "gpt2", ref)
     path = folder / "model.safetensors"
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     if damage == "cut":
@@ -278,21 +278,21 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
     elif damage == "pickle":
         path.unlink()
         torch.save({"x": print}, folder / "pytorch_model.bin")
+    elif damage == "numbers":
+        path.unlink()
+        torch.save({"transformer.wte.weight": 5}, folder / "pytorch_model.bin")
     elif damage == "missing":
         state.pop("transformer.ln_f.bias")
         save_file(state, path)
     elif damage == "extra":
         save_file(state | {"adapter.weight": torch.zeros(2)}, path)
-    elif damage == "escape":
-        index = {"weight_map": {"a": "../../passwd"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError) as error:
         P.from_pretrained(str(folder))
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(model_type="mamba"), "mamba"), (OPT | dict(do_layer_norm_before=False), "opt-350m"),
+    (dict(model_type="mamba"), "mamba"), (OPT | dict(do_layer_norm_before=False), "do_layer_norm_before"),
     (LLAMA | dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "yarn"),
     (LLAMA | dict(hidden_act="gelu"), "hidden_act"),
     ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),

@@ -37,14 +37,15 @@ class Config(Common):
     files: list = arg(None, "preferences or answers to convert; none: look at --model")
     model: str = arg("gpt2", "a hub name, a Hugging Face directory, or a checkpoint of kind lm")
     export: str = arg("", 'directory to write the model to, or .jsonl file to write FILES to; "": look only')
-    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score, and to continue greedily")
+    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score and to continue greedily")
     new_tokens: Count = arg(32, "of the continuation")
 
 
 # ---------------------------------------------------------------------- preference files as others write them
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": ""}
+SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT,
+            "system": ""}
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("reference", "completion", "response", "output", "answer", "summary", "messages", "conversations")
 
@@ -54,7 +55,7 @@ class Dropped(Exception):
 
 
 def turns(messages):
-    """Messages [{"role", "content"}] (or "from", "value") as [(what stands before it, text)].  Raises Dropped."""
+    """Messages [{"role", "content"}] (or "from", "value") as [(speaker, text)].  Raises Dropped."""
     out = []
     for message in messages:
         message = message if isinstance(message, dict) else {}
@@ -150,7 +151,8 @@ def convert_files(paths, out):
         except Dropped as reason:
             dropped[str(reason)] += 1
     if len({"chosen" in row for row in rows}) > 1:
-        raise UserError(f"{', '.join(paths)}: rows of two kinds, pairs and single answers: convert them apart")
+        raise UserError(f"{', '.join(paths)}: rows of two kinds, pairs and single answers: convert them "
+                        "apart")
     for reason, n in dropped.items():
         print(f"{n} rows dropped: {reason}")
     if not rows:
@@ -175,16 +177,17 @@ def main(cfg):
     device, _ = setup(cfg)
     model, saved = pretrained.load(cfg.model, device=device, dtype=cfg.dtype)
     tokenizer, c = load_tokenizer(saved["tokenizer"]), model.config
-    print(f"{cfg.model}: {model.n_params():,} parameters, {c.n_layer} layers, width {c.d_model}, {c.n_head} heads "
-          f"({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} (tokenizer "
-          f"{tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
+    print(f"{cfg.model}: {model.n_params():,} parameters, {c.n_layer} layers, width {c.d_model}, {c.n_head} "
+          f"heads ({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} "
+          f"(tokenizer {tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
     if cfg.export:
         print(f"wrote {cfg.export}: {', '.join(pretrained.export(model, saved['tokenizer'], cfg.export))}")
         if saved["tokenizer"]["kind"] != "bpe":
             print(f"a tokenizer of kind {saved['tokenizer']['kind']} has no Hugging Face form: not written")
         return
     if c.context <= cfg.new_tokens:
-        raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a prompt")
+        raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a "
+                        "prompt")
     ids, = encode_prompts(tokenizer, [cfg.prompt], c.context - cfg.new_tokens)
     if len(ids) > 1:
         print(f"--prompt scores {nats_per_token(model, ids):.4f} nats a token over {len(ids) - 1} tokens, and "
