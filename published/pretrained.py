@@ -227,7 +227,8 @@ def read_weights(folder):
     """{name: tensor} of a directory's weights, without the buffers of old files and without the names'
     prefixes, which come and go between versions of one model, and with one name for the head.  Raises
     UserError if there are none or they are damaged."""
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    kinds = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
     if not files:
         raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
     weights = {}
@@ -403,8 +404,8 @@ def hf_config(config):
     c, kind = config, _family_of(config)
     if not kind:
         raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, Qwen "
-                        "and GPT-NeoX shapes (sft.py --shape)")
+                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
+                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
     family = FAMILIES[kind]
     activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
     hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
@@ -427,6 +428,6 @@ def _family_of(c):
         holds = [c.activation in family.activations.values(),
                  *(getattr(c, name) == value for name, value in family.fixed.items()),
                  "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
-                 kind != "opt" or c.activation == "relu" or not c.bias]      # with its usual activation: GPT-2
+                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
         if all(holds):
             return kind

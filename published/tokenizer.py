@@ -65,9 +65,9 @@ def published_spec(folder):
         text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
         letter = tokenizer.encode("a")          # with what begins and ends every text
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:                  # odd values of odd types, and what the library raises
+    except BaseException as error:              # odd values of odd types; the library raises, and panics
         raise UserError(f"{folder}: damaged tokenizer ({first_line(error)})") from None
     begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
     if len(begin) > 1:

@@ -37,7 +37,7 @@ class Config(Common):
     files: list = arg(None, "preferences or answers to convert; none: look at --model")
     model: str = arg("gpt2", "a hub name, a Hugging Face directory, or a checkpoint of kind lm")
     export: str = arg("", 'directory to write the model to, or .jsonl file to write FILES to; "": look only')
-    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score and to continue greedily")
+    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score and then to continue")
     new_tokens: Count = arg(32, "of the continuation")
 
 
@@ -190,8 +190,8 @@ def main(cfg):
                         "prompt")
     ids, = encode_prompts(tokenizer, [cfg.prompt], c.context - cfg.new_tokens)
     if len(ids) > 1:
-        print(f"--prompt scores {nats_per_token(model, ids):.4f} nats a token over {len(ids) - 1} tokens, and "
-              "continues:")
+        print(f"--prompt scores {nats_per_token(model, ids):.4f} nats a token over {len(ids) - 1} tokens, "
+              "and continues:")
     (response,), = generate(model, [ids], cfg.new_tokens, temperature=0, eos=tokenizer.eot_token)
     print(cfg.prompt + decode(tokenizer, response)[0])
 
