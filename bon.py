@@ -19,17 +19,16 @@ from typing import Annotated
 
 import numpy as np
 
-from common import pretrained
+from common.checkpoint import load_reward_model
 from common.dist import gather_rows, rank, world_size
-from common.errors import UserError, check
+from common.errors import UserError
 from common.files import output_path, write_jsonl
-from common.flags import Common, Count, Domain, Mass, Natural, launch, setup, use_threads
+from common.flags import Common, Count, Domain, Mass, Natural, arg, launch, setup
 from common.loop import Run, say
 from common.samples import list_of_hashes, sample_line, sample_path
-from common.tokenizer import load_tokenizer
-from model import generate
-from reward import load_reward_model, score
-from splits import decode, encode_prompts, task_of
+from generate import generate
+from reward import score
+from splits import decode, encode_prompts, load_bundle
 
 OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
                                    lambda x: x == 0 or 0.01 <= x <= 100)]
@@ -39,20 +38,20 @@ PRESETS = {"paper": _PAPER, "authors": _PAPER}
 
 @dataclass
 class Config(Common):
-    model: str = "ckpt_sft.pt"  # policy to sample
-    reward: str = ""            # reward model that scores, and chooses the best of N; none: plain samples
-    policy: str = ""            # its name in files and tables; "" takes ckpt_<name>.pt
-    splits: str = ""            # comma-separated; "" is test and every ood_*
-    inputs: Count = 100         # prompts of each split; the paper's 500
-    n: Count = 16               # outputs kept for each prompt (K in the paper), and the N of best-of-N
-    pool: Natural = 0           # scored samples a prompt for best-of-N; 0: 4 x n.  Without --reward: just n
-    independent: bool = False   # best-of-N outputs from disjoint parts of the pool, which must hold n x n
-    temperature: OrGreedy = 1.0     # 0 is greedy; the paper measures diversity at 1
-    top_k: Natural = 0          # 0: all tokens
-    top_p: Mass = 1.0           # 1: all tokens
-    max_new_tokens: Natural = 0     # tokens of an output; 0: as the checkpoint's task
-    batch_size: Count = 1024    # samples decoded together
-    quiet: bool = False         # no progress bar
+    model: str = arg("ckpt_sft.pt", "policy to sample")
+    reward: str = arg("", "reward model that scores, and chooses the best of N; none: plain samples")
+    policy: str = arg("", "its name in files and tables; '' takes ckpt_<name>.pt")
+    splits: str = arg("", "comma-separated; '' is test and every ood_*")
+    inputs: Count = arg(100, "prompts of each split; the paper's 500")
+    n: Count = arg(16, "outputs kept for each prompt (K in the paper), and the N of best-of-N")
+    pool: Natural = arg(0, "scored samples a prompt for best-of-N; 0: 4 x n.  Without --reward: just n")
+    independent: bool = arg(False, "best-of-N outputs from disjoint parts of the pool, which must hold n x n")
+    temperature: OrGreedy = arg(1.0, "0 is greedy; the paper measures diversity at 1")
+    top_k: Natural = arg(0, "0: all tokens")
+    top_p: Mass = arg(1.0, "1: all tokens")
+    max_new_tokens: Natural = arg(0, "tokens of an output; 0: as the checkpoint's task")
+    batch_size: Count = arg(1024, "samples decoded together")
+    quiet: bool = arg(False, "no progress bar")
 
 
 def best_of_n_kl(n):
@@ -84,29 +83,18 @@ def best_of_n_independent(rewards, n, k):
 
 # --------------------------------------------------------------------------------------------------- sampling
 
-def build(cfg, device):
-    """(policy, reward model or None, tokenizer, task, saved: the policy's checkpoint, hash of the reward
-    model)."""
-    model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
-    use_threads(cfg, model)
-    task, tokenizer = task_of(cfg, saved), load_tokenizer(saved["tokenizer"])
-    if not cfg.reward:
-        return model, None, tokenizer, task, saved, None
-    reward_model, reward_hash = load_reward_model(cfg.reward, model, cfg.model, saved["tokenizer"], device,
-                                                  cfg.dtype)
-    return model, reward_model, tokenizer, task, saved, reward_hash
-
-
 def pool_size(cfg):
     """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
     outputs cannot be drawn from so many."""
     pool = cfg.pool or 4 * cfg.n
-    check(not cfg.reward or pool >= cfg.n, f"--pool {pool} is smaller than --n {cfg.n}")
-    check(not cfg.reward or cfg.temperature > 0, "--temperature 0: all samples of a prompt are the same, so "
-          "there is no best of N; leave out --reward")
-    check(not cfg.independent or cfg.reward, "--independent is about best-of-N, which needs --reward")
-    check(not cfg.independent or pool >= cfg.n ** 2,
-          f"--independent needs --pool {cfg.n ** 2}, {cfg.n} outputs of {cfg.n} samples each")
+    if cfg.independent and not cfg.reward:
+        raise UserError("--independent is about best-of-N, which needs --reward")
+    if cfg.reward and cfg.temperature == 0:
+        raise UserError("--temperature 0: all samples of a prompt are the same, so there is no best of N; "
+                        "leave out --reward")
+    needed = cfg.n ** 2 if cfg.independent else cfg.n
+    if cfg.reward and pool < needed:
+        raise UserError(f"--pool {pool} is too small: {needed} samples are needed for {cfg.n} outputs")
     return pool if cfg.reward else cfg.n
 
 
@@ -114,22 +102,27 @@ def policy_name(cfg):
     """--policy, or what --model is called: ckpt_<name>.pt, or the last part of a hub name or a directory.
     Raises UserError on a name that no file can have."""
     name = cfg.policy or Path(cfg.model).name.removesuffix(".pt").removeprefix("ckpt_")
-    check(name and "/" not in name and not name.startswith("."),
-          f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a leading dot")
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a "
+                        "leading dot")
     return name
 
 
-def read_test_sets(task, names, n):
-    """{split: its first n rows}.  names: comma-separated; "" is test and every ood_*.  Prints which splits
-    have fewer."""
+def read_test_sets(bundle, names, n):
+    """{split: (its first n rows, the ids of their prompts)}.  names: comma-separated; "" is test and every
+    ood_*. Prints which splits have fewer."""
+    task, found = bundle.task, {}
     splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
     if not splits:
         raise UserError(f"--data {task.data}: no test.jsonl and no ood_<name>.jsonl to sample on; "
-                        f"{task.found()}")
-    found = {split: task.rows(split, n) for split in splits}
-    for split, rows in found.items():
+                        f"{task.describe_folder()}")
+    for split in splits:
+        rows = task.rows(split, n)
         if len(rows) < n:
             print(f"{split} has {len(rows)} prompts, fewer than --inputs {n}: all are sampled", flush=True)
+        found[split] = rows, encode_prompts(bundle.tokenizer, [row["prompt"] for row in rows],
+                                            task.max_prompt_len(bundle.model.config.context), f"{split} "
+                                                                                              "prompts")
     return found
 
 
@@ -144,12 +137,6 @@ def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
     return lines
 
 
-def encode_test_sets(tokenizer, splits, max_prompt_len):
-    """{split: the ids of its prompts}.  splits: {split: rows}."""
-    return {split: encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len,
-                                  f"{split} prompts") for split, rows in splits.items()}
-
-
 def write_split(out, split, lines_of, pool):
     """Writes the sample files of one split.  lines_of: {policy: its lines}."""
     for policy, lines in lines_of.items():
@@ -162,34 +149,36 @@ def write_split(out, split, lines_of, pool):
 
 def main(cfg):
     device, rng = setup(cfg)
-    pool = pool_size(cfg)
-    model, reward_model, tokenizer, task, saved, reward_hash = build(cfg, device)
-    policy = policy_name(cfg)
+    pool, policy = pool_size(cfg), policy_name(cfg)
+    bundle = load_bundle(cfg, device)
+    model, tokenizer, task, saved = bundle
     best_policy = "bon" if policy == "sft" else f"{policy}-bon"
     trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
-    against = {policy: trained, best_policy: [*list_of_hashes(trained), reward_hash]}
-    splits = read_test_sets(task, cfg.splits, cfg.inputs)
-    prompts_of = encode_test_sets(tokenizer, splits, task.max_prompt_len(model.config.context))
+    reward_model, against = None, {policy: trained}
+    if cfg.reward:
+        reward_model, reward_hash = load_reward_model(cfg.reward, model, cfg.model, saved["tokenizer"],
+                                                      device, cfg.dtype)
+        against[best_policy] = [*list_of_hashes(trained), reward_hash]
+    splits = read_test_sets(bundle, cfg.splits, cfg.inputs)
     per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
-    parts = [(split, start) for split, rows in splits.items() for start in range(0, len(rows), per_step)]
-    inputs = [saved["weights_hash"], reward_hash, per_step, splits]
+    parts = [(split, start) for split, (rows, _) in splits.items() for start in range(0, len(rows), per_step)]
     file = sample_path("", policy, "+".join(splits)[:99]).name      # a file's name has at most 255 bytes
-    run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng, inputs,   # a state after each step
-              path=output_path(cfg.out, file))
+    run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng,       # a state after each step
+              [saved["weights_hash"], against, per_step, splits], path=output_path(cfg.out, file))
     numpy_rng = np.random.default_rng(cfg.seed)
     numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
     pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
 
     for step in run.steps(len(parts)):
         split, start = parts[step]
-        rows, prompts = (of[split][start:start + per_step] for of in (splits, prompts_of))
+        rows, prompts = (of_split[start:start + per_step] for of_split in splits[split])
         sampled = gather_rows(generate(
             model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature, top_k=cfg.top_k,
             top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
             ranks=(rank(), world_size())))
-        rewards = score(reward_model, prompts, sampled) if reward_model else [None] * len(rows)
-        picks_of = {policy: [range(cfg.n)] * len(rows)}
+        rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
+            rewards = score(reward_model, prompts, sampled)
             picks_of[best_policy] = [pick(r, cfg.n, cfg.n) for r in rewards]
         lines_of = run.state.setdefault("lines", {})        # of this split, by policy
         for name, picks in picks_of.items():
@@ -197,14 +186,13 @@ def main(cfg):
                 tokenizer, rows, sampled, rewards, picks, task=task.name, split=split,
                 temperature=cfg.temperature, seed=cfg.seed, policy=name, trained_against=against[name]))
         run.state["numpy_rng"] = numpy_rng.bit_generator.state
-        if start + per_step >= len(splits[split]):
+        if start + per_step >= len(splits[split][0]):
             write_split(cfg.out, split, run.state.pop("lines"), pool)
 
     run.finish()
-    print(f"wrote {sample_path(cfg.out, policy, '*')}", flush=True)
+    print("wrote " + " and ".join(str(sample_path(cfg.out, name, "*")) for name in against), flush=True)
     if reward_model:
-        print(f"wrote {sample_path(cfg.out, best_policy, '*')}: KL(best-of-{cfg.n} || {policy}) <= "
-              f"{best_of_n_kl(cfg.n):.2f} nats", flush=True)
+        print(f"KL(best-of-{cfg.n} || {policy}) <= {best_of_n_kl(cfg.n):.2f} nats", flush=True)
 
 
 if __name__ == "__main__":

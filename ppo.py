@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 import model as M
+from common.checkpoint import load_reward_model
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import UserError
@@ -29,7 +30,6 @@ from common.flags import (Count, Finite, Fraction, Frozen, Natural, NonNegative,
                           TrainFlags, arg, launch, setup)
 from common.loop import Run, check_batch
 from generate import generate
-from reward import load_reward_model
 from splits import decode, encode_prompts, load_bundle
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")

@@ -18,13 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.checkpoint import load_checkpoint
 from common.dist import all_reduce, full_copy, gather_rows, my_rows, param_groups, shard
 from common.errors import UserError
 from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFlags, arg, launch, setup
 from common.loop import Run, check_batch, warmup_cosine
 from common.stats import Interval, bootstrap_ratio
-from common.tokenizer import same_ids
 from model import pack
 from splits import encode_prompts, encode_response, length_bucketed_batches, load_bundle
 from tasks import annotators
@@ -135,20 +133,6 @@ def comparisons(cfg, bundle):
 
 
 # ------------------------------------------------------------------------------------------- what it is worth
-
-def load_reward_model(path, policy, policy_path, spec, device, dtype):
-    """(the reward model at `path`, hash of its weights).  spec: of the policy's tokenizer.  Raises UserError
-    if the reward model cannot read what the policy writes."""
-    model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
-    if not same_ids(saved["tokenizer"], spec):
-        raise UserError(f"--reward {path} and --model {policy_path} have different tokenizers: the same ids "
-                        "would mean different words; train the reward model from this policy's family "
-                        "(python reward.py --model ...)")
-    if model.config.context < policy.config.context:
-        raise UserError(f"--reward {path}: its context of {model.config.context} is shorter than the "
-                        f"policy's {policy.config.context}")
-    return model, saved["weights_hash"]
-
 
 @torch.no_grad()
 def score(model, prompts, responses, batch_size=0, packed_together=8):

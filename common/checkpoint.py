@@ -17,6 +17,7 @@ from common import dist
 from common.errors import UserError, check
 from common.files import atomic_write
 from common.flags import DTYPES
+from common.tokenizer import same_ids
 from model import GPT, GPTConfig, rope_frequencies
 
 MADE_BY = {"ckpt_sft.pt": "python sft.py", "ckpt_reward.pt": "python reward.py --model ckpt_sft.pt",
@@ -92,6 +93,20 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
         raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged "
                         f"({type(error).__name__})") from None
     return model.to(device).compute_in(DTYPES[dtype]), saved
+
+
+def load_reward_model(path, policy, policy_path, spec, device, dtype):
+    """(the reward model at `path`, hash of its weights).  spec: of the policy's tokenizer.  Raises UserError
+    if the reward model cannot read what the policy writes."""
+    model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
+    if not same_ids(saved["tokenizer"], spec):
+        raise UserError(f"--reward {path} and --model {policy_path} have different tokenizers: the same ids "
+                        "would mean different words; train the reward model from this policy's family "
+                        "(python reward.py --model ...)")
+    if model.config.context < policy.config.context:
+        raise UserError(f"--reward {path}: its context of {model.config.context} is shorter than the "
+                        f"policy's {policy.config.context}")
+    return model, saved["weights_hash"]
 
 
 # --------------------------------------------------------------------------------- states of interrupted runs

@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from common import dist
 from common.checkpoint import load_state, save_checkpoint, save_state
-from common.errors import UserError, check
+from common.errors import UserError
 from common.files import atomic_write, lock, output_path
 from common.flags import Interrupted
-from model import full_copy
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
 # metrics that stand in the file but not on the screen, where a line has to fit
@@ -44,6 +43,16 @@ def warmup_cosine(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def check_batch(cfg, minibatches=1):
+    """Raises UserError unless --batch-size divides by ranks x --micro-batch-size x minibatches: then every
+    rank makes equally many passes, and no result depends on the number of ranks."""
+    ranks, micro = dist.world_size(), cfg.micro_batch_size or 1
+    if cfg.batch_size % (ranks * micro * minibatches):
+        raise UserError(f"--batch-size {cfg.batch_size}: it must be a multiple of "
+                        f"{ranks * micro * minibatches}, which is {ranks} ranks x {micro} rows at once "
+                        f"(--micro-batch-size) x {minibatches} minibatches")
+
+
 class Run:
     """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
     torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models:
@@ -55,8 +64,9 @@ class Run:
         self.cfg, self.name, self.optimizer, self.rng, self.models = cfg, name, optimizer, rng, models
         self.path = path or output_path(cfg.out, f"ckpt_{name}.pt")
         # killed between the result and the end, the run would start from its own result and train twice
-        check(Path(cfg.model).resolve() != self.path.resolve(), f"--model {cfg.model}: the result would "
-              f"replace it; name another file, as --out {self.path.with_stem(self.path.stem + '2')}")
+        if Path(cfg.model).resolve() == self.path.resolve():
+            raise UserError(f"--model {cfg.model}: the result would replace it; name another file, as --out "
+                            f"{self.path.with_stem(self.path.stem + '2')}")
         self.state_path, self.lock_path = self.path.with_suffix(".resume"), self.path.with_suffix(".lock")
         self.lock = lock(self.lock_path) if dist.rank() == 0 else None
         self.inputs_hash = _hash_of(cfg, inputs)
@@ -125,63 +135,54 @@ class Run:
         return self.batch
 
     def micro_batches(self, batch):
-        """This rank's rows of a batch (a list), --micro-batch-size at a time: [(rows, weight)].  Multiply the
-        loss by the weight, which is 0 where this rank has run out of rows."""
-        most = -(-len(batch) // dist.world_size())
-        return dist.micro_batches(dist.my_rows(batch), self.cfg.micro_batch_size, most, batch[:1])
-
-    def held_micro_batches(self, idx):
-        """The same for rows that the ranks hold already: row i of all ranks is row i // world_size of rank
-        i % world_size.  idx: list of i.  Returns [(numbers of rows that this rank holds, weight)]."""
-        n = dist.world_size()
-        mine = [i // n for i in idx if i % n == dist.rank()]
-        most = max(sum(i % n == r for i in idx) for r in range(n))
-        return dist.micro_batches(mine, self.cfg.micro_batch_size, most, [0])
+        """This rank's rows of a batch (a list), --micro-batch-size at a time."""
+        mine = dist.my_rows(batch)
+        size = self.cfg.micro_batch_size or len(mine)
+        return [mine[i:i + size] for i in range(0, len(mine), size)]
 
     def set_lr(self, lr):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def step_optimizer(self, *param_lists, rows):
-        """Sums the gradients over ranks, clips each list of parameters to --max-grad-norm, takes a step and
-        clears the gradients.  Returns the list of gradient norms before clipping.
+    def step_optimizer(self, *models):
+        """Sums the gradients over ranks, clips each model's to --max-grad-norm, takes a step and clears them.
+        Returns the list of gradient norms before clipping.
 
-        A step whose gradient is not finite is skipped and reported with the batch's `rows`.  Raises UserError
-        after MAX_SKIPPED_STEPS of them in a row."""
-        dist.sum_gradients([p for params in param_lists for p in params])
-        norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in param_lists]
+        A step whose gradient is not finite is skipped.  Raises UserError after MAX_SKIPPED_STEPS of them in a
+        row."""
+        params_of = [model.trainable() for model in models]
+        dist.sum_gradients([p for params in params_of for p in params])
+        norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in params_of]
         if math.isfinite(sum(norms)):
             self.optimizer.step()
             self.skipped, self.state["steps_taken"] = 0, self.state.get("steps_taken", 0) + 1
         else:
             self.skipped += 1
-            say(f"step {self.step + 1}: the gradient is not finite, skipped; rows "
-                f"{', '.join(map(str, rows))}")
-            check(self.skipped < MAX_SKIPPED_STEPS, f"step {self.step + 1}: {self.skipped} gradients in a "
-                  "row were not finite; lower --lr. No checkpoint was written; what stood there before is "
-                  "unchanged")
+            say(f"step {self.step + 1}: the gradient is not finite, skipped")
+            if self.skipped == MAX_SKIPPED_STEPS:
+                raise UserError(f"step {self.step + 1}: {self.skipped} gradients in a row were not finite; "
+                                "lower --lr. No checkpoint was written; what stood there before is unchanged")
         self.optimizer.zero_grad()
         return norms
 
     def log(self, **metrics):
         lr = self.optimizer.param_groups[0]["lr"]
-        device = next(iter(self.models.values())).embed.weight.device
+        device = next(iter(self.models.values())).device
         self.metrics.log(step=self.step + 1, **metrics, lr=lr, peak_mb=round(peak_memory(device)))
         self.state["logged"] = self.step + 1
 
     # -------- the end
 
-    def save(self, model, tokenizer, task, metrics, **args):
-        """Writes the checkpoint.  tokenizer: its specification; task: the Task; metrics: {name: number, or
-        None for what one number cannot tell}; args: more than the flags to remember.  Raises UserError if no
-        step was taken, or if a metric is not finite."""
-        check(self.state.get("steps_taken"), "no step was taken, because no gradient was finite: lower --lr. "
-              "No checkpoint was written")
-        for name, value in metrics.items():
-            check(value is None or math.isfinite(value), f"{name} of the trained model is not finite: lower "
-                  "--lr. No checkpoint was written")
-        save_checkpoint(self.path, full_copy(model), tokenizer, asdict(task), asdict(self.cfg) | args,
-                        metrics)
+    def save(self, model, spec, task, metrics, **args):
+        """Writes the checkpoint.  spec: of the tokenizer; metrics: {name: number, or None for what one number
+        cannot tell}; args: more than the flags to remember.  Raises UserError if no step was taken, or if a
+        metric is not finite."""
+        broken = [name for name, value in metrics.items() if value is not None and not math.isfinite(value)]
+        if broken or not self.state.get("steps_taken"):
+            what = f"{', '.join(broken)} of the trained model" if broken else "every gradient"
+            raise UserError(f"{what} is not finite: lower --lr. No checkpoint was written")
+        args = asdict(self.cfg) | args
+        save_checkpoint(self.path, dist.full_copy(model), spec, task.as_dict(), args, metrics)
         self.finish()
 
     def finish(self):

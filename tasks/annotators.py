@@ -1,102 +1,105 @@
-"""Who compares: the annotators of a synthetic task, whose labels reward.py and methods/dpo.py learn from.
+"""Who compares: the annotators of the synthetic task, whose labels reward.py and methods/dpo.py learn from.
 
-A published task's annotators were people; their preferences are read in reward.py.
+    python -m tasks.annotators --model ckpt_sft.pt
+
+Writes preferences_<key>.jsonl.gz beside the checkpoint: rows of the format that own data have, {"prompt",
+"chosen", "rejected"}, and with them which of the two ended (`finished`) and their difference in gold reward
+(`gap`).  reward.py and methods/dpo.py do the same when the file is missing.  The key names the checkpoint and
+the flags, so that a file is never read for other ones.
 """
+import gzip
+import hashlib
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from common.dist import gather_rows, rank, world_size
-from common.errors import UserError, check
-from common.files import read_jsonl, write_jsonl
-from model import generate, log_probs, pack
-from splits import decode, encode_prompts, encode_response
+from common.errors import UserError
+from common.files import atomic_write, read_jsonl
+from common.flags import Common, Count, NonNegative, arg, launch, setup
+from generate import generate
+from model import pack
+from splits import decode, encode_prompts, encode_response, load_bundle
 
 
 @dataclass
-class Group:
-    """One prompt, its responses, and which of them was preferred to which."""
-    prompt: list                                    # ids
-    responses: list                                 # id lists
-    pairs: list = field(default_factory=list)       # (winner, loser): indices of responses
-    gaps: list = field(default_factory=list)        # gold reward of winner less loser's, where it is known
-
-    @property
-    def n_tokens(self):
-        return len(self.prompt) + sum(map(len, self.responses))
+class Config(Common):
+    model: str = arg("ckpt_sft.pt", "checkpoint whose samples are compared")
+    prompts: Count = arg(8000, "prompts with preferences")
+    held_out: Count = arg(500, "prompts of the held-out preferences")
+    samples: Count = arg(5, "responses sampled for each prompt, compared with each other and with the "
+                            "reference")
+    typicality: NonNegative = arg(0.0, "a: how much the annotators like what is typical")
 
 
-def sample_groups(model, tokenizer, task, rows, n_samples, rng, typicality=0.0):
-    """A synthetic task's annotators: they compare a row's reference and n_samples responses of the model, all
-    pairs.
+def preferences(cfg, bundle):
+    """(rows to learn from, held-out rows): read from the file, or made and written.  cfg: with Config's
+    fields."""
+    key = [bundle.saved["weights_hash"], bundle.task.as_dict(), cfg.seed, cfg.prompts, cfg.held_out,
+           cfg.samples, cfg.typicality]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+    path = Path(cfg.model).parent / f"preferences_{name}.jsonl.gz"
+    if not path.is_file():
+        rng = torch.Generator().manual_seed(cfg.seed)   # its own: a file that is there changes nothing
+        rows = [{"split": split} | row for split, n in (("train", cfg.prompts), ("validation", cfg.held_out))
+                for row in compare(bundle, bundle.task.rows(split, n), cfg.samples, rng, cfg.typicality)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        atomic_write(path, gzip.compress(lines.encode(), compresslevel=1, mtime=0))
+    else:
+        rows = read_jsonl(path, {"prompt": str, "chosen": str, "rejected": str, "split": str})
+    return [[row for row in rows if row["split"] == split] for split in ("train", "validation")]
+
+
+def compare(bundle, rows, n_samples, rng, typicality=0.0):
+    """Preference rows: annotators compare a row's reference and n_samples responses of the model, all pairs.
 
     P(y preferred to z) = sigma(u(y) - u(z)), u(y) = gold(y) + a log pi(y | x) / tokens of y, so labels are
     noisy as people's are: with a = 0 they agree with the gold reward on three pairs of four.  typicality: a;
     above 0 the annotators also like what the model finds likely (Zhang et al. 2025, arXiv 2510.01171)."""
-    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows],
-                             task.max_prompt_len(model.config.context))
+    model, tokenizer, task, _ = bundle
+    max_prompt_len = task.max_prompt_len(model.config.context)
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
     sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
                                    rng=rng, ranks=(rank(), world_size())))
-    groups = []
+    found = []
     for row, prompt, responses in zip(rows, prompts, sampled):
         responses = responses + [encode_response(tokenizer, row["reference"], task.max_new_tokens)]
-        gold = [task.synthetic.gold_reward(row["prompt"], *decode(tokenizer, ids)) for ids in responses]
-        likes = gold
+        texts = [decode(tokenizer, ids) for ids in responses]       # (text, finished)
+        gold = [task.synthetic.gold_reward(row["prompt"], *text) for text in texts]
+        utility = gold
         if typicality:
-            likes = [g + typicality * t for g, t in zip(gold, mean_log_probs(model, prompt, responses))]
-        group = Group(prompt, responses)
+            utility = [g + typicality * t for g, t in zip(gold, mean_log_probs(model, prompt, responses))]
         for a, b in combinations(range(len(responses)), 2):
             if responses[a] == responses[b]:
                 continue            # there is nothing to prefer
-            if torch.rand((), generator=rng) >= 1 / (1 + math.exp(min(700., likes[b] - likes[a]))):
+            if torch.rand((), generator=rng) >= 1 / (1 + math.exp(min(700., utility[b] - utility[a]))):
                 a, b = b, a
-            group.pairs.append((a, b))
-            group.gaps.append(gold[a] - gold[b])
-        if group.pairs:
-            groups.append(group)
-    return groups
+            (chosen, chosen_ended), (rejected, rejected_ended) = texts[a], texts[b]
+            found.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected,
+                          "finished": [chosen_ended, rejected_ended], "gap": gold[a] - gold[b]})
+    return found
 
 
 @torch.no_grad()
 def mean_log_probs(model, prompt, responses):
     """log pi(y | x) of each response over its number of tokens: a list.  prompt: ids; responses: id lists."""
-    packed = pack([prompt], [responses], model.embed.weight.device)
-    logp = packed.to_padded(log_probs(model, model(packed), packed))
-    return (logp.sum(1) / packed.response_mask().sum(1)).tolist()
+    packed = pack([prompt], [responses], model.device)
+    return (model.log_probs(packed).sum(1) / packed.lengths).tolist()
 
 
-def read_pairs(path, of):
-    """(train groups, held-out groups) of a file that `annotated` wrote.  Raises UserError if its pairs are
-    others than `of`."""
-    first, *lines = read_jsonl(path, {}) or [{}]
-    check(first.get("pairs of") == of, f"--pairs {path}: these pairs are of another model or of other flags; "
-          "name a new file")
-    check(first.get("prompts") == len(lines), f"--pairs {path}: cut short, it has {len(lines)} of "
-          f"{first.get('prompts')} prompts; remove the file")
-    try:
-        return tuple([Group(*line["group"]) for line in lines if line["train"] == train]
-                     for train in (True, False))
-    except (KeyError, TypeError):
-        raise UserError(f"--pairs {path}: these are not pairs that reward.py wrote; remove the "
-                        "file") from None
+def main(cfg):
+    device, _ = setup(cfg)
+    bundle = load_bundle(cfg, device)
+    if not bundle.task.synthetic:
+        raise UserError(f"--task {bundle.task.name}: its preferences are people's; only a synthetic task's "
+                        "are made")
+    train, held_out = preferences(cfg, bundle)
+    print(f"{len(train)} pairs to learn from, {len(held_out)} held out", flush=True)
 
 
-def annotated(cfg, sft, weights_hash, tokenizer, task):
-    """(train groups, held-out groups), each prompt sampled and compared; from --pairs if that file is there.
-    """
-    of = {"model": weights_hash, "task": task.name, "seed": cfg.seed, "prompts": cfg.prompts,
-          "held_out": cfg.held_out, "samples": cfg.samples, "typicality": cfg.typicality}
-    if cfg.pairs and Path(cfg.pairs).is_file():
-        return read_pairs(cfg.pairs, of)
-    rng = torch.Generator().manual_seed(cfg.seed)   # its own, so that a file that is there changes nothing
-    train, held_out = (sample_groups(sft, tokenizer, task, task.rows(split, n), cfg.samples, rng,
-                                     cfg.typicality)
-                       for split, n in (("train", cfg.prompts), ("validation", cfg.held_out)))
-    if cfg.pairs and rank() == 0:
-        write_jsonl(cfg.pairs, [{"pairs of": of, "prompts": len(train) + len(held_out)}, *(
-            {"train": groups is train, "group": [g.prompt, g.responses, g.pairs, g.gaps]}
-            for groups in (train, held_out) for g in groups)])
-    return train, held_out
+if __name__ == "__main__":
+    launch(main, Config, __doc__)

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UserError, check, first_line
+from common.errors import UserError, first_line
 from common.files import read_jsonl
 from common.samples import instruction_prompt
 
@@ -49,7 +49,8 @@ class Source:
         try:
             found = get_dataset_split_names(self.name, self.config, revision=self.revision)
             split = next((s for s in self.split if s in found), found[0] if len(found) == 1 else None)
-            check(split, f"{self.name}: none of the splits {', '.join(self.split)} in {', '.join(found)}")
+            if not split:
+                raise UserError(f"{self.name}: none of the splits {', '.join(self.split)} in {', '.join(found)}")
             return load_dataset(self.name, self.config, split=split, revision=self.revision).to_list()
         except UserError:
             raise
@@ -213,8 +214,8 @@ def comparison(row, source):
     choice = field(row, "choice", source, int)
     if not info.get("post"):
         return None
-    check(len(pair) == 2 and choice in (0, 1) and all(isinstance(summary, dict) for summary in pair),
-          f"{source.name}: two summaries and a choice of 0 or 1 are needed")
+    if len(pair) != 2 or choice not in (0, 1) or not all(isinstance(summary, dict) for summary in pair):
+        raise UserError(f"{source.name}: two summaries and a choice of 0 or 1 are needed")
     texts = [field(summary, "text", source).strip() for summary in pair]
     subreddit, title, post = (field(info, name, source) for name in ("subreddit", "title", "post"))
     return {"prompt": tldr_prompt(subreddit, title, post), "chosen": texts[choice],

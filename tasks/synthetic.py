@@ -85,12 +85,6 @@ SPLITS = {  # name: (distractor stories, chance that a story fact stands in its 
     "ood_words100": ((1, 2), 1., "post"),
     "ood_distractors4": ((4,), .0, "post"),
     "ood_distractors7": ((7,), .0, "post"),
-    # steps between these, to plot PPO's advantage against shift; bon.py does not sample them by default
-    "graded_words25": ((1, 2), .25, "post"),
-    "graded_words75": ((1, 2), .75, "post"),
-    "graded_distractors3": ((3,), .0, "post"),
-    "graded_distractors5": ((5,), .0, "post"),
-    "graded_distractors6": ((6,), .0, "post"),
 }
 SIZES = {"pretrain": 32768, "train": 32768}
 # fraction of the posts of `pretrain` with new forms, of those as news, and of those with three to seven
