@@ -98,7 +98,10 @@ FAMILIES = {
 def load(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
     carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
-    if name.endswith(".pt") or Path(name).is_file() or not name:
+    if not name:
+        raise UserError(f"{flag} is empty: name a checkpoint (ckpt_sft.pt), a hub name (gpt2) or a Hugging "
+                        "Face directory")
+    if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
         folder = find(name)

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def write(folder, case, ref, bins=False, shards=1):
     tokenizer.save(str(folder / "tokenizer.json"))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
-    save = torch.save if bins else (lambda x, path: save_file(x, path))
+    save = partial(torch.save, _use_new_zipfile_serialization=bins is True) if bins else save_file
     if shards == 1:
         save(state, folder / f"{kind}.{ending}")
         return folder
@@ -130,7 +131,7 @@ def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path
     assert out == ref["greedy"]
 
 
-@pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2)])
+@pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2), ("of old torch", 1)])
 def test_sharded_files_and_pickled_weights_give_the_same(bins, shards, refs, tmp_path):
     ref = refs["models"]["gpt2"]
     model = P.from_pretrained(str(write(tmp_path, "gpt2", ref, bins, shards)))
@@ -279,7 +280,10 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(model_type="mamba"), "mamba"), (OPT | dict(do_layer_norm_before=False), "do_layer_norm_before"),
+    (dict(model_type="mamba"), "mamba"), (QWEN2 | dict(quantization_config={"bits": 4}), "quantization"),
+    (QWEN3 | dict(attention_bias=True), "attention_bias"), (GPT2 | dict(vocab_size="2"), "vocab_size"),
+    (QWEN2 | dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+    (OPT | dict(do_layer_norm_before=False), "do_layer_norm_before"),
     (LLAMA | dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "yarn"),
     (LLAMA | dict(hidden_act="gelu"), "hidden_act"),
     ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),
@@ -289,12 +293,21 @@ def test_variants_that_are_not_implemented_are_named(change, words):
         P.config_of(change)
 
 
+def test_fields_that_are_not_known_are_named(refs, tmp_path, capsys):
+    ref = refs["models"]["llama, grouped queries, untied"]
+    strange = {"logit_scale": 0.5, "nothing": None, "use_cache": True}
+    P.from_pretrained(str(write(tmp_path, "", ref | {"config": ref["config"] | strange})))
+    assert capsys.readouterr().out == f"{tmp_path}/config.json: not known here and not read: logit_scale\n"
+
+
 def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="no published architecture"):
         P.export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--model is empty: name a checkpoint"):
+        P.load("")
     with pytest.raises(UserError, match="--model .*not a hub name"):
         P.load("no/such/thing")
     (tmp_path / "empty").mkdir()
