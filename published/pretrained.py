@@ -181,15 +181,15 @@ def settle_tied(folder, family, config, theirs):
     """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
     one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
     and leaves in `theirs` what it needs."""
-    if not config.tied or "lm_head.weight" not in theirs:
-        return config
-    head = theirs.pop("lm_head.weight")
-    if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
-        return config
-    print(f"{folder}: config.json ties the LM head to the embedding, and the file holds two matrices that "
-          "differ: they are not tied, as in transformers", flush=True)
-    theirs["lm_head.weight"] = head
-    return replace(config, tied=False)
+    head = theirs.get("lm_head.weight")
+    if config.tied and head is not None:
+        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
+            theirs.pop("lm_head.weight")
+        else:
+            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says",
+                  flush=True)
+            config = replace(config, tied=False)
+    return config
 
 
 def export(model, spec, folder):
@@ -322,7 +322,8 @@ HARMLESS = """_name_or_path activation_dropout architectures attention_dropout a
     classifier_dropout dropout dtype embd_pdrop hidden_dropout init_std initializer_range layerdrop
     max_window_layers n_ctx pad_token_id prefix pretraining_tp reorder_and_upcast_attn resid_pdrop
     sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version use_cache"""
+    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id
+    use_cache"""
 KNOWN = {*ONLY, *READ.split(), *HARMLESS.split(), *SIZES.values()}
 KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
 ROPE = {    # type of rope scaling: its numbers
@@ -419,9 +420,11 @@ def hf_config(config):
         hf["word_embed_proj_dim"] = c.d_model
     if c.position == "rope":
         rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "attention_bias": c.bias,
-               "mlp_bias": c.bias, "rope_parameters": rope | {"partial_rotary_factor": c.rope_part},
-               "rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}      # the last two: GPT-NeoX
+        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
+               "attention_bias": c.bias, "mlp_bias": c.bias}
+    if kind == "gpt_neox":
+        rope["partial_rotary_factor"] = c.rope_part
+        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
     return kind, hf
 
 
