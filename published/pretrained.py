@@ -145,10 +145,7 @@ def from_pretrained(name_or_dir):
     """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
     implemented, missing or damaged."""
     folder = find(name_or_dir)
-    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
-    kind, config = config_of(hf)
-    if unknown := hf.keys() - KNOWN:
-        print(f"{folder}/config.json: not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+    hf, kind, config = read_config(folder)
     family, theirs = FAMILIES[kind], read_weights(folder)
     config = settle_tied(folder, family, config, theirs)
     with torch.device("meta"):          # shapes only: the weights come from the file
@@ -329,6 +326,16 @@ KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *
 ROPE = {    # type of rope scaling: its numbers
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+
+
+def read_config(folder):
+    """config.json -> (dict without nulls, family name, GPTConfig).  Prints the names of fields that are not
+    known.  Raises UserError as `config_of` does."""
+    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    kind, config = config_of(hf)
+    if unknown := hf.keys() - KNOWN:
+        print(f"{folder}/config.json: not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+    return hf, kind, config
 
 
 def config_of(hf):

@@ -102,6 +102,18 @@ def common_beginning(chosen, rejected):
     return begin[:place], chosen[place:].strip(), rejected[place:].strip()
 
 
+def pair_of(prompt, chosen, rejected):
+    """A prompt and two answers, as `prompt_and_answer` takes them -> {"prompt", "chosen", "rejected"}."""
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, chosen, rejected = common_beginning(chosen, rejected)
+    else:
+        other, rejected = prompt_and_answer(prompt, rejected)
+        prompt, chosen = prompt_and_answer(prompt, chosen)
+        if other != prompt:
+            raise Dropped("dialogues that differ before their last answer")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
 def convert_row(row):
     """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, with its
     id if it has one.  Raises Dropped."""
@@ -110,14 +122,7 @@ def convert_row(row):
     if prompt is None and isinstance(row.get("instruction"), str):
         prompt = instruction_prompt(row["instruction"], str(row.get("input") or ""))
     if "chosen" in row and "rejected" in row:
-        if prompt is None and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-            prompt, chosen, rejected = common_beginning(row["chosen"], row["rejected"])
-        else:
-            other, rejected = prompt_and_answer(prompt, row["rejected"])
-            prompt, chosen = prompt_and_answer(prompt, row["chosen"])
-            if other != prompt:
-                raise Dropped("dialogues that differ before their last answer")
-        return kept | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        return kept | pair_of(prompt, row["chosen"], row["rejected"])
     answer = next((row[name] for name in ANSWERS if name in row), None)
     if answer is None:
         raise Dropped(f"fields {', '.join(row) or 'none'}: no answer among them")
