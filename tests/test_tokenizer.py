@@ -14,7 +14,7 @@ if __name__ != "__main__":
 
 from common.errors import UserError
 from common.tokenizer import load_tokenizer, same_ids
-from published.tokenizer import byte_level, published_spec
+from published.tokenizer import published_spec
 
 REFS = Path(__file__).parent / "refs_published.json"
 ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café — “quotes” … €100",
@@ -30,12 +30,6 @@ ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café �
 @pytest.fixture(scope="module")
 def refs():
     return json.loads(REFS.read_text())["tokenizers"]
-
-
-def added_token(content, i, special=False):
-    """An entry of tokenizer.json's added_tokens."""
-    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": not special, "special": special}
 
 
 KINDS = ["bytes", "digits", "split", "shuffled ids", "missing bytes", "added tokens", "pythia", "qwen",
@@ -167,9 +161,9 @@ def directory(folder, data, **files):
 
 
 def test_other_files_add_tokens_and_make_them_special(refs, tmp_path):
-    data, think = refs["bytes"]["json"], added_token("<think>", 340)
-    config = {"eos_token": "<|end|>", "added_tokens_decoder": {
-        "0": data["added_tokens"][0], "340": {k: v for k, v in think.items() if k != "id"}}}
+    data = refs["bytes"]["json"]
+    listed = {"340": {"content": "<think>", "special": False}, "0": {"content": "<|end|>", "special": True}}
+    config = {"eos_token": "<|end|>", "added_tokens_decoder": listed}
     spec = published_spec(directory(tmp_path / "a", data, tokenizer_config=config))
     assert load_tokenizer(spec).encode_ordinary("<think>") == [340]
     legacy = dict(tokenizer_config={"eos_token": "<|end|>"}, added_tokens={"<think>": 340})
