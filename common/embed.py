@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common import pretrained
-from common.errors import UserError, check
+from common.errors import UserError
 from common.tokenizer import load_tokenizer
 from model import plain
 
@@ -71,8 +71,9 @@ def load_nli(name, device, batch_size=64):
     except Exception as error:      # no network, no such model, ...
         raise UserError(f"--nli {name}: cannot be loaded ({type(error).__name__})") from None
     labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
-    check(set(labels) == set(NLI_POINTS), f"--nli {name}: its labels are {', '.join(labels)}; contradiction, "
-          "neutral and entailment are needed")
+    if set(labels) != set(NLI_POINTS):
+        raise UserError(f"--nli {name}: its labels are {', '.join(labels)}; contradiction, neutral and "
+                        "entailment are needed")
     return partial(_nli_points, model, tokenizer, [NLI_POINTS[label] for label in labels], batch_size)
 
 

@@ -8,10 +8,9 @@
     of_seeds            any other statistic of seeds and prompts
     bootstrap_...       what is not a mean: percentiles of draws (Efron and Tibshirani 1993)
 
-All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number
-per prompt, not one per output, because outputs of one prompt depend on each other and the interval would
-come out too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal
-intervals.
+All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number per
+prompt, not one per output, because outputs of one prompt depend on each other and the interval would come out
+too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal intervals.
 """
 import math
 from typing import NamedTuple
@@ -24,8 +23,8 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 class Interval(NamedTuple):
     """A value and the ends of its 95 % interval: floats, or arrays (k,) of k values.  The ends are None where
-    there is one number only, which cannot tell how much others would differ.  f"{interval:.3f}" writes
-    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
+    there is one number only, which cannot tell how much others would differ.  f"{interval:.3f}" writes "0.420
+    [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
     mean: float
     low: float | None
     high: float | None
@@ -103,7 +102,7 @@ def difference(a, b):
                     d + math.hypot(a.high - a.mean, b.mean - b.low))
 
 
-# ----------------------------------------------------------------------------------------- seeds and prompts
+# ------------------------------------------------------------------------------------------ seeds and prompts
 
 def over_seeds(x, rate=False):
     """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.  rate: x lies
@@ -188,38 +187,25 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
 
 # ------------------------------------------------------------------------------------------------- bootstraps
 
-def resampled_rows(n, draws, rng):
-    """Row numbers (draws, n): each line draws n of n rows with replacement."""
-    return rng.integers(0, n, (draws, n))
-
-
-def interval_of_draws(draws, value):
-    """Interval of a statistic from its value and its values on bootstrap draws (draws,).  Draws on which the
-    statistic is undefined (nan) are left out; without ends if none remains."""
-    draws = np.asarray(draws, dtype=float)
-    defined = draws[~np.isnan(draws)]
-    if len(defined) == 0:
-        return Interval(float(value), None, None)
-    low, high = np.percentile(defined, ENDS)
-    return Interval(float(value), float(low), float(high))
-
-
 def bootstrap_statistic(statistic, n, draws=500):
-    """Interval of any statistic of n rows.  statistic: function of row numbers (m,), a float or nan.  Its
-    value is that on all rows in order."""
-    rows = resampled_rows(n, draws, np.random.default_rng(0))
-    return interval_of_draws([statistic(r) for r in rows], statistic(np.arange(n)))
+    """Interval of any statistic of n rows: percentiles of its values on n rows drawn with replacement.
+    statistic: function of row numbers (n,), a float.  Draws on which it is undefined (nan) are left out;
+    without ends if none remains."""
+    rows, value = np.random.default_rng(0).integers(0, n, (draws, n)), float(statistic(np.arange(n)))
+    of_draws = np.array([statistic(r) for r in rows])
+    if np.isnan(of_draws).all():
+        return Interval(value, None, None)
+    return Interval(value, *map(float, np.nanpercentile(of_draws, ENDS)))
 
 
 def bootstrap_ratio(sums, draws=1000):
     """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
     of each of n prompts; prompts are resampled.  Without ends if n is 1."""
     sums = np.asarray(sums)
-    hits, pairs = sums.sum(axis=0)
+    ratio = Interval(float(sums[:, 0].sum() / sums[:, 1].sum()), None, None)
     if len(sums) == 1:
-        return Interval(float(hits / pairs), None, None)
-    totals = sums[resampled_rows(len(sums), draws, np.random.default_rng(0))].sum(axis=1)       # (draws, 2)
-    return interval_of_draws(totals[:, 0] / totals[:, 1], hits / pairs)
+        return ratio
+    return bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), draws)
 
 
 # ---------------------------------------------------------------------------------------- ranks and ROC curve
