@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.checkpoint import load_checkpoint, typed, weights_hash
+from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
 from common.flags import DTYPES, check_memory
 from model import GPT, GPTConfig
@@ -347,10 +347,13 @@ def config_of(hf):
     try:
         refuse_variants(kind, hf)
         tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        return kind, typed(GPTConfig(vocab_size=hf["vocab_size"], tied=tied, **_read_fields(kind, hf)))
+        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf))
+        with torch.device("meta"):
+            GPT(config)         # fails on sizes that are none
+        return kind, config
     except KeyError as missing:
         raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"config.json: {first_line(error)}") from None
 
 
@@ -376,7 +379,8 @@ def _read_fields(kind, hf):
     family = FAMILIES[kind]
     if kind == "gpt2":          # which has two names for each
         hf = {family.sizes[ours]: hf[theirs] for ours, theirs in SIZES.items() if theirs in hf} | hf
-    ours = family.defaults | {name: hf[theirs] for name, theirs in family.sizes.items()
+    ours = family.defaults | {name: type(getattr(GPTConfig, name))(hf[theirs])
+                              for name, theirs in family.sizes.items()
                               if theirs in hf or name not in family.defaults}
     name = hf.get(family.activation, next(iter(family.activations)))
     if name not in family.activations:
