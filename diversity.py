@@ -293,19 +293,15 @@ def split_of_loss(all_before, all_after, good_before, good_after):
     """How much of a loss of diversity goes with outputs that are not good ("errors"), and how much is a
     narrower choice among the good ones.
 
-    All (n,), of the same n inputs: the diversity of all outputs and of the good ones, before and after.  With
-    e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +
-    (good_before - good_after) on every input.  Returns {"errors_removed", "narrowing", "loss"}, Intervals
-    over the inputs where both policies have two good outputs, and "inputs", their number; None without any.
-    """
+    Arrays of one shape, such as (n,) of the same n inputs: the diversity of all outputs and of the good ones,
+    before and after.  With e = all - good, what the errors add to diversity, all_before - all_after =
+    (e_before - e_after) + (good_before - good_after) on every input.  Returns {"loss", "errors_removed",
+    "narrowing"}, arrays; nan on an input where one of the two has fewer than two good outputs."""
     before, after, good_before, good_after = (np.asarray(x, dtype=float) for x in (
         all_before, all_after, good_before, good_after))
-    known = ~np.isnan(good_before + good_after)
-    if not known.any():
-        return None
-    loss, narrowing = (before - after)[known], (good_before - good_after)[known]
-    return {"errors_removed": mean_interval(loss - narrowing), "narrowing": mean_interval(narrowing),
-            "loss": mean_interval(loss), "inputs": int(known.sum())}
+    narrowing = good_before - good_after
+    loss = np.where(np.isnan(narrowing), np.nan, before - after)
+    return {"loss": loss, "errors_removed": loss - narrowing, "narrowing": narrowing}
 
 
 def good_measures(rows, gold):
