@@ -1,5 +1,4 @@
 """Ranks and micro-batches change nothing but rounding: parts of a batch, and 2 gloo processes, against one process."""
-import json
 import os
 import subprocess
 import sys
@@ -8,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import bon
-import generalisation
 import model as M
 import ppo
 import reward
@@ -20,7 +17,6 @@ from common.loop import Run, check_batch
 from conftest import ROOT, json_lines
 from generate import generate
 from methods import dpo, grpo
-from splits import length_bucketed_batches
 
 TIMES = {"seconds", "peak_mb", "tokens_per_second"}
 
@@ -119,14 +115,6 @@ def test_rows_that_ranks_hold_go_back_into_their_order(ranks):
     # PPO's minibatches are neighbours: those that the ranks hold make up neighbours of the batch
     parts = [[[of_rank[i] for i in mb] for mb in torch.arange(2).chunk(2)] for of_rank in mine]
     assert [sorted(sum(together, [])) for together in zip(*parts)] == [["a", "b", "c"], ["d", "e", "f"]]
-
-
-def test_batches_are_the_same_on_any_number_of_ranks(ranks):
-    lengths = [(i * 7) % 11 for i in range(50)]
-    alone = length_bucketed_batches(lengths, 8, 2, torch.Generator().manual_seed(0))
-    for _ in ranks(4):
-        assert length_bucketed_batches(lengths, 8, 2, torch.Generator().manual_seed(0)) == alone
-    assert {len(batch) for batch in alone} == {8} and len(alone) == 2 * (50 // 8)
 
 
 def test_a_share_of_the_samples_is_what_one_process_draws():
@@ -233,23 +221,3 @@ def test_a_sharded_layer_is_freed_after_a_forward_pass_without_a_backward_one(tm
     """Else the reference policy's layers would lie whole on every rank from the first rollout on."""
     (tmp_path / "script.py").write_text(AFTER_A_FORWARD_PASS)
     assert torchrun(tmp_path / "script.py", ROOT).count("sharded: [False, True, True]") == 2
-
-
-@pytest.mark.slow
-def test_two_processes_sample_and_score_as_one_does(work, tmp_path):
-    flags = dict(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"), splits="test", inputs=5, n=4)
-    two_processes(bon, flags, tmp_path)
-    bon.main(bon.Config(**flags, out=str(tmp_path / "one"), quiet=True, threads=1))
-    names = ("samples_sft_test.jsonl", "samples_bon_test.jsonl")
-    for name in names:
-        alone, two = json_lines(tmp_path / "one" / name), json_lines(tmp_path / name)
-        assert [x["outputs"] for x in alone] == [x["outputs"] for x in two]
-        for a, b in zip(alone, two):
-            assert a["rewards"] == pytest.approx(b["rewards"], abs=1e-4)
-    # generalisation.py shares the reward model's work
-    samples = [str(tmp_path / name) for name in names]
-    two_processes(generalisation, {}, tmp_path, "--judge", flags["reward"], *samples)
-    generalisation.main(generalisation.Config(files=samples, judge=flags["reward"], out=str(tmp_path / "one"),
-                                              threads=1))
-    alone, two = (json.loads((folder / "generalisation.json").read_text()) for folder in (tmp_path / "one", tmp_path))
-    assert [x["rate"] for x in alone["win_rate"]] == [x["rate"] for x in two["win_rate"]]

@@ -21,7 +21,7 @@ from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError
 from common.loop import Run, warmup_cosine
 from common.tokenizer import build_tokenizer, load_tokenizer
-from conftest import ROOT, call, held_by_another_process, json_lines, refused
+from conftest import ROOT, held_by_another_process, json_lines, refused
 from generate import generate
 from methods import dpo, grpo
 
@@ -140,13 +140,6 @@ def test_gold_reward_and_adaptive_beta(work, tmp_path):
     assert steps[0]["beta"] == ppo.Config.kl_coef != steps[2]["beta"]
 
 
-def test_the_log_s_table_fits_a_terminal(work, tmp_path, capfd):
-    stage("ppo", work, tmp_path, steps=2, quiet=False)
-    lines = [line for line in capfd.readouterr().out.splitlines() if "eos_rate" in line or line[:6].strip().isdigit()]
-    assert lines[0].split()[:3] == ["step", "reward", "gold_reward"] and len(lines) == 3
-    assert len(set(map(len, lines))) == 1 and len(lines[0]) <= 110 and "1.0000" in lines[1].split()   # ratio_first
-
-
 def test_warmup_and_cosine_by_hand():
     rates = [warmup_cosine(step, 100, 2., 10) for step in (0, 4, 9, 10, 55, 100)]
     assert rates == pytest.approx([.2, 1., 2., 2., 1., 0.], abs=1e-12)
@@ -186,16 +179,6 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
     refused(folder, "ppo", "--model", "ckpt_sft.pt", "--reward", work / "ckpt_reward.pt", says="different tokenizers")
-
-
-def test_every_script_says_what_a_folder_lacks_and_what_it_holds(work, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/train.csv").write_text("prompt,reference\n")
-    for name, lacks in (("sft", "train.jsonl is missing"), ("ppo", "train.jsonl is missing"),
-                        ("reward", "no preferences.jsonl"), ("bon", "no test.jsonl and no ood_<name>.jsonl")):
-        reward_model = ["--reward", work / "ckpt_reward.pt"] if name == "ppo" else []
-        refused(tmp_path, name, "--model", work / "ckpt_sft.pt", *reward_model, "--data", "data",
-                says=["--data data: ", lacks, "there are train.csv"])
 
 
 def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
@@ -415,17 +398,6 @@ def test_a_damaged_state_is_no_state(work, tmp_path, monkeypatch):
             stage("sft", work, tmp_path)
 
 
-def test_a_run_that_fails_before_its_first_line_leaves_the_old_log(work, tmp_path, monkeypatch):
-    (tmp_path / "metrics_sft.jsonl").write_text('{"step": 1, "loss": 7.0, "seconds": 1.0}\n')
-
-    def fails(*_):
-        raise UserError("stop")
-    monkeypatch.setattr(sft, "sft_loss", fails)
-    with pytest.raises(UserError, match="stop"):
-        stage("sft", work, tmp_path)
-    assert json_lines(tmp_path / "metrics_sft.jsonl")[0]["loss"] == 7
-
-
 def test_a_run_neither_replaces_its_own_start_nor_shares_its_files(work, tmp_path, monkeypatch):
     shutil.copy(work / "ckpt_sft.pt", tmp_path)
     refused(tmp_path, "sft", "--model", "ckpt_sft.pt", "--rows", "16",
@@ -450,11 +422,3 @@ def test_signals_save_the_state_and_say_where(number, work, tmp_path):
     said = running.stderr.read()
     assert "ckpt_ppo.resume holds the state" in said and "Traceback" not in said
     assert torch.load(tmp_path / "ckpt_ppo.resume", weights_only=True)["step"] >= 1
-
-
-@pytest.mark.slow
-def test_measurements_read_what_the_stages_wrote(work):
-    samples = sorted(work.glob("samples_*_test.jsonl")) + sorted(work.glob("samples_*_ood_article.jsonl"))
-    for name, *flags in (("generalisation",), ("generalisation", "--judge", work / "ckpt_reward.pt"), ("diversity",)):
-        got = call(name, *samples, *flags, "--out", work, cwd=work)
-        assert got.returncode == 0, got.stderr
