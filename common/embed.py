@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import pretrained
+from published import pretrained
 from common.errors import UserError
 from common.tokenizer import load_tokenizer
 from model import plain
