@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import pretrained
 from common.errors import UserError
 from common.tokenizer import load_tokenizer
 from model import plain
+from published import pretrained
 
 DEFAULT_ENCODER = "ckpt_sft.pt"
 NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
