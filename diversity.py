@@ -27,8 +27,8 @@ from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Count, Domain, Natural, arg, launch, setup
-from common.samples import KEY, known_task, read_all, run_table, short_name
-from common.stats import FEW_PROMPTS, Interval, mean_interval, rate_interval
+from common.samples import KEY, interval_cell, known_task, read_all, run_table, short_name
+from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
 Kinds = Annotated[int, Domain("0, or an integer of at least 2", lambda x: x == 0 or x >= 2)]
@@ -416,10 +416,6 @@ def summarise(found, spread):
         own = float(defined.std()) if own is None and len(defined) > 1 else own
         out[f"across_{measure}"] = (float(defined.mean()), own) if len(defined) else None
     return out
-
-
-def interval_cell(x):
-    return "-" if x is None else f"{Interval(*x):.3f}"
 
 
 def spread_cell(x):

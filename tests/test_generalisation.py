@@ -109,14 +109,6 @@ def test_other_tasks_are_judged_by_rouge(tmp_path):
     assert wrong.returncode == 2 and "names no synthetic task" in wrong.stderr
 
 
-def test_seeds_are_told_apart(tmp_path):
-    files = [samples(tmp_path / f"{seed}", "sft", "test", text, seed=seed)
-             for seed, text in ((0, good), (1, bad))]
-    got = call("generalisation", *files, cwd=tmp_path)
-    assert got.returncode == 0 and "head to head" not in got.stdout
-    assert "split  policy  T    seed" in got.stdout
-
-
 def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
     files = [samples(tmp_path / p, p, "test", text, reference="")
              for p, text in (("ppo", good), ("sft", bad))]

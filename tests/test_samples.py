@@ -117,17 +117,6 @@ def test_a_file_of_several_policies_is_several_runs(tmp_path):
                                       ("ppo", 1.0, 0, "test"), ("sft", 1.0, 0, "ood_x")]
 
 
-def test_models_of_one_alpaca_eval_list_meet_by_prompt_whatever_the_order(tmp_path):
-    def row(instruction, generator):
-        return {"instruction": instruction, "output": f"{generator} {instruction}", "generator": generator}
-    path = tmp_path / "both.json"
-    path.write_text(json.dumps([row("a", "x"), row("b", "x"), row("b", "y"), row("c", "y"), row("a", "y"),
-                                row("a", "y")]))
-    (_, x), (_, y) = read_all([path]).items()
-    pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y)]
-    assert pairs == [("x a", "y a"), ("x b", "y b")] and len(y) == 4
-
-
 def test_a_run_is_named_in_one_line():
     assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
     assert run_name(("a\nb\u2028c", None, 0, "t\r\n")) == "policy a b c, seed 0, split t"
