@@ -273,12 +273,13 @@ def print_rouge(lines):
 def print_win_rates(lines):
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    print(run_table(marked, {
-        "win rate": rate_cells(lines),
-        "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
-        "score": [f"{x['score']:.2f}" for x in lines],
-        "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
-        "unfinished": [f"{x['unfinished']:.1%}" for x in lines]}))
+    columns = {"win rate": rate_cells(lines),
+               "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
+               "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
+               "score": [f"{x['score']:.2f}" for x in lines]}
+    if any(x["unfinished"] for x in lines):
+        columns["unfinished"] = [f"{x['unfinished']:.1%}" for x in lines]
+    print(run_table(marked, columns))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 
