@@ -13,7 +13,6 @@ resampling repeats texts: the best of a pool of 64 is in a quarter of all draws 
 """
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -86,16 +85,15 @@ def best_of_n_independent(rewards, n, k):
 def pool_size(cfg):
     """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
     outputs cannot be drawn from so many."""
-    pool = cfg.pool or 4 * cfg.n
-    if cfg.independent and not cfg.reward:
-        raise UserError("--independent is about best-of-N, which needs --reward")
-    if cfg.reward and cfg.temperature == 0:
+    pool, needed = cfg.pool or 4 * cfg.n, cfg.n ** 2 if cfg.independent else cfg.n
+    if not cfg.reward:
+        return cfg.n
+    if cfg.temperature == 0:
         raise UserError("--temperature 0: all samples of a prompt are the same, so there is no best of N; "
                         "leave out --reward")
-    needed = cfg.n ** 2 if cfg.independent else cfg.n
-    if cfg.reward and pool < needed:
+    if pool < needed:
         raise UserError(f"--pool {pool} is too small: {needed} samples are needed for {cfg.n} outputs")
-    return pool if cfg.reward else cfg.n
+    return pool
 
 
 def policy_name(cfg):
@@ -108,22 +106,51 @@ def policy_name(cfg):
     return name
 
 
+def build(cfg, device):
+    """(the policy's Bundle, reward model or None, {policy whose samples are written: hashes of the reward
+    models that it has met}), the policy itself first and then, if there is a reward model, its best of N."""
+    bundle, policy = load_bundle(cfg, device), policy_name(cfg)
+    trained = bundle.saved["args"].get("trained_against")
+    if not cfg.reward:
+        return bundle, None, {policy: trained}
+    reward_model, weights_hash = load_reward_model(cfg.reward, bundle.model, cfg.model,
+                                                   bundle.saved["tokenizer"], device, cfg.dtype)
+    best_policy = "bon" if policy == "sft" else f"{policy}-bon"
+    return bundle, reward_model, {policy: trained, best_policy: [*list_of_hashes(trained), weights_hash]}
+
+
 def read_test_sets(bundle, names, n):
     """{split: (its first n rows, the ids of their prompts)}.  names: comma-separated; "" is test and every
-    ood_*. Prints which splits have fewer."""
-    task, found = bundle.task, {}
+    ood_*.  Prints which splits have fewer."""
+    task, test_sets = bundle.task, {}
     splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
     if not splits:
         raise UserError(f"--data {task.data}: no test.jsonl and no ood_<name>.jsonl to sample on; "
                         f"{task.describe_folder()}")
+    max_prompt_len = task.max_prompt_len(bundle.model.config.context)
     for split in splits:
         rows = task.rows(split, n)
         if len(rows) < n:
             print(f"{split} has {len(rows)} prompts, fewer than --inputs {n}: all are sampled", flush=True)
-        found[split] = rows, encode_prompts(bundle.tokenizer, [row["prompt"] for row in rows],
-                                            task.max_prompt_len(bundle.model.config.context), f"{split} "
-                                                                                              "prompts")
-    return found
+        prompts = [row["prompt"] for row in rows]
+        test_sets[split] = rows, encode_prompts(bundle.tokenizer, prompts, max_prompt_len, f"{split} prompts")
+    return test_sets
+
+
+def sample(cfg, bundle, prompts, n, rng):
+    """n responses to each prompt, as id lists, which the ranks sample together."""
+    return gather_rows(generate(
+        bundle.model, prompts, bundle.task.max_new_tokens, n=n, temperature=cfg.temperature, top_k=cfg.top_k,
+        top_p=cfg.top_p, eos=bundle.tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
+        ranks=(rank(), world_size())))
+
+
+def pick_best(cfg, rewards, number):
+    """Numbers of the n best-of-n outputs of one prompt.  rewards (pool,); number: of the prompt in its split.
+    The draws belong to the prompt, so that a run that goes on makes the same."""
+    if cfg.independent:
+        return best_of_n_independent(rewards, cfg.n, cfg.n)
+    return best_of_n(rewards, cfg.n, cfg.n, np.random.default_rng((cfg.seed, number)))
 
 
 def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
@@ -149,44 +176,30 @@ def write_split(out, split, lines_of, pool):
 
 def main(cfg):
     device, rng = setup(cfg)
-    pool, policy = pool_size(cfg), policy_name(cfg)
-    bundle = load_bundle(cfg, device)
-    model, tokenizer, task, saved = bundle
-    best_policy = "bon" if policy == "sft" else f"{policy}-bon"
-    trained = saved["args"].get("trained_against")      # hash of the reward model of a policy that had one
-    reward_model, against = None, {policy: trained}
-    if cfg.reward:
-        reward_model, reward_hash = load_reward_model(cfg.reward, model, cfg.model, saved["tokenizer"],
-                                                      device, cfg.dtype)
-        against[best_policy] = [*list_of_hashes(trained), reward_hash]
-    splits = read_test_sets(bundle, cfg.splits, cfg.inputs)
+    pool = pool_size(cfg)
+    bundle, reward_model, against = build(cfg, device)
+    policy, *best_policy = against
+    test_sets = read_test_sets(bundle, cfg.splits, cfg.inputs)
     per_step = max(1, cfg.batch_size // pool) * world_size()        # prompts
-    parts = [(split, start) for split, (rows, _) in splits.items() for start in range(0, len(rows), per_step)]
-    file = sample_path("", policy, "+".join(splits)[:99]).name      # a file's name has at most 255 bytes
+    parts = [(split, i) for split, (rows, _) in test_sets.items() for i in range(0, len(rows), per_step)]
+    file = sample_path("", policy, "+".join(test_sets)[:99]).name   # a file's name has at most 255 bytes
     run = Run(f"sample {policy}", replace(cfg, save_every=0.), None, rng,       # a state after each step
-              [saved["weights_hash"], against, per_step, splits], path=output_path(cfg.out, file))
-    numpy_rng = np.random.default_rng(cfg.seed)
-    numpy_rng.bit_generator.state = run.state.get("numpy_rng", numpy_rng.bit_generator.state)
-    pick = best_of_n_independent if cfg.independent else partial(best_of_n, rng=numpy_rng)
+              [bundle.saved["weights_hash"], against, per_step, test_sets], path=output_path(cfg.out, file))
 
     for step in run.steps(len(parts)):
         split, start = parts[step]
-        rows, prompts = (of_split[start:start + per_step] for of_split in splits[split])
-        sampled = gather_rows(generate(
-            model, prompts, task.max_new_tokens, n=pool, temperature=cfg.temperature, top_k=cfg.top_k,
-            top_p=cfg.top_p, eos=tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
-            ranks=(rank(), world_size())))
+        rows, prompts = (of_split[start:start + per_step] for of_split in test_sets[split])
+        sampled = sample(cfg, bundle, prompts, pool, rng)
         rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
             rewards = score(reward_model, prompts, sampled)
-            picks_of[best_policy] = [pick(r, cfg.n, cfg.n) for r in rewards]
+            picks_of[best_policy[0]] = [pick_best(cfg, r, start + i) for i, r in enumerate(rewards)]
         lines_of = run.state.setdefault("lines", {})        # of this split, by policy
         for name, picks in picks_of.items():
             lines_of.setdefault(name, []).extend(sample_lines(
-                tokenizer, rows, sampled, rewards, picks, task=task.name, split=split,
+                bundle.tokenizer, rows, sampled, rewards, picks, task=bundle.task.name, split=split,
                 temperature=cfg.temperature, seed=cfg.seed, policy=name, trained_against=against[name]))
-        run.state["numpy_rng"] = numpy_rng.bit_generator.state
-        if start + per_step >= len(splits[split][0]):
+        if start + per_step >= len(test_sets[split][0]):
             write_split(cfg.out, split, run.state.pop("lines"), pool)
 
     run.finish()

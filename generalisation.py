@@ -13,7 +13,6 @@ independent.
 """
 import math
 import re
-import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from common.checkpoint import load_checkpoint
-from common.errors import UserError, check
+from common.errors import UserError
 from common.files import output_path, write_json
-from common.flags import Common, launch, setup
-from common.samples import (KEY, NAMES, known_task, list_of_hashes, matched, names_of, read_all, run_name,
-                            short_name)
+from common.flags import Common, arg, launch, setup
+from common.samples import (KEY, interval_cell, known_task, list_of_hashes, matched, read_all, run_name,
+                            run_table, short_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
-from common.tables import WIDTH, text_table
 from common.tokenizer import load_tokenizer
 from reward import score
 from splits import encode_prompts, encode_response, synthetic_task, task_of
@@ -37,9 +35,9 @@ from splits import encode_prompts, encode_response, synthetic_task, task_of
 
 @dataclass
 class Config(Common):
-    files: list = None          # sample files
-    judge: str = ""             # gold, rouge, or a checkpoint of kind reward; "" is gold for prompts of the
-                                # synthetic tasks, else rouge
+    files: list = arg(None, "sample files")
+    judge: str = arg("", "gold, rouge, or a checkpoint of kind reward; '' is gold for prompts of the "
+                         "synthetic tasks, else rouge")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
@@ -59,7 +57,7 @@ def win_rate(scores, opponents):
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
-    """ID rate less OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
+    """ID rate minus OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
     sets of prompts."""
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
 
@@ -73,7 +71,7 @@ def length_controlled(won, longer, prior_sd=3.0):
     only).  The most probable theta and phi under normal priors around 0, so that judges who always or never
     follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common,
     and is at least as wide as if they had nothing in common, because near 0 and 1 hardly a prompt differs
-    from the others.  Without ends if n is 1."""
+    from the others. Without ends if n is 1."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
@@ -93,27 +91,26 @@ def length_controlled(won, longer, prior_sd=3.0):
     return Interval(mean, low, high) if n > 1 else Interval(mean, None, None)
 
 
-def coverage_at_k(good, k):
+def pass_at_k(good, k):
     """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, K >= k.
 
-    1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (pass@k, Chen et al. 2021, equation 1).
-    Raises ValueError for k outside 1 .. K."""
+    1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (Chen et al. 2021, equation 1).  Raises
+    ValueError for k outside 1 .. K."""
     good = np.asarray(good, dtype=bool)
     K, count = good.shape[1], good.sum(axis=1)
     if not 1 <= k <= K:
-        raise ValueError(f"coverage_at_k: k = {k}, but there are {K} outputs")
+        raise ValueError(f"pass_at_k: k = {k}, but there are {K} outputs")
     return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in count.tolist()])
 
 
 def rouge_tokens(text):
-    """Lower-cased runs of letters a-z and digits: the tokens of the rouge-score package, without its
-    stemmer."""
+    """Lower-cased runs of a-z and digits: the tokens of the rouge-score package, without its stemmer."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def rouge(text, reference):
-    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"};
-    zeros if either text is empty."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"}; zeros
+    if either text is empty."""
     a, b = rouge_tokens(text), rouge_tokens(reference)
     out = {}
     for n in (1, 2):
@@ -140,52 +137,46 @@ def _longest_common_subsequence(a, b):
 # A judge is a function of a run's rows: scores of the outputs (n, K), and of the references (n, 1).
 
 def gold_scores(rows):
-    """The gold reward of each row's synthetic task as judge.  Raises UserError on rows of no synthetic
-    task."""
+    """The gold reward of each row's synthetic task as judge.  Raises UserError on rows of other tasks."""
     outputs, references = [], []
     for row in rows:
         task = synthetic_task(row.get("task"))
-        check(task, f"--judge gold: prompt {row['id']!r} names no synthetic task; use --judge rouge or a "
-                    "reward checkpoint")
-        try:
-            outputs.append([task.gold_reward(row["prompt"], text, finished)
-                            for text, finished in zip(row["outputs"], row["finished"])])
-            references.append([task.gold_reward(row["prompt"], row["reference"])])
-        except ValueError as error:
-            raise UserError(f"--judge gold: {error}; use --judge rouge or a reward checkpoint") from None
+        if not task:
+            raise UserError(f"--judge gold: prompt {row['id']!r} names no synthetic task; use --judge rouge "
+                            "or a reward checkpoint")
+        outputs.append([task.gold_reward(row["prompt"], text, finished)
+                        for text, finished in zip(row["outputs"], row["finished"])])
+        references.append([task.gold_reward(row["prompt"], row["reference"])])
     return outputs, references
 
 
 def reward_scores(rows, model, tokenizer, task):
-    """A reward model as judge.  An output that did not end is scored at its last token.  Prints how many
-    outputs and references are longer than those that it was trained on, and so are cut."""
-    max_prompt_len, limit = task.max_prompt_len(model.config.context), task.max_new_tokens
+    """A reward model as judge.  An output that did not end is scored at its last token.  Outputs and
+    references longer than those that it was trained on are cut there."""
+    max_prompt_len = task.max_prompt_len(model.config.context)
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len)
-    encode = partial(encode_response, tokenizer, limit=limit + 1)
+    encode = partial(encode_response, tokenizer, limit=task.max_new_tokens)
     responses = [[*(encode(text, finished=f) for text, f in zip(row["outputs"], row["finished"])),
                   encode(row["reference"])] for row in rows]
-    cut = sum(len(ids) > limit for group in responses for ids in group)
-    if cut:
-        print(f"{cut} of {sum(map(len, responses))} outputs and references are longer than the judge's "
-              f"{limit} tokens: only their beginning is judged", flush=True)
-    responses = [[ids[:limit] for ids in group] for group in responses]
     scores = score(model, prompts, responses)
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
 
-def reward_judge(cfg, device):
-    """The checkpoint --judge as (judge, its weights_hash)."""
-    check(Path(cfg.judge).is_file(), f"--judge {cfg.judge}: no such file; a judge is gold, rouge or a "
-          "checkpoint that reward.py wrote. `python -m tools.chat_judge` asks a language model")
-    model, saved = load_checkpoint(cfg.judge, "reward", "--judge", device, cfg.dtype)
+def judge_of(cfg, name, device):
+    """(judge, its weights_hash or None).  name: gold, or the checkpoint --judge."""
+    if name == "gold":
+        return gold_scores, None
+    if not Path(name).is_file():
+        raise UserError(f"--judge {name}: no such file; a judge is gold, rouge or a checkpoint that "
+                        "reward.py wrote. `python -m tools.chat_judge` asks a language model")
+    model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
     tokenizer, task = load_tokenizer(saved["tokenizer"]), task_of(cfg, saved)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
 
 
-# ------------------------------------------------------------------------------------------------ the tables
+# ------------------------------------------------------------------------------------------------ the numbers
 
 def has_references(rows):
-    """Whether every row has a reference to be compared with."""
     return all(row["reference"].strip() for row in rows)
 
 
@@ -199,14 +190,14 @@ def win_rates(runs, scores, judge_hash):
         home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
         known = home is not None and here is not None and key[3] != "test"
         rate = Interval(None, None, None) if here is None else rate_interval(here)
-        against_judge = any(judge_hash in list_of_hashes(row.get("trained_against")) for row in rows)
-        finished = np.mean([f for row in rows for f in row["finished"]])
-        fair = None if here is None else at_equal_length(rows, *scores[key])
         lines.append(dict(zip(KEY, key)) | {
-            "rate": rate.mean, "low": rate.low, "high": rate.high, "length_controlled": fair,
+            "rate": rate.mean, "low": rate.low, "high": rate.high,
+            "length_controlled": None if here is None else at_equal_length(rows, *scores[key]),
             "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
-            "score": float(np.mean(scores[key][0])), "unfinished": 1 - float(finished),
-            "judge_is_trained_against": against_judge})
+            "score": float(np.mean(scores[key][0])),
+            "unfinished": 1 - float(np.mean([f for row in rows for f in row["finished"]])),
+            "judge_is_trained_against": any(judge_hash in list_of_hashes(row.get("trained_against"))
+                                            for row in rows)})
     return lines
 
 
@@ -217,10 +208,24 @@ def at_equal_length(rows, scores, references):
     return length_controlled((outputs > first) + 0.5 * (outputs == first), longer)
 
 
+def best_of_k(runs, scores):
+    """Lines of the pass@k table: how often at least one of k = 1, 2, 4, ... outputs is at least as good as
+    the reference, Intervals over prompts.  Runs of one output, or without references, have none."""
+    lines = []
+    for key, rows in runs.items():
+        outputs, references = (np.asarray(x, dtype=float) for x in scores[key])
+        n_outputs = outputs.shape[1]
+        if n_outputs > 1 and has_references(rows):
+            good, ks = outputs >= references, [2 ** i for i in range(n_outputs.bit_length())]
+            lines.append(dict(zip(KEY, key)) | {
+                "pass_at_k": {str(k): rate_interval(pass_at_k(good, k)) for k in ks}})
+    return lines
+
+
 def head_to_head(runs, scores):
     """Win rate of each policy against every one before it, on the prompts that both have, within a split and
-    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks.  Without
-    a common prompt there is no rate: None."""
+    seed. All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks.  Without a
+    common prompt there is no rate: None."""
     lines = []
     for b, a in combinations(runs, 2):
         if a[2:] != b[2:]:
@@ -253,87 +258,51 @@ def rouge_means(runs):
     return lines
 
 
-def cell(interval):
-    """An Interval, or None, in a table."""
-    return "-" if interval is None or interval[0] is None else f"{Interval(*interval):.3f}"
+# ------------------------------------------------------------------------------------------------- the tables
+
+def rate_cells(lines):
+    return [interval_cell((x["rate"], x["low"], x["high"])) for x in lines]
 
 
 def print_rouge(lines):
-    print("ROUGE F-measures against the reference, 95 % intervals over prompts.\n")
-    rows = [[*names_of(x), *(cell(x[m]) for m in ("rouge1", "rouge2", "rougeL"))] for x in lines]
-    print(text_table([*NAMES, "ROUGE-1", "ROUGE-2", "ROUGE-L"], rows, labels=4))
+    print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
+    print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in (
+        ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"))}))
 
 
 def print_win_rates(lines):
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
-    rows = [[*names_of(x), cell((x["rate"], x["low"], x["high"])), cell(x["length_controlled"]),
-             f"{x['score']:.2f}", cell(x["gap"]), f"{x['unfinished']:.1%}"] for x in marked]
-    print(text_table([*NAMES, "win rate", "at equal length", "score", "gap ID - OOD", "unfinished"], rows,
-                     labels=4))
+    print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
+    columns = {"win rate": rate_cells(lines),
+               "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
+               "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
+               "score": [f"{x['score']:.2f}" for x in lines]}
+    if any(x["unfinished"] for x in lines):
+        columns["unfinished"] = [f"{x['unfinished']:.1%}" for x in lines]
+    print(run_table(marked, columns))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 
 
-def coverages(runs, scores):
-    """Lines of the coverage table: how often at least one of k = 1, 2, 4, ... outputs is at least as good as
-    the reference, Intervals over prompts.  Runs of one output, or without references, have none."""
-    lines = []
-    for key, rows in runs.items():
-        outputs, references = (np.asarray(x, dtype=float) for x in scores[key])
-        n_outputs = outputs.shape[1]
-        if n_outputs > 1 and has_references(rows):
-            good, ks = outputs >= references, [2 ** i for i in range(n_outputs.bit_length())]
-            lines.append(dict(zip(KEY, key)) | {
-                "coverage": {str(k): rate_interval(coverage_at_k(good, k)) for k in ks}})
-    return lines
-
-
-def print_coverages(lines):
+def print_pass_at_k(lines):
     if lines:
-        print("\ncoverage: how often the best of k outputs is at least as good as the reference")
-        ks = list(dict.fromkeys(k for x in lines for k in x["coverage"]))
-        rows = [[*names_of(x), *(f"{x['coverage'][k].mean:.3f}" if k in x["coverage"] else "-" for k in ks)]
-                for x in lines]
-        print(text_table([*NAMES, *(f"k = {k}" for k in ks)], rows, labels=4))
-
-
-def print_cautions(lines, value):
-    """What a table cannot say for lack of data.  value: key of the number that a run without references has
-    not."""
-    bare = dict.fromkeys(short_name(x["policy"]) for x in lines if x[value] is None)
-    if bare:
-        print("\n" + textwrap.fill("-: no number, because prompts without a reference are among those of "
-                                   + ", ".join(bare), WIDTH))
-    fewest = min(x["prompts"] for x in lines)
-    if fewest < FEW_PROMPTS:
-        print(f"\na run has only {fewest} prompt{'s' * (fewest > 1)}: its intervals say little")
-
-
-def print_seeds(lines):
-    """The spread over seeds, where the win rate table holds several seeds of a policy."""
-    groups = {}
-    for x in lines:
-        if x["rate"] is not None:
-            groups.setdefault((x["policy"], x["temperature"], None, x["split"]), []).append(x["rate"])
-    rows = [[*names_of(dict(zip(KEY, key)))[:3], f"{np.mean(rates):.3f} +- {np.std(rates, ddof=1):.3f}",
-             len(rates)] for key, rates in groups.items() if len(rates) > 1]
-    if rows:
-        print("\nover seeds: mean and standard deviation of the win rate")
-        print(text_table([*NAMES[:3], "win rate", "seeds"], rows, labels=3))
+        print("\npass@k: how often the best of k outputs is at least as good as the reference")
+        ks = dict.fromkeys(k for x in lines for k in x["pass_at_k"])
+        print(run_table(lines, {f"k = {k}": [f"{x['pass_at_k'][k].mean:.3f}" if k in x["pass_at_k"] else "-"
+                                             for x in lines] for k in ks}))
 
 
 def print_head_to_head(lines):
     if not lines:
         return
     print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-    rows = []
-    for x in lines:
-        temperature = "-" if x["against_temperature"] is None else x["against_temperature"]
-        rows.append([*names_of(x), short_name(x["against"]), temperature,
-                     cell((x["rate"], x["low"], x["high"])), x["prompts"], x["missing"]])
-    print(text_table([*NAMES, "against", "T", "win rate", "prompts", "left out"], rows, labels=4))
-    if any(x["missing"] for x in lines):
-        print("left out: prompts that one of the two lacks")
+    opponents = [short_name(x["against"]) + (f" (T {x['against_temperature']})"
+                                             if x["against_temperature"] != x["temperature"] else "")
+                 for x in lines]
+    print(run_table(lines, {"against": opponents, "win rate": rate_cells(lines)}))
+    missing = max(x["missing"] for x in lines)
+    if missing:
+        print(f"up to {missing} prompts are left out of a comparison, because one of the two lacks them")
 
 
 def main(cfg):
@@ -341,24 +310,21 @@ def main(cfg):
     path, runs = output_path(cfg.out, "generalisation.json"), read_all(cfg.files)
     synthetic = all(synthetic_task(known_task(rows)) for rows in runs.values())
     name = cfg.judge or ("gold" if synthetic else "rouge")
+    print(f"judge: {name}")
     if name == "rouge":
         results = {"judge": name, "rouge": rouge_means(runs)}
         print_rouge(results["rouge"])
-        print_cautions(results["rouge"], "rouge1")
     else:
-        judge, judge_hash = (gold_scores, None) if name == "gold" else reward_judge(cfg, device)
+        judge, judge_hash = judge_of(cfg, name, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
         results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
-                   "coverage": coverages(runs, scores), "head_to_head": head_to_head(runs, scores)}
-        print(f"judge: {name}.  Win rate against the reference, ties halved, 95 % intervals over prompts.\n")
+                   "pass_at_k": best_of_k(runs, scores), "head_to_head": head_to_head(runs, scores)}
         print_win_rates(results["win_rate"])
-        print_cautions(results["win_rate"], "rate")
-        print_seeds(results["win_rate"])
-        print_coverages(results["coverage"])
+        print_pass_at_k(results["pass_at_k"])
         print_head_to_head(results["head_to_head"])
-        if synthetic and any(key[1] == 1 for key in runs):
-            print("\nthese outputs are of temperature 1; the study reports win rates at 0.7 (bon.py "
-                  "--temperature 0.7)")
+    fewest = min(map(len, runs.values()))
+    if fewest < FEW_PROMPTS:
+        print(f"\na run has only {fewest} prompt{'s' * (fewest > 1)}: its intervals say little")
     write_json(path, results)
     print(f"\nwrote {path}")
 

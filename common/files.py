@@ -10,23 +10,21 @@ import zlib
 from pathlib import Path
 
 from common import dist
-from common.errors import UserError, check
+from common.errors import UserError
 
-LONGEST_LINE = 2 ** 26      # bytes; a file without line ends must not fill the memory
 LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 
 def output_path(out, default):
     """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns
     a Path.  Raises UserError on a FILE.pt where no checkpoint is written: it may be one already."""
-    check(not out.endswith(".pt") or default.endswith(".pt"),
-          f"--out {out}: this script writes {default}; name a folder for it")
+    if out.endswith(".pt") and not default.endswith(".pt"):
+        raise UserError(f"--out {out}: this script writes {default}; name a folder for it")
     path = Path(out) if out.endswith(".pt") else Path(out) / default
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot make the folder {path.parent} ({error.strerror})") from None
-    check(os.access(path.parent, os.W_OK), f"--out {out}: no permission to write in {path.parent}")
     return path
 
 
@@ -40,8 +38,9 @@ def lock(path):
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return held
         except (BlockingIOError, PermissionError):
-            check(time.monotonic() < until, f"{path}: another process still writes here; wait for its end, "
-                  "or name another --out")
+            if time.monotonic() >= until:
+                raise UserError(f"{path}: another process still writes here; wait for its end, or name "
+                                "another --out") from None
             time.sleep(0.2)
         except OSError:         # a file system without locks
             return held
@@ -95,20 +94,15 @@ def write_jsonl(path, rows):
 
 
 def loads(text):
-    """json.loads with one kind of error, ValueError, and with strings that can be written again."""
-    try:
-        return _encodable(json.loads(text))
-    except RecursionError:
-        raise ValueError("brackets nested too deep") from None
-
-
-def _encodable(x):
-    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark."""
-    if isinstance(x, str):
-        return x if x.isascii() else x.encode("utf-8", "replace").decode()
-    if isinstance(x, list):
-        return [_encodable(v) for v in x]
-    return {_encodable(k): _encodable(v) for k, v in x.items()} if isinstance(x, dict) else x
+    """json.loads with strings that can be written again: half a surrogate pair, which JSON can spell and
+    UTF-8 cannot, becomes a question mark."""
+    def encodable(x):
+        if isinstance(x, str):
+            return x.encode("utf-8", "replace").decode()
+        if isinstance(x, list):
+            return [encodable(v) for v in x]
+        return {encodable(k): encodable(v) for k, v in x.items()} if isinstance(x, dict) else x
+    return encodable(json.loads(text))
 
 
 def read_jsonl(path, needs):
@@ -120,43 +114,29 @@ def read_jsonl(path, needs):
 def read_numbered(path, needs):
     """The same with the lines' numbers: [(number, dict)].  Empty lines count, and are left out."""
     path = Path(path)
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    rows = []
     try:
-        with opened as f:
-            for number, line in enumerate(iter(lambda: f.readline(LONGEST_LINE), b""), 1):
-                check(len(line) < LONGEST_LINE, f"{path}, line {number}: longer than {LONGEST_LINE} bytes")
-                if line.strip():
-                    rows.append((number, _parse_line(line, f"{path}, line {number}", needs)))
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
+            return [(number, _parse_line(line, f"{path}, line {number}", needs))
+                    for number, line in enumerate(f, 1) if line.strip()]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged ({error})") from None
-    return rows
-
-
-def _what_it_is(line, error):
-    """What a line that is not JSON seems to be, and what to do.  line: bytes; error: of the parser."""
-    if line.startswith(b"\x1f\x8b"):
-        return "a gzip file; its name must end in .jsonl.gz"
-    if b"\0" in line:
-        return "not UTF-8 text but UTF-16 or a binary file; save it as UTF-8"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 text (byte {error.object[error.start]:#x} at {error.start}); save it as UTF-8"
-    text = line.decode(errors="replace").strip()
-    if text in ("[", "{"):
-        return "not JSON in one line; a .jsonl file has one JSON object a line"
-    if text[:1] not in ("{", "[", '"') and ("," in text or "\t" in text):
-        return "this looks like CSV, not JSON; a .jsonl file has one JSON object a line"
-    return f"not JSON ({error}); the line begins {text[:40]!r}"
 
 
 def _parse_line(line, where, needs):
     try:
         row = loads(line)
-    except ValueError as error:     # bad UTF-8 raises one too
-        raise UserError(f"{where}: {_what_it_is(line, error)}") from None
-    check(isinstance(row, dict), f"{where}: a JSON object is needed, this is a {type(row).__name__}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text (byte {line[error.start]:#x} at {error.start}); save it as "
+                        "UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); a .jsonl file has one JSON object a line, and this "
+                        f"one begins {line[:40].decode(errors='replace').strip()!r}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON object is needed, this is a {type(row).__name__}")
     for field, kind in needs.items():
-        check(field in row, f"{where}: field {field!r} is missing; fields found: {', '.join(row) or 'none'}")
-        check(isinstance(row[field], kind),
-              f"{where}: field {field!r} must be of type {kind.__name__}, it is {type(row[field]).__name__}")
+        if field not in row:
+            raise UserError(f"{where}: field {field!r} is missing; fields found: {', '.join(row) or 'none'}")
+        if not isinstance(row[field], kind):
+            raise UserError(f"{where}: field {field!r} must be of type {kind.__name__}, it is "
+                            f"{type(row[field]).__name__}")
     return row

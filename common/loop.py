@@ -8,6 +8,7 @@ Killed at any moment, the same command continues to the same result.  A state co
 inputs that it was made with.  Threads, device and micro-batches do not count, but only a run with the same
 ones is equal to the last bit.
 """
+import contextlib
 import hashlib
 import json
 import math
@@ -15,7 +16,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from common import dist
 from common.checkpoint import load_state, save_checkpoint, save_state
 from common.errors import UserError
-from common.files import atomic_write, lock, output_path
+from common.files import lock, output_path, write_jsonl
 from common.flags import Interrupted
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
@@ -67,63 +67,52 @@ class Run:
         if Path(cfg.model).resolve() == self.path.resolve():
             raise UserError(f"--model {cfg.model}: the result would replace it; name another file, as --out "
                             f"{self.path.with_stem(self.path.stem + '2')}")
+        # never just train.jsonl: --out DATA/train.pt would replace the data
+        self.log_path = self.path.with_name(f"metrics_{self.path.stem.removeprefix('ckpt_')}.jsonl")
         self.state_path, self.lock_path = self.path.with_suffix(".resume"), self.path.with_suffix(".lock")
         self.lock = lock(self.lock_path) if dist.rank() == 0 else None
         self.inputs_hash = _hash_of(cfg, inputs)
-        self.state, self.step, self.skipped = {}, 0, 0
-        self.others_state = False       # whether a state of other flags or inputs lies at state_path
+        self.step, self.state, self.skipped, self.columns = 0, {}, 0, []
         if self.state_path.is_file():
             self._continue()
-        logged = self.state.get("logged", 0)
-        self.metrics = Metrics(self.path, cfg.quiet, logged) if optimizer else None
+        self.began = time.monotonic() - (self.state["log"][-1]["seconds"] if self.state.get("log") else 0)
 
     def _continue(self):
-        found = load_state(self.state_path, self.inputs_hash, self.rng, self.optimizer, self.models)
-        if found:
-            self.step, self.state = found
+        saved = load_state(self.state_path, self.inputs_hash, self.rng, self.optimizer, self.models)
+        dist.all_reduce(torch.zeros(1))         # all ranks have read it
+        if saved:
+            self.step, self.state = saved
             print(f"{self.state_path}: going on after step {self.step}", flush=True)
-        else:
-            self.others_state = True
-            print(f"{self.state_path} is of other flags or inputs: starting anew, it becomes "
-                  f"{self.state_path.name}.old", flush=True)
+            if "log" in self.state:             # without the lines of steps that are done again
+                write_jsonl(self.log_path, self.state["log"])
+            return
+        # kept, so that a mistyped flag costs no hours: stop, and move it back
+        print(f"{self.state_path} is of other flags or inputs: starting anew, it is now "
+              f"{self.state_path.name}.old", flush=True)
+        if dist.rank() == 0:
+            os.replace(self.state_path, f"{self.state_path}.old")
 
     # -------- the loop
 
     def steps(self, total):
         """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the
         state every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
-        with _Signals() as signals:
-            started, first, saved_at = time.monotonic(), self.step, time.monotonic()
+        saved_at = time.monotonic()
+        with _remembered_signals() as signals:
             for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
                              disable=self.cfg.quiet or None):
                 self.step = step
                 yield step
-                self._say_time_left(step + 1 - first, total, time.monotonic() - started)
                 # all ranks must agree: rank 0's clock counts, and anyone's signal
                 due = dist.rank() == 0 and time.monotonic() - saved_at >= self.cfg.save_every
-                due, number = dist.all_reduce(torch.tensor([int(due), signals.number]), "max").tolist()
+                due, number = dist.all_reduce(torch.tensor([int(due), sum(signals)]), "max").tolist()
                 if due or number:
                     self.save_state(step + 1)
                     saved_at = time.monotonic()
                 if number:
                     raise Interrupted(number, self.state_path, step + 1)
 
-    def _say_time_left(self, done, total, seconds):
-        """Prints what remains after the first and the tenth step, where no progress bar shows it.  done:
-        steps of this process, which took `seconds`."""
-        left = total - self.step - 1
-        if done in (1, 10) and left and not (self.cfg.quiet or sys.stderr.isatty()):
-            say(f"{self.name}: step {self.step + 1} of {total} after {seconds:.1f} s, about "
-                f"{tqdm.format_interval(left * seconds / done)} left")
-
-    def _keep_others_state(self):
-        """So that a mistyped flag costs no hours: stop, and move the old state back."""
-        if self.others_state and dist.rank() == 0:
-            os.replace(self.state_path, f"{self.state_path}.old")
-        self.others_state = False
-
     def save_state(self, step):
-        self._keep_others_state()
         save_state(self.state_path, self.inputs_hash, step, self.state, self.rng, self.optimizer, self.models)
 
     def next_rows(self, n_rows, batch_size):
@@ -131,8 +120,8 @@ class Run:
         order = self.state.setdefault("order", [])
         while len(order) < batch_size:
             order += torch.randperm(n_rows, generator=self.rng).tolist()
-        self.batch, self.state["order"] = order[:batch_size], order[batch_size:]
-        return self.batch
+        batch, self.state["order"] = order[:batch_size], order[batch_size:]
+        return batch
 
     def micro_batches(self, batch):
         """This rank's rows of a batch (a list), --micro-batch-size at a time."""
@@ -166,10 +155,25 @@ class Run:
         return norms
 
     def log(self, **metrics):
-        lr = self.optimizer.param_groups[0]["lr"]
-        device = next(iter(self.models.values())).device
-        self.metrics.log(step=self.step + 1, **metrics, lr=lr, peak_mb=round(peak_memory(device)))
-        self.state["logged"] = self.step + 1
+        """One flat dict a step: a line of the metrics file and, but for FILE_ONLY, of a table on the
+        screen."""
+        row = {"step": self.step + 1, **metrics, "lr": self.optimizer.param_groups[0]["lr"],
+               "peak_mb": round(peak_memory(next(iter(self.models.values())).device)),
+               "seconds": round(time.monotonic() - self.began, 2)}
+        row = {k: float(f"{v:.5g}") if isinstance(v, float) and k != "seconds" else v for k, v in row.items()}
+        lines = self.state.setdefault("log", [])
+        lines.append(row)
+        write_jsonl(self.log_path, lines)       # from memory, so a run that goes on leaves no torn line
+        if not self.cfg.quiet:
+            self._print({k: v for k, v in row.items() if k not in FILE_ONLY})
+
+    def _print(self, row):
+        widths = [max(len(name), 7) for name in row]
+        widths[0] -= 1          # of the step, so that the table of ppo.py fits 110 columns
+        if list(row) != self.columns:
+            self.columns = list(row)
+            say(" ".join(name.rjust(n) for name, n in zip(row, widths)))
+        say(" ".join(_cell(v).rjust(n) for v, n in zip(row.values(), widths)))
 
     # -------- the end
 
@@ -187,7 +191,6 @@ class Run:
 
     def finish(self):
         """The result is written, so the state is no longer needed."""
-        self._keep_others_state()
         if dist.rank() == 0:
             self.state_path.unlink(missing_ok=True)
             self.lock_path.unlink(missing_ok=True)
@@ -201,24 +204,22 @@ def _hash_of(cfg, inputs):
     return hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
 
 
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM in `number` (else 0), so that a step can end.  A second one stops
-    at once.  Outside the main thread signals stay as they are."""
+@contextlib.contextmanager
+def _remembered_signals():
+    """A list that gets the number of the first SIGINT or SIGTERM, so that a step can end.  A second one stops
+    at once."""
+    numbers = []
 
-    def __enter__(self):
-        self.number, self.before = 0, {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {n: signal.signal(n, self._remember) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _remember(self, number, frame):
-        if self.number:
+    def remember(number, frame):
+        if numbers:
             raise KeyboardInterrupt
-        self.number = number
+        numbers.append(number)
         os.write(2, b"stops after this step and saves the state; signal again to stop at once\n")
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield numbers
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -226,61 +227,6 @@ def say(line):
     """Prints a line above the progress bar, which would otherwise stand on the same line."""
     tqdm.write(line)
     sys.stdout.flush()
-
-
-class Metrics:
-    """One flat dict a step: appended to metrics_<name>.jsonl beside the checkpoint, and but for FILE_ONLY
-    printed as a line of a table.
-
-    A run starts its file anew with its first line, so a run that fails before leaves the old file.  A run
-    that continues and has logged up to step `after` keeps the lines up to there and drops a torn last line.
-    With quiet=True only the file is written."""
-
-    def __init__(self, checkpoint, quiet=False, after=0):
-        path = Path(checkpoint)
-        # never just train.jsonl: --out DATA/train.pt would replace the data
-        self.path = path.with_name(f"metrics_{path.stem.removeprefix('ckpt_')}.jsonl")
-        kept = self._lines(after) if after and self.path.is_file() else []
-        self.kept = [line for line, _ in kept]
-        self.start = time.monotonic() - (kept[-1][1]["seconds"] if kept else 0)
-        self.quiet, self.columns = quiet, []
-        self.file = self._open() if after else None
-
-    def _open(self):
-        atomic_write(self.path, b"".join(self.kept))
-        return open(os.devnull if dist.rank() else self.path, "a")
-
-    def _lines(self, after):
-        """[(line, parsed)] of the steps up to `after`."""
-        kept = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                if row["step"] <= after and row["seconds"] >= 0 and line.endswith(b"\n"):
-                    kept.append((line, row))
-            except (ValueError, KeyError, TypeError):
-                print(f"{self.path}: a torn line is dropped", flush=True)
-        return kept
-
-    def log(self, **row):
-        row = {k: float(f"{v:.5g}") if isinstance(v, float) and math.isfinite(v) else v
-               for k, v in row.items()}
-        row["seconds"] = round(time.monotonic() - self.start, 2)
-        try:
-            self.file = self.file or self._open()
-            print(json.dumps(row), file=self.file, flush=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
-        if not self.quiet:
-            self._print({k: v for k, v in row.items() if k not in FILE_ONLY})
-
-    def _print(self, row):
-        widths = [max(len(name), 7) for name in row]
-        widths[0] -= 1          # of the step, so that the table of ppo.py fits 110 columns
-        if list(row) != self.columns:
-            self.columns = list(row)
-            say(" ".join(name.rjust(n) for name, n in zip(row, widths)))
-        say(" ".join(_cell(v).rjust(n) for v, n in zip(row.values(), widths)))
 
 
 def _cell(x):

@@ -18,19 +18,20 @@ Lines with one policy, split, temperature and seed are a run.  bon.py writes eac
 A .json file holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
 """
 import hashlib
-import math
 from collections import Counter
 from pathlib import Path
 
-from common.errors import UserError, check
+from common.errors import UserError
 from common.files import loads, read_numbered
+from common.stats import Interval
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
-OPTIONAL = {"finished": list, "rewards": list, "task": str, "temperature": (int, float), "seed": int,
+OPTIONAL = {"rewards": list, "task": str, "temperature": (int, float), "seed": int,
             "trained_against": (str, list)}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
 NAMES = ["split", "policy", "T", "seed"]            # of the columns that name a run in a table
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
+WIDTH = 110                                         # characters of a line of a table
 
 
 # -------------------------------------------------------------------------------------------------------- out
@@ -41,8 +42,7 @@ def sample_path(out, policy, split):
 
 def sample_line(row, outputs, finished, rewards, **shared):
     """One line of a sample file.  row: of the task, with id, prompt and reference; outputs: N texts;
-    finished: N booleans; rewards: N floats or None; shared: the fields that all lines of the file
-    share."""
+    finished: N booleans; rewards: N floats or None; shared: the fields that all lines of the file share."""
     return {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "outputs": list(outputs),
             "rewards": None if rewards is None else [round(r, 5) for r in rewards],
             "finished": list(finished), **shared}
@@ -53,8 +53,9 @@ def sample_line(row, outputs, finished, rewards, **shared):
 def read_samples(path):
     """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
     runs = read_runs(path)
-    check(len(runs) == 1, f"{path}: it holds {len(runs)} runs where one is needed "
-          f"({'; '.join(map(run_name, runs))}); put each into a file of its own")
+    if len(runs) > 1:
+        raise UserError(f"{path}: it holds {len(runs)} runs where one is needed "
+                        f"({'; '.join(map(run_name, runs))}); put each into a file of its own")
     return next(iter(runs.values()))
 
 
@@ -72,90 +73,99 @@ def read_runs(path):
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
-        if row.get("id") is None:
+        if row.get("id") is None:       # made of the prompt, so that policies meet in whatever order
             times[key, row["prompt"]] += 1
-            row["id"] = prompt_id(row["prompt"], times[key, row["prompt"]])
-        n_outputs = len(run[0]["outputs"]) if run else len(row["outputs"])
-        check(len(row["outputs"]) == n_outputs, f"{where}: {len(row['outputs'])} outputs, the first line of "
-              f"{run_name(key)} has {n_outputs}")
+            named = f"{times[key, row['prompt']]} {row['prompt']}"
+            row["id"] = hashlib.sha256(named.encode()).hexdigest()[:12]
+        if run and len(row["outputs"]) != len(run[0]["outputs"]):
+            raise UserError(f"{where}: {len(row['outputs'])} outputs, the first line of {run_name(key)} has "
+                            f"{len(run[0]['outputs'])}")
         seen = first.setdefault((key, str(row["id"])), number)
-        check(seen == number, f"{where}: the id {row['id']!r} is that of line {seen} already")
+        if seen != number:
+            raise UserError(f"{where}: the id {row['id']!r} is that of line {seen} already")
         run.append(row)
-    check(runs, f"{path}: no samples; python bon.py writes them")
+    if not runs:
+        raise UserError(f"{path}: no samples; python bon.py writes them")
     return runs
-
-
-def prompt_id(prompt, time):
-    """An id made of the prompt, so that policies meet whatever the order of their lines.  time: 1 where a run
-    has the prompt for the first time, 2 for the second."""
-    return hashlib.sha256(f"{time} {prompt}".encode()).hexdigest()[:12]
 
 
 def _check_line(row, where):
     """Types of a line's fields; fills in `finished`."""
-    check(row["outputs"] and all(isinstance(text, str) for text in row["outputs"]),
-          f"{where}: outputs must be a non-empty list of strings")
-    row.setdefault("finished", [True] * len(row["outputs"]))
+    n = len(row["outputs"])
+    if not n or not all(isinstance(text, str) for text in row["outputs"]):
+        raise UserError(f"{where}: outputs must be a non-empty list of strings")
+    finished = row.setdefault("finished", [True] * n)       # the word "false" would count as true
+    if not isinstance(finished, list) or len(finished) != n or not all(isinstance(x, bool) for x in finished):
+        raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
     for field, kind in OPTIONAL.items():
         value = row.get(field)
-        check(value is None or (isinstance(value, kind) and not isinstance(value, bool)),
-              f"{where}: field {field!r} is of type {type(value).__name__}")
-    temperature = row.get("temperature")
-    check(temperature is None or _is_finite(temperature),
-          f"{where}: temperature {str(temperature)[:20]} is not finite")
-    finished = row["finished"]      # the word "false" would count as true
-    check(isinstance(finished, list) and len(finished) == len(row["outputs"])
-          and all(isinstance(ended, bool) for ended in finished),
-          f"{where}: finished must be a list of booleans, as long as outputs")
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{where}: field {field!r} is of type {type(value).__name__}")
     rewards = row.get("rewards")
-    check(rewards is None or (len(rewards) == len(row["outputs"]) and all(map(_is_finite, rewards))),
-          f"{where}: rewards must be null, or finite numbers, one for each output")
+    if rewards is not None and (len(rewards) != n or not all(isinstance(x, (int, float)) for x in rewards)):
+        raise UserError(f"{where}: rewards must be null, or numbers, one for each output")
 
 
-def _is_finite(x):
-    """Whether x is a number that a float can hold, and no boolean."""
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        return False
+def read_alpaca_eval(path):
+    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id.  This is how
+    outputs of published models are measured.  Raises UserError on a file of another format."""
     try:
-        return math.isfinite(x)
-    except OverflowError:       # an integer beyond every float
-        return False
+        rows = loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the name of a file with one JSON object a line must "
+                        "end in .jsonl") from None
+    needs = ("instruction", "output", "generator")
+    if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and isinstance(row.get(field), str) for row in rows for field in needs):
+        raise UserError(f"{path}: a .json file must be AlpacaEval's list of objects with the strings "
+                        f"{', '.join(needs)}")
+    return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
+             "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"} for row in rows]
 
 
-def run_name(key):
-    """(policy, temperature, seed, split) in words, in one line whatever a file calls them."""
-    names = zip(("policy", "temperature", "seed", "split"), key)
-    said = ", ".join(f"{what} {x}" for what, x in names if x is not None)
-    return " ".join(said.split())[:200]
+def instruction_prompt(instruction, given=""):
+    """The Alpaca prompt of an instruction, with or without an input."""
+    more, given = (", paired with an input that provides further context",
+                   f"\n\n### Input:\n{given}") if given else ("", "")
+    return (f"Below is an instruction that describes a task{more}. Write a response that appropriately "
+            f"completes the request.\n\n### Instruction:\n{instruction}{given}\n\n### Response:")
 
 
 def read_all(paths):
     """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
     UserError on no path, and on one run in two files."""
-    check(paths, "no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt writes "
-                 "samples_*.jsonl")
+    if not paths:
+        raise UserError("no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt "
+                        "writes samples_*.jsonl")
     runs = {}
     for path in paths:
-        check(Path(path).is_file(), f"{path}: no such file; python bon.py writes sample files")
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file; python bon.py writes sample files")
         for key, rows in read_runs(path).items():
-            check(key not in runs, f"{path}: {run_name(key)} was already read from another file")
+            if key in runs:
+                raise UserError(f"{path}: {run_name(key)} was already read from another file")
             runs[key] = rows
     return {key: runs[key] for key in sorted(runs, key=study_order)}
 
 
 def matched(rows, others, names=("one file", "the other")):
     """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  Raises
-    UserError where one id names two prompts or two references, because then the files are of different
-    data."""
+    UserError where one id names two prompts or two references: then the files are of different data."""
     place = {str(row["id"]): j for j, row in enumerate(others)}
     pairs = [(i, place[str(row["id"])]) for i, row in enumerate(rows) if str(row["id"]) in place]
     for i, j in pairs:
         for field in ("prompt", "reference"):
             a, b = rows[i].get(field, ""), others[j].get(field, "")
-            check(a == b or field == "reference" and not (a.strip() and b.strip()),
-                  f"the id {rows[i]['id']!r} names one {field} in {names[0]} and another in {names[1]}: they "
-                  "come from different data and cannot be compared")
+            if a != b and (field == "prompt" or a.strip() and b.strip()):
+                raise UserError(f"the id {rows[i]['id']!r} names one {field} in {names[0]} and another in "
+                                f"{names[1]}: they come from different data and cannot be compared")
     return pairs
+
+
+def known_task(rows):
+    """The name of the task that all rows carry, or None."""
+    names = {row.get("task") for row in rows}
+    return names.pop() if len(names) == 1 else None
 
 
 def list_of_hashes(hashes):
@@ -163,12 +173,20 @@ def list_of_hashes(hashes):
     return [hashes] if isinstance(hashes, str) else hashes or []
 
 
+# ----------------------------------------------------------------------------------------------------- tables
+
 def study_order(key):
     """Sorts (policy, temperature, seed, split) as tables show them: the test set first, then the other splits
     by name; in each split the policies of the study in its order, then others by name."""
     policy, temperature, seed, split = key
     place = POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
     return split != "test", split, place, policy, *(-1 if x is None else x for x in (temperature, seed))
+
+
+def run_name(key):
+    """(policy, temperature, seed, split) in words, in one line whatever a file calls them."""
+    said = ", ".join(f"{what} {x}" for what, x in zip(KEY, key) if x is not None)
+    return " ".join(said.split())[:200]
 
 
 def names_of(line):
@@ -184,37 +202,34 @@ def short_name(name):
     return line if len(line) <= 30 else f"{line[:14]}...{line[-13:]}"
 
 
-def known_task(rows):
-    """The name of the task that all rows carry, or None."""
-    names = {row.get("task") for row in rows}
-    return names.pop() if len(names) == 1 else None
+def interval_cell(x):
+    """An Interval, or a list of its three numbers, in a table; "-" where there is none."""
+    return "-" if x is None or x[0] is None else f"{Interval(*x):.3f}"
 
 
-# ---------------------------------------------------------------------------------------- AlpacaEval's format
-
-def instruction_prompt(instruction, given=""):
-    """The Alpaca prompt of an instruction, with or without an input."""
-    head = ("Below is an instruction that describes a task{}. Write a response that appropriately completes "
-            "the request.")
-    if given:
-        head = head.format(", paired with an input that provides further context")
-        return f"{head}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
-    return f"{head.format('')}\n\n### Instruction:\n{instruction}\n\n### Response:"
+def run_table(lines, columns):
+    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column
+    that would say the same seed everywhere is left out."""
+    names = list(zip(*map(names_of, lines)))
+    shown = [i for i, name in enumerate(NAMES) if name != "seed" or len(set(names[i])) > 1]
+    rows = zip(*(names[i] for i in shown), *columns.values())
+    return text_table([*(NAMES[i] for i in shown), *columns], rows, labels=len(shown))
 
 
-def read_alpaca_eval(path):
-    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id.  This is how
-    outputs of published models are measured.  Raises UserError on a file of another format."""
-    try:
-        rows = loads(Path(path).read_bytes())
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the name of a file with one JSON object a line must "
-                        "end in .jsonl") from None
-    needs = ("instruction", "output", "generator")
-    check(isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-          and all(isinstance(row.get(field), str) for row in rows for field in needs),
-          f"{path}: a .json file must be AlpacaEval's list of objects with the strings {', '.join(needs)}")
-    return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
-             "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"} for row in rows]
+def text_table(header, rows, labels=1, width=WIDTH):
+    """A table as a string, its lines at most `width` characters long.  header, rows: lists of cells of any
+    type.
+
+    The first `labels` columns name a row.  Where the other columns do not fit side by side, the table is cut
+    into blocks below each other, and every block repeats the labels."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    blocks, used = [], width
+    for i in range(labels, len(header)):
+        if not blocks or used + 2 + widths[i] > width:
+            blocks.append(list(range(labels)))
+            used = sum(widths[:labels]) + 2 * (labels - 1)
+        blocks[-1].append(i)
+        used += 2 + widths[i]
+    return "\n\n".join("\n".join("  ".join(row[i].ljust(widths[i]) for i in block).rstrip() for row in cells)
+                       for block in blocks)

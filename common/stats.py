@@ -8,10 +8,9 @@
     of_seeds            any other statistic of seeds and prompts
     bootstrap_...       what is not a mean: percentiles of draws (Efron and Tibshirani 1993)
 
-All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number
-per prompt, not one per output, because outputs of one prompt depend on each other and the interval would
-come out too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal
-intervals.
+All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number per
+prompt, not one per output, because outputs of one prompt depend on each other and the interval would come out
+too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal intervals.
 """
 import math
 from typing import NamedTuple
@@ -23,9 +22,9 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval: floats, or arrays (k,) of k values.  The ends are None where
-    there is one number only, which cannot tell how much others would differ.  f"{interval:.3f}" writes
-    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
+    """A value and the ends of its 95 % interval.  The ends are None where there is one number only, which
+    cannot tell how much others would differ.  f"{interval:.3f}" writes "0.420 [0.361, 0.478]", or "0.420"
+    without ends; str() has two digits."""
     mean: float
     low: float | None
     high: float | None
@@ -52,17 +51,16 @@ def t_quantile(freedom):
 
 
 def mean_interval(values):
-    """Interval of the mean of values (n,) over its n rows: floats; of values (n, k) column by column: arrays
-    (k,).  Student's t; without ends if n is 1.  Raises ValueError on no values."""
+    """Interval of the mean of values (n,): Student's t.  Without ends if n is 1.  Raises ValueError on none.
+    """
     x = np.asarray(values, dtype=float)
     if len(x) == 0:
         raise ValueError("mean_interval: no values")
-    mean = x.mean(axis=0)
+    mean = float(x.mean())
     if len(x) == 1:
-        return Interval(mean if x.ndim > 1 else float(mean), None, None)
-    half = t_quantile(len(x) - 1) * x.std(axis=0, ddof=1) / math.sqrt(len(x))
-    found = Interval(mean, mean - half, mean + half)
-    return found if x.ndim > 1 else Interval(*map(float, found))
+        return Interval(mean, None, None)
+    half = t_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Interval(mean, mean - half, mean + half)
 
 
 def rate_interval(values):
@@ -103,7 +101,7 @@ def difference(a, b):
                     d + math.hypot(a.high - a.mean, b.mean - b.low))
 
 
-# ----------------------------------------------------------------------------------------- seeds and prompts
+# ------------------------------------------------------------------------------------------ seeds and prompts
 
 def over_seeds(x, rate=False):
     """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.  rate: x lies
@@ -121,21 +119,23 @@ def over_seeds(x, rate=False):
     complete = x[:, ~np.isnan(x).any(axis=0)]
     known = x[:, ~np.isnan(x).all(axis=0)]
     prompts, mean = complete.mean(axis=0), float(np.nanmean(known, axis=0).mean())
-    half_prompts = half = None
+    half_prompts = half = seed_sd = None
     if len(prompts) > 1:
         half_prompts = mean_interval(prompts).high - prompts.mean()
     if len(per_seed) > 1:
         half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), len(prompts))
-    return {"mean": mean, **_ends("", mean, half, rate), **_ends("prompts_", mean, half_prompts, rate),
-            "seed_sd": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
-            "per_seed": [round(float(v), 4) for v in per_seed]}
+        seed_sd = float(per_seed.std(ddof=1))
+    low, high = _ends(mean, half, rate)
+    prompts_low, prompts_high = _ends(mean, half_prompts, rate)
+    return {"mean": mean, "low": low, "high": high, "prompts_low": prompts_low, "prompts_high": prompts_high,
+            "seed_sd": seed_sd, "per_seed": [round(float(v), 4) for v in per_seed]}
 
 
-def _ends(name, mean, half, rate=False):
-    ends = [None, None] if half is None else [float(mean - half), float(mean + half)]
-    if rate and half is not None:
-        ends = [max(0., ends[0]), min(1., ends[1])]
-    return {f"{name}low": ends[0], f"{name}high": ends[1]}
+def _ends(mean, half, rate=False):
+    if half is None:
+        return None, None
+    low, high = float(mean - half), float(mean + half)
+    return (max(0., low), min(1., high)) if rate else (low, high)
 
 
 def _variance_by_prompts(x):
@@ -175,51 +175,38 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
     the rest, with None of all of it.  n_drawn: how many prompts or sets there are.  What seeds add is known
     from the jackknife's pseudo-values (Tukey 1958), which of a mean are the seeds' own values; what the rest
     adds, from the bootstrap.  Both enter `seeds_and_prompts`."""
-    seeds, rng = np.arange(n_seeds), np.random.default_rng(0)
+    seeds, rng, half = np.arange(n_seeds), np.random.default_rng(0), None
     value = float(statistic(seeds, None))
-    if n_seeds == 1:
-        return {"mean": value, **_ends("", value, None)}
-    without = np.array([statistic(np.delete(seeds, i), None) for i in seeds])
-    of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
-    pseudo_values = n_seeds * value - (n_seeds - 1) * without
-    half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
-    return {"mean": value, **_ends("", value, half)}
+    if n_seeds > 1:
+        without = np.array([statistic(np.delete(seeds, i), None) for i in seeds])
+        of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
+        pseudo_values = n_seeds * value - (n_seeds - 1) * without
+        half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
+    low, high = _ends(value, half)
+    return {"mean": value, "low": low, "high": high}
 
 
 # ------------------------------------------------------------------------------------------------- bootstraps
 
-def resampled_rows(n, draws, rng):
-    """Row numbers (draws, n): each line draws n of n rows with replacement."""
-    return rng.integers(0, n, (draws, n))
-
-
-def interval_of_draws(draws, value):
-    """Interval of a statistic from its value and its values on bootstrap draws (draws,).  Draws on which the
-    statistic is undefined (nan) are left out; without ends if none remains."""
-    draws = np.asarray(draws, dtype=float)
-    defined = draws[~np.isnan(draws)]
-    if len(defined) == 0:
-        return Interval(float(value), None, None)
-    low, high = np.percentile(defined, ENDS)
-    return Interval(float(value), float(low), float(high))
-
-
 def bootstrap_statistic(statistic, n, draws=500):
-    """Interval of any statistic of n rows.  statistic: function of row numbers (m,), a float or nan.  Its
-    value is that on all rows in order."""
-    rows = resampled_rows(n, draws, np.random.default_rng(0))
-    return interval_of_draws([statistic(r) for r in rows], statistic(np.arange(n)))
+    """Interval of any statistic of n rows: percentiles of its values on n rows drawn with replacement.
+    statistic: function of row numbers (n,), a float.  Draws on which it is undefined (nan) are left out;
+    without ends if none remains."""
+    rows, value = np.random.default_rng(0).integers(0, n, (draws, n)), float(statistic(np.arange(n)))
+    of_draws = np.array([statistic(r) for r in rows])
+    if np.isnan(of_draws).all():
+        return Interval(value, None, None)
+    return Interval(value, *map(float, np.nanpercentile(of_draws, ENDS)))
 
 
 def bootstrap_ratio(sums, draws=1000):
     """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
     of each of n prompts; prompts are resampled.  Without ends if n is 1."""
     sums = np.asarray(sums)
-    hits, pairs = sums.sum(axis=0)
+    ratio = Interval(float(sums[:, 0].sum() / sums[:, 1].sum()), None, None)
     if len(sums) == 1:
-        return Interval(float(hits / pairs), None, None)
-    totals = sums[resampled_rows(len(sums), draws, np.random.default_rng(0))].sum(axis=1)       # (draws, 2)
-    return interval_of_draws(totals[:, 0] / totals[:, 1], hits / pairs)
+        return ratio
+    return bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), draws)
 
 
 # ---------------------------------------------------------------------------------------- ranks and ROC curve

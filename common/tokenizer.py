@@ -4,8 +4,8 @@
     {"kind": "tiktoken", "name": "gpt2"}                        an encoding that tiktoken knows by name
     {"kind": "bpe", "json": ..., "eos": id, "bos": id or None}  a published model's: published/tokenizer.py
 
-What comes back has `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` (the id that ends a response)
-and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None.
+What comes back has `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` (the id that ends a
+response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None.
 """
 from collections import Counter
 
@@ -20,11 +20,12 @@ PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 
 def build_tokenizer(texts, n_words=4096):
-    """A tokenizer for models from scratch, as a specification.  Every byte is a token, so every text can be written;
-    the n_words most frequent pieces of the texts are tokens too.
+    """A tokenizer for models from scratch, as a specification.  Every byte is a token, so every text can be
+    written; the n_words most frequent pieces of the texts are tokens too.
 
     The words are sorted, so equal texts give equal ids."""
-    count = Counter(piece for text in texts for piece in regex.findall(PIECES, text) if len(piece.encode()) > 1)
+    pieces = (piece for text in texts for piece in regex.findall(PIECES, text))
+    count = Counter(piece for piece in pieces if len(piece.encode()) > 1)
     by_frequency = sorted(count.items(), key=lambda item: (-item[1], item[0]))
     return {"kind": "words", "pattern": PIECES, "words": sorted(word for word, _ in by_frequency[:n_words])}
 
@@ -37,8 +38,8 @@ def same_ids(spec, other):
 def load_tokenizer(spec):
     """A specification -> tiktoken.Encoding or Published.
 
-    Raises UserError if tiktoken cannot provide a named encoding (it downloads the files at first use), or if the
-    specification is damaged."""
+    Raises UserError if tiktoken cannot provide a named encoding (it downloads the files at first use), or if
+    the specification is damaged."""
     kind, name = spec.get("kind"), spec.get("name")
     if kind == "words":
         return _load_words(spec["words"], spec["pattern"])
@@ -50,8 +51,9 @@ def load_tokenizer(spec):
     try:
         return tiktoken.get_encoding(name)
     except Exception as error:      # no network: tiktoken and requests raise many kinds
-        raise UserError(f"tokenizer {name!r}: tiktoken cannot provide it ({type(error).__name__}); without a network, "
-                        "set TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer words") from None
+        raise UserError(f"tokenizer {name!r}: tiktoken cannot provide it ({type(error).__name__}); without a "
+                        "network, set TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer words"
+                        ) from None
 
 
 def _load_words(words, pattern):

@@ -6,8 +6,6 @@
 A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
 tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
 fetches a hub name.  Weights are held in fp32.
-
-The families differ from our one class in names and layout: `FAMILIES` says how.
 """
 import json
 import re
@@ -21,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
 from common.flags import DTYPES, check_memory
-from model import GPT, GPTConfig, rope_frequencies
+from model import GPT, GPTConfig
 from published.tokenizer import Published, published_spec, read_json
 
 
@@ -50,15 +48,25 @@ SIZES = dict(n_layer="num_hidden_layers", n_head="num_attention_heads", d_model=
              d_ff="intermediate_size", context="max_position_embeddings")
 GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu"}
 LAYERNORM = dict(norm="layernorm", qkv_bias=False, qk_norm=False)
-SPLIT_QKV = {"attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]}
+RMSNORM = dict(position="rope", norm="rmsnorm", parallel=False, rope_part=1.0)
+LLAMA = dict(
+    sizes=SIZES | dict(n_kv_head="num_key_value_heads", d_head="head_dim", norm_eps="rms_norm_eps"),
+    defaults=dict(n_kv_head=0, d_head=0, norm_eps=1e-6), activations={"silu": "swiglu"},
+    prefix="model.", top={"embed": "embed_tokens", "norm": "norm"},
+    parts={"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+           "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+           "attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"],
+           "attn.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
+           "mlp.down": ["mlp.down_proj"]})
 FAMILIES = {
     "opt": Family(
         "OPTForCausalLM", SIZES | dict(d_ff="ffn_dim", bias="enable_bias"), dict(bias=True),
         LAYERNORM | dict(position="learned", parallel=False, norm_eps=1e-5), {"relu": "relu"} | GELU,
         "model.decoder.",
         {"embed": "embed_tokens", "embed_position": "embed_positions", "norm": "final_layer_norm"},
-        SPLIT_QKV | {"norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
-                     "attn.out": ["self_attn.out_proj"], "mlp.up": ["fc1"], "mlp.down": ["fc2"]},
+        {"norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
+         "attn.qkv": LLAMA["parts"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
+         "mlp.up": ["fc1"], "mlp.down": ["fc2"]},
         activation="activation_function", position_offset=2),
     "gpt2": Family(
         "GPT2LMHeadModel", dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
@@ -68,30 +76,21 @@ FAMILIES = {
         {"norm1": ["ln_1"], "norm2": ["ln_2"], "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
          "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
         layer="h.{}.", activation="activation_function", transposed=True),
-    "llama": Family(
-        "LlamaForCausalLM",
-        SIZES | dict(n_kv_head="num_key_value_heads", d_head="head_dim", norm_eps="rms_norm_eps"),
-        dict(n_kv_head=0, d_head=0, norm_eps=1e-6),
-        dict(position="rope", norm="rmsnorm", parallel=False, qkv_bias=False, qk_norm=False),
-        {"silu": "swiglu"}, "model.", {"embed": "embed_tokens", "norm": "norm"},
-        SPLIT_QKV | {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
-                     "attn.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
-                     "mlp.down": ["mlp.down_proj"],
-                     "attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM", SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
         dict(norm_eps=1e-5, parallel=True), LAYERNORM | dict(position="rope", bias=True),
-        {"gelu": "gelu", "relu": "relu"} | GELU, "gpt_neox.", {"embed": "embed_in", "norm": "final_layer_norm"},
+        {"gelu": "gelu", "relu": "relu"} | GELU, "gpt_neox.",
+        {"embed": "embed_in", "norm": "final_layer_norm"},
         {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
          "mlp.up": ["mlp.dense_h_to_4h"], "mlp.down": ["mlp.dense_4h_to_h"]},
         head="embed_out", interleaved=True),
+    "llama": Family("LlamaForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
+    "qwen2": Family("Qwen2ForCausalLM", fixed=RMSNORM | dict(bias=False, qkv_bias=True, qk_norm=False),
+                    **LLAMA),
+    "qwen3": Family("Qwen3ForCausalLM", fixed=RMSNORM | dict(bias=False, qkv_bias=False, qk_norm=True),
+                    **LLAMA | dict(defaults=LLAMA["defaults"] | dict(d_head=128))),
 }
-LLAMA = FAMILIES["llama"]
-FAMILIES["qwen2"] = replace(LLAMA, architecture="Qwen2ForCausalLM",
-                            fixed=LLAMA.fixed | dict(bias=False, qkv_bias=True))
-FAMILIES["qwen3"] = replace(LLAMA, architecture="Qwen3ForCausalLM", defaults=LLAMA.defaults | dict(d_head=128),
-                            fixed=LLAMA.fixed | dict(bias=False, qk_norm=True))
 
 
 # ------------------------------------------------------------------------------------------------ in, and out
@@ -109,7 +108,8 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
         model, spec = from_pretrained(folder), published_spec(folder)
         size, used = model.config.vocab_size, Published(spec).n_vocab
         if used > size:
-            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at {size - 1}")
+            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at "
+                            f"{size - 1}")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
     saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
@@ -117,67 +117,13 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
-def from_pretrained(name_or_dir):
-    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
-    implemented, missing or damaged."""
-    folder = find(name_or_dir)
-    hf = read_json(folder / "config.json")
-    kind, config = config_of(hf)
-    if unknown := [name for name, x in hf.items() if x is not None and name not in KNOWN]:
-        print(f"{folder}/config.json: not known here and not read: {', '.join(unknown)}", flush=True)
-    family, theirs = FAMILIES[kind], without_prefixes(read_weights(folder))
-    config = settle_tied(folder, family, config, theirs)
-    with torch.device("meta"):          # shapes only: the weights come from the file
-        model = GPT(config)
-    check_memory(model.n_params(), 4, f"{folder}")
-    shapes = {name: x.shape for name, x in model.state_dict().items() if name != "head.weight" or not config.tied}
-    zero = zero_biases(kind, hf)
-    state = {}
-    for name, shape in shapes.items():
-        if zero and re.search(zero, name):
-            state[name] = torch.zeros(shape)
-            continue
-        names = their_names(family, name)
-        if missing := [n for n in names if n not in theirs]:
-            raise UserError(f"{folder}: the weights lack {', '.join(missing)}")
-        state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
-        if state[name].shape != shape:
-            raise UserError(f"{folder}: {', '.join(names)} make a {name} of shape {tuple(state[name].shape)}, "
-                            f"config.json says {tuple(shape)}")
-    if theirs:
-        raise UserError(f"{folder}: weights that a {kind} of this configuration has no place for: "
-                        f"{', '.join(sorted(theirs)[:5])}")
-    if config.tied:
-        state["head.weight"] = state["embed.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tied:
-        model.head.weight = model.embed.weight      # they were assigned apart; make them one matrix again
-    return model.freeze(0)
-
-
-def settle_tied(folder, family, config, theirs):
-    """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
-    one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
-    and leaves in `theirs` what it needs."""
-    embed = family.top["embed"] + ".weight"
-    if not config.tied or "lm_head.weight" not in theirs:
-        return config
-    head = theirs.pop("lm_head.weight")
-    if torch.equal(theirs.setdefault(embed, head), head):
-        return config
-    print(f"{folder}: config.json ties the LM head to the embedding, and the file holds two matrices that "
-          "differ: they are not tied, as in transformers", flush=True)
-    theirs["lm_head.weight"] = head
-    return replace(config, tied=False)
-
-
 def find(name_or_dir):
     """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
     neither is to be had."""
     if Path(name_or_dir).is_dir():
         if not (Path(name_or_dir) / "config.json").is_file():
-            raise UserError(f"{name_or_dir}: a directory without config.json is no published model; it should "
-                            "hold config.json, the weights and the tokenizer")
+            raise UserError(f"{name_or_dir}: a directory without config.json is no published model; it "
+                            "should hold config.json, the weights and the tokenizer")
         return Path(name_or_dir)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_dir):
         raise UserError(f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")
@@ -195,6 +141,54 @@ def find(name_or_dir):
                         f"({type(error).__name__}: {first_line(error)})") from None
 
 
+def from_pretrained(name_or_dir):
+    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
+    implemented, missing or damaged."""
+    folder = find(name_or_dir)
+    hf, kind, config = read_config(folder)
+    family, theirs = FAMILIES[kind], read_weights(folder)
+    config = settle_tied(folder, family, config, theirs)
+    with torch.device("meta"):          # shapes only: the weights come from the file
+        model = GPT(config)
+    check_memory(model.n_params(), 4, f"{folder}")
+    state, zero = {}, zero_biases(kind, hf)
+    for name, x in model.state_dict().items():
+        if name == "head.weight" and config.tied:
+            continue
+        if zero and re.search(zero, name):
+            state[name] = torch.zeros(x.shape)
+            continue
+        names = their_names(family, name)
+        if missing := [n for n in names if n not in theirs]:
+            raise UserError(f"{folder}: the weights lack {', '.join(missing)}")
+        state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
+        if state[name].shape != x.shape:
+            raise UserError(f"{folder}: {', '.join(names)} make a {name} of shape "
+                            f"{tuple(state[name].shape)}, config.json says {tuple(x.shape)}")
+    if theirs:
+        raise UserError(f"{folder}: weights that a {kind} of this configuration has no place for: "
+                        f"{', '.join(sorted(theirs)[:5])}")
+    model.load_state_dict(state, assign=True, strict=not config.tied)
+    if config.tied:
+        model.head.weight = model.embed.weight
+    return model.freeze(0)
+
+
+def settle_tied(folder, family, config, theirs):
+    """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
+    one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
+    and leaves in `theirs` what it needs."""
+    head = theirs.get("lm_head.weight")
+    if config.tied and head is not None:
+        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
+            theirs.pop("lm_head.weight")
+        else:
+            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says",
+                  flush=True)
+            config = replace(config, tied=False)
+    return config
+
+
 def export(model, spec, folder):
     """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
     tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
@@ -205,24 +199,22 @@ def export(model, spec, folder):
     for name, x in model.state_dict().items():
         if name == "head.weight" and config.tied:
             continue
-        prefix, names = family.prefix, their_names(family, name)
-        if name == "head.weight":
-            prefix, names = "", [family.head + ".weight"]
+        names = [family.head + ".weight"] if name == "head.weight" else [
+            family.prefix + their_name for their_name in their_names(family, name)]
         for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
-            theirs[prefix + their_name] = part.detach().float().cpu().contiguous()
+            theirs[their_name] = part.float().cpu().contiguous()
     files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
     if spec["kind"] == "bpe":
-        tokenizer = Published(spec)
-        eos, old = tokenizer.eot_token, kept.get("config.json", {})
-        # several ids may end a text, if ours is one of them
-        named = old.get("eos_token_id")
-        ends = named if isinstance(named, list) and eos in named else eos
-        files = {"config.json": {"bos_token_id": tokenizer.bos} | old | {"eos_token_id": ends} | hf,
-                 "tokenizer.json": spec["json"],
+        tokenizer, named = Published(spec), kept.get("config.json", {})
+        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
+        ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
+        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
+                 "generation_config.json": kept.get("generation_config.json"),
+                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
                  "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
                      "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
                      "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
-        files |= {name: kept[name] for name in ("generation_config.json", "chat_template.jinja") if name in kept}
+    files = {name: content for name, content in files.items() if content}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in files.items():
@@ -231,11 +223,29 @@ def export(model, spec, folder):
     return ["model.safetensors", *files]
 
 
+def read_weights(folder):
+    """{name: tensor} of a directory's weights, without the buffers of old files and without the names'
+    prefixes, which come and go between versions of one model, and with one name for the head.  Raises
+    UserError if there are none or they are damaged."""
+    kinds = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
+    if not files:
+        raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
+    weights = {}
+    for path in files:
+        try:        # torch.load reads weights only, so it refuses a pickle that would run code
+            found = load_file(path) if path.suffix == ".safetensors" else torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            for name, x in found.items():
+                if not re.search(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$", name):
+                    name = re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.|gpt_neox\.)", "", name)
+                    weights[name.replace("embed_out.", "lm_head.")] = x.detach()
+        except Exception as error:  # a damaged file makes the readers raise many kinds
+            raise UserError(f"{path}: damaged, or not plain weights ({first_line(error)})") from None
+    return weights
+
+
 # ------------------------------------------------------------------------------- parameters: names and layout
-
-# buffers that old files carry beside their parameters
-BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
-
 
 def their_names(family, name):
     """The name of one of our parameters -> their names, without prefix, in the order in which ours stacks
@@ -248,16 +258,12 @@ def their_names(family, name):
     return [f"{family.top[module]}.{kind}"]
 
 
-def without_prefixes(weights):
-    """{name: tensor} of a file without buffers and without the names' prefixes, which come and go between
-    versions of one model, and with one name for the head."""
-    return {re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.|gpt_neox\.)", "", name)
-            .replace("embed_out.", "lm_head."): x for name, x in weights.items() if not BUFFERS.search(name)}
+MATRIX = re.compile(r"(attn|mlp)\.\w+\.weight")      # of a linear layer
 
 
 def to_ours(family, config, name, parts):
     """Their tensors of our parameter `name` -> ours, one tensor."""
-    if family.transposed and _is_matrix_of_a_layer(name):
+    if family.transposed and MATRIX.search(name):
         parts = [p.T for p in parts]
     if family.interleaved and ".attn.qkv." in name:
         parts = [_regroup(p, config.n_head, 3) for p in parts]
@@ -272,7 +278,7 @@ def to_theirs(family, config, name, x):
     if len(their_names(family, name)) > 1:
         q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
         parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
-    if family.transposed and _is_matrix_of_a_layer(name):
+    if family.transposed and MATRIX.search(name):
         parts = [p.T for p in parts]
     if family.interleaved and ".attn.qkv." in name:
         parts = [_regroup(p, 3, config.n_head) for p in parts]
@@ -289,70 +295,71 @@ def _regroup(x, outer, inner):
     return x.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _is_matrix_of_a_layer(name):
-    return re.search(r"(attn|mlp)\.\w+\.weight", name)
-
-
 def zero_biases(kind, hf):
     """A pattern of our biases that a model lacks and that are zero in our class, or "": a LLaMA may have
-    biases in its attention only or in its MLPs only, a GPT-NeoX in its MLPs only; our class has all or none."""
-    has = {"attn": hf.get("attention_bias", kind == "gpt_neox"), "mlp": hf.get("mlp_bias", kind == "gpt_neox")}
+    biases in its attention only or in its MLPs only, a GPT-NeoX in its MLPs only; our class has all or
+    none."""
+    neox = kind == "gpt_neox"
+    has = {"attn": hf.get("attention_bias", neox), "mlp": neox or hf.get("mlp_bias", False)}
     lacks = [part for part, there in has.items() if not there]
-    return rf"\.({'|'.join(lacks)})\.\w+\.bias" if lacks and kind in ("llama", "gpt_neox") else ""
+    return rf"\.({'|'.join(lacks)})\.\w+\.bias" if lacks and (neox or kind == "llama") else ""
 
 
 # ------------------------------------------------------------------------------------------------ config.json
 
-# a field that changes what a model computes: the one value that is implemented, and what others mean
-ONLY = {
-    "quantization_config": (None, "weights in fewer bits: save them as bf16 with the library that made them"),
-    "auto_map": (None, "the model's own code, which is not run"),
-    "pruned_heads": ({}, "heads were removed"), "per_layer_config": ({}, "layers with settings of their own"),
-    "add_cross_attention": (False, "an encoder's states"), "is_encoder_decoder": (False, "an encoder"),
-    "scale_attn_weights": (True, "unscaled attention"),
-    "scale_attn_by_inverse_layer_idx": (False, "attention scaled by layer"),
-    "do_layer_norm_before": (True, "norms after the layers, as in opt-350m"),
-    "_remove_final_layer_norm": (False, "no final norm"),
-    "layer_norm_elementwise_affine": (True, "norms without weights"),
-    "use_sliding_window": (False, "attention that looks back a part of the way"),
-}
-HARMLESS = """_commit_hash _model_name_or_path _name_or_path activation_dropout architectures attention_dropout attn_pdrop
-    bos_token_id classifier_dropout dropout dtype embd_pdrop eos_token_id gradient_checkpointing hidden_dropout
-    init_std initializer_range layerdrop max_window_layers n_ctx pad_token_id pretraining_tp reorder_and_upcast_attn
-    resid_pdrop sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params prefix tokenizer_class torch_dtype transformers_version unk_token_id
-    use_cache""".split()
+# fields that change what a model computes, and of which one value is implemented
+ONLY = {"quantization_config": None, "auto_map": None, "pruned_heads": {}, "per_layer_config": {},
+        "add_cross_attention": False, "is_encoder_decoder": False, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True, "use_sliding_window": False}
+READ = """model_type vocab_size tie_word_embeddings attention_bias mlp_bias layer_types rope_theta
+    rope_scaling rope_parameters partial_rotary_factor rotary_pct rotary_emb_base word_embed_proj_dim
+    eos_token_id"""
+HARMLESS = """_name_or_path activation_dropout architectures attention_dropout attn_pdrop bos_token_id
+    classifier_dropout dropout dtype embd_pdrop hidden_dropout init_std initializer_range layerdrop
+    max_window_layers n_ctx pad_token_id prefix pretraining_tp reorder_and_upcast_attn resid_pdrop
+    sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id
+    use_cache"""
+KNOWN = {*ONLY, *READ.split(), *HARMLESS.split(), *SIZES.values()}
+KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
 ROPE = {    # type of rope scaling: its numbers
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-KNOWN = {"model_type", "vocab_size", "tie_word_embeddings", "attention_bias", "mlp_bias", "layer_types", "rope_theta",
-         "rope_scaling", "rope_parameters", "partial_rotary_factor", "rotary_pct", "rotary_emb_base",
-         "word_embed_proj_dim", *ONLY, *HARMLESS, *SIZES.values()}
-KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
+
+
+def read_config(folder):
+    """config.json -> (dict without nulls, family name, GPTConfig).  Prints the names of fields that are not
+    known.  Raises UserError as `config_of` does."""
+    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    kind, config = config_of(hf)
+    if unknown := hf.keys() - KNOWN:
+        print(f"{folder}/config.json: not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+    return hf, kind, config
 
 
 def config_of(hf):
-    """config.json as a dict -> (family name, GPTConfig).  Raises UserError on an architecture, or a variant
-    of one, that is not implemented."""
+    """config.json as a dict without nulls -> (family name, GPTConfig).  Raises UserError on an architecture,
+    or a variant of one, that is not implemented."""
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"config.json: model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
     try:
-        hf = {name: value for name, value in hf.items() if value is not None}       # null is the default
         refuse_variants(kind, hf)
-        config = GPTConfig(vocab_size=hf["vocab_size"], tied=hf.get("tie_word_embeddings", kind in ("gpt2", "opt")),
-                           **_read_fields(kind, hf))
-        rope_frequencies(config)        # fails on numbers that are none
+        tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
+        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf))
+        with torch.device("meta"):
+            GPT(config)         # fails on sizes that are none
         return kind, config
     except KeyError as missing:
         raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"config.json: {error}") from None
+        raise UserError(f"config.json: {first_line(error)}") from None
 
 
 def refuse_variants(kind, hf):
     """Raises UserError that names a field whose value is not implemented."""
-    only = {name: value for name, (value, _) in ONLY.items()}
+    only = dict(ONLY)
     if kind == "opt":
         only["word_embed_proj_dim"] = hf["hidden_size"]     # embeddings of another width are opt-350m's
     if kind == "qwen3":
@@ -361,10 +368,10 @@ def refuse_variants(kind, hf):
         only["partial_rotary_factor"] = 1
     for name, value in (_rope_of(hf) | hf).items():
         if name in only and value != only[name]:
-            reason = f" ({ONLY[name][1]})" if name in ONLY else f", only {only[name]} is"
-            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented{reason}")
-    if others := set(hf.get("layer_types", ())) - {"full_attention"}:
-        raise UserError(f"config.json: layer_types {', '.join(map(str, others))} are not implemented")
+            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only {only[name]} "
+                            "is")
+    if set(hf.get("layer_types", ())) - {"full_attention"}:
+        raise UserError(f"config.json: layer_types {hf['layer_types']} are not implemented")
 
 
 def _read_fields(kind, hf):
@@ -372,8 +379,9 @@ def _read_fields(kind, hf):
     family = FAMILIES[kind]
     if kind == "gpt2":          # which has two names for each
         hf = {family.sizes[ours]: hf[theirs] for ours, theirs in SIZES.items() if theirs in hf} | hf
-    ours = family.defaults | {name: hf[theirs] for name, theirs in family.sizes.items()
-                              if theirs in hf or name not in family.defaults} | family.fixed
+    ours = family.defaults | {name: type(getattr(GPTConfig, name))(hf[theirs])
+                              for name, theirs in family.sizes.items()
+                              if theirs in hf or name not in family.defaults}
     name = hf.get(family.activation, next(iter(family.activations)))
     if name not in family.activations:
         raise UserError(f"config.json: {family.activation} {name!r} is not implemented; "
@@ -381,7 +389,9 @@ def _read_fields(kind, hf):
     ours["activation"] = family.activations[name]
     if kind == "llama":
         ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
-    return ours | _read_rope(kind, hf) if ours["position"] == "rope" else ours
+    if family.fixed["position"] == "rope":
+        ours |= _read_rope(kind, hf)
+    return ours | family.fixed
 
 
 def _rope_of(hf):
@@ -393,13 +403,14 @@ def _read_rope(kind, hf):
     rope, neox = _rope_of(hf), kind == "gpt_neox"
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ROPE:
-        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented; {', '.join(ROPE)} are")
+        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented; "
+                        f"{', '.join(ROPE)} are")
     theta = hf.get("rotary_emb_base" if neox else "rope_theta", 10000.)
-    part = hf.get("rotary_pct", 0.25) if neox else 1.0
+    numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
     return dict(rope_theta=float(rope.get("rope_theta", theta)),
-                rope_part=float(rope.get("partial_rotary_factor", part)),
-                rope_scaling={"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
-                if scaling != "default" else None)
+                # of GPT-NeoX; in the others it is fixed
+                rope_part=float(rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25))),
+                rope_scaling=None if scaling == "default" else numbers)
 
 
 def hf_config(config):
@@ -408,12 +419,13 @@ def hf_config(config):
     c, kind = config, _family_of(config)
     if not kind:
         raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, Qwen and "
-                        "GPT-NeoX shapes (sft.py --shape)")
+                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
+                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
     family = FAMILIES[kind]
     activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
     hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
-          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32", family.activation: activation}
+          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
+          family.activation: activation}
     hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
     if kind == "opt":
         hf["word_embed_proj_dim"] = c.d_model
@@ -422,54 +434,17 @@ def hf_config(config):
         hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
                "attention_bias": c.bias, "mlp_bias": c.bias}
     if kind == "gpt_neox":
-        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
         rope["partial_rotary_factor"] = c.rope_part
+        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
     return kind, hf
 
 
 def _family_of(c):
     """The family that can hold a configuration, or None."""
     for kind, family in FAMILIES.items():
-        holds = c.activation in family.activations.values()
-        holds &= all(getattr(c, name) == value for name, value in family.fixed.items())
-        if "n_kv_head" not in family.sizes:
-            holds &= c.n_kv_head == c.n_head and c.n_head * c.d_head == c.d_model
-        if kind == "opt":       # GPT-2 with its usual activation is GPT-2
-            holds &= c.activation == "relu" or not c.bias
-        if holds and (kind == "gpt_neox" or c.position != "rope" or c.rope_part == 1):
+        holds = [c.activation in family.activations.values(),
+                 *(getattr(c, name) == value for name, value in family.fixed.items()),
+                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
+                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
+        if all(holds):
             return kind
-
-
-# ----------------------------------------------------------------------------------------------- weight files
-
-def read_weights(folder):
-    """{name: tensor} of a directory's weights.  Raises UserError if there are none or they are damaged.
-    torch.load reads weights only, so it refuses a pickle that would run code."""
-    weights = {}
-    for name in _weight_files(folder):
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: a shard is missing")
-        try:
-            weights |= load_file(path) if path.suffix == ".safetensors" else torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except Exception as error:  # a damaged file makes the readers raise many kinds
-            raise UserError(f"{path}: damaged, or not plain weights ({first_line(error)})") from None
-    if not all(isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in weights.items()):
-        raise UserError(f"{folder}: the files hold other things than tensors")
-    return weights
-
-
-def _weight_files(folder):
-    """Names of the files that hold a directory's weights: one file, or the shards that an index names."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = read_json(index).get("weight_map")
-            files = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-            if not files or any(Path(f).name != f for f in files):
-                raise UserError(f"{index}: weight_map must name files of this directory")
-            return files
-    raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")

@@ -57,16 +57,17 @@ def published_spec(folder):
     if "added_tokens_decoder" not in named:     # a newer file says everything itself
         named |= read_json(folder / "special_tokens_map.json")
     try:
-        text = read_text(path) if path.is_file() else _from_vocabulary(folder, named, config.get("model_type"))
+        kind = config.get("model_type")
+        text = read_text(path) if path.is_file() else _from_vocabulary(folder, named, kind)
         tokenizer = Tokenizer.from_str(text)
         before = tokenizer.to_str()
         _complete(tokenizer, named, read_json(folder / "added_tokens.json"))
         text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
         letter = tokenizer.encode("a")          # with what begins and ends every text
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:                  # odd values of odd types, and what the library raises
+    except BaseException as error:              # odd values of odd types; the library raises, and panics
         raise UserError(f"{folder}: damaged tokenizer ({first_line(error)})") from None
     begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
     if len(begin) > 1:
@@ -123,8 +124,8 @@ def _from_vocabulary(folder, named, model_type):
                         "one of SentencePiece's tokenizer.model")
     kind = str(named.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if kind != "GPT2Tokenizer" or model_type not in (None, "gpt2", "opt"):
-        raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} model "
-                        "cuts text; save its tokenizer.json beside them")
+        raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} "
+                        "model cuts text; save its tokenizer.json beside them")
     lines = read_text(folder / "merges.txt").splitlines()
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     bos = _content(named.get("bos_token")) if named.get("add_bos_token") else None
@@ -138,7 +139,8 @@ def byte_level(vocab, merges, bos=None):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, vocab[bos])])
+        special = [(bos, vocab[bos])]
+        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=special)
     return tokenizer
 
 

@@ -17,17 +17,14 @@ from common.samples import read_samples, sample_path
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
-from splits import Task, synthetic_task
-from study import key_story
-from study.names import DIVERSITY, QUALITY, VARIED
+from splits import synthetic_task, task_from
+from study.names import DIVERSITY, QUALITY, SETS
 from tasks import synthetic
 
 
-def vocabulary_of(task):
-    """V of EAD in a synthetic task, given as its module: number of different words in the references of its
-    test sets."""
-    return diversity.reference_vocabulary([task.rows(s, 500) for s in task.SPLITS
-                                           if s == "test" or s.startswith("ood_")])
+def vocabulary_of_references():
+    """V of EAD: number of different words in the references of the test sets."""
+    return diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
 
 
 def encoder_of(path):
@@ -37,51 +34,45 @@ def encoder_of(path):
     return partial(embed, model, tokenizer), tokenizer
 
 
-def sample_files(here, policy="*", folders=("t", "more")):
-    """The sample files on the test prompts of one task and seed, with those of --full."""
-    return sorted(path for folder in folders
-                  for path in here.glob(f"{folder}[0-9]*/samples_{policy}_test.jsonl"))
+def load_with_task(path, kind):
+    """(model, tokenizer, task) of a checkpoint."""
+    model, saved = load_checkpoint(path, kind)
+    return model, load_tokenizer(saved["tokenizer"]), task_from(saved["task"])
 
 
 def measure(here, name):
-    """Every sample file of the study in the folder `here` of one task and seed -> measures.json.  name: of
-    the synthetic task."""
+    """Every sample file of the core in the folder `here` of one task and seed -> measures.json.  name: of the
+    synthetic task."""
     encode, _ = encoder_of(here / "ckpt_sft.pt")
-    task, lines = synthetic_task(name), []
-    vocabulary, gold_of = vocabulary_of(task), {}     # gold_of: {split: SFT's gold rewards}
-    for path in here.glob(f"t{QUALITY:g}/samples_sft_*.jsonl"):
-        rows = read_samples(path)
-        gold_of[rows[0]["split"]] = gold_scores(rows)[0]
+    task, lines, vocabulary = synthetic_task(name), [], vocabulary_of_references()
+    sft = [read_samples(path) for path in here.glob(f"t{QUALITY:g}/samples_sft_*.jsonl")]
+    gold_of = {rows[0]["split"]: gold_scores(rows)[0] for rows in sft}
     for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
                         *here.glob("resampled/samples_bon_*.jsonl")]):
         rows = read_samples(path)
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
-    found = {"samples": lines, **of_reward_model(here)}
     # outputs without n-grams: nan
+    found = {"samples": lines, **measure_reward_model(here)}
     write_json(here / "measures.json", found, indent=None, allow_nan=True)
 
 
-def of_reward_model(here):
+def measure_reward_model(here):
     """What the reward model is worth: {"reward": its accuracy, "reward_by_set": {policy: {split: `agreement`
-    with the gold reward}} of SFT, which it was trained on, and of PPO, which was trained against it,
-    "key_story": {split: as study.key_story} of posts}."""
+    with the gold reward}} of SFT, which it was trained on, and of PPO, which was trained against it}."""
     model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    tokenizer, task, by_set = load_tokenizer(saved["tokenizer"]), Task(**saved["task"]), {}
+    tokenizer, task, by_set = load_tokenizer(saved["tokenizer"]), task_from(saved["task"]), {}
     for policy in ("sft", "ppo"):
         for split in task.evaluation_splits():
             rows = read_samples(sample_path(here / f"t{QUALITY:g}", policy, split))
             scores, _ = reward_scores(rows, model, tokenizer, task)
             by_set.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
-    splits = key_story.SPLITS if task.synthetic is synthetic else ()
-    return {"reward": saved["metrics"], "reward_by_set": by_set,
-            "key_story": {split: key_story.key_scores_higher(model, tokenizer, task, split).tolist()
-                          for split in splits}}
+    return {"reward": saved["metrics"], "reward_by_set": by_set}
 
 
 def agreement(scores, gold):
-    """How often two judges, (n, K) each, rank two outputs to one prompt alike: (n,).  Pairs of equal gold
+    """How often two scorers, (n, K) each, rank two outputs to one prompt alike: (n,).  Pairs of equal gold
     reward are left out, ties of the other count half; nan for a prompt without a pair."""
     first, second = np.triu_indices(np.shape(gold)[1], 1)
     by_gold, by_score = (np.sign(x[:, first] - x[:, second]) for x in map(np.asarray, (gold, scores)))
@@ -100,17 +91,15 @@ def measure_file(rows, task, encode, vocabulary, gold_of):
     if key["temperature"] == QUALITY:
         line["beats_sft"] = wins(scores, gold_of[key["split"]]).tolist()
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
-    if key["temperature"] == DIVERSITY and key["policy"] in VARIED:
-        embeddings = diversity.embed_outputs(rows, encode)
-        found = diversity.measure_samples(rows, embeddings, task, getattr(task, "nli_points", None),
+    if key["temperature"] == DIVERSITY:
+        found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
                                           vocabulary=vocabulary)
         line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
         line |= {f"across_{m}": [float(x.mean())] for m, x in found["across"].items()}
         line["across_ead_of_as_many"] = [ead_of_as_many(rows, vocabulary)]
+        line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
-    if key["policy"] in VARIED and key["temperature"] == DIVERSITY:
-        line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     if key["policy"] != "sft" or key["temperature"] != QUALITY:
         return [line]
     # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
@@ -125,7 +114,7 @@ def ead_of_as_many(rows, vocabulary):
     k = len(rows[0]["outputs"])
     order = np.random.default_rng(0).permutation(len(rows))
     sets = [order[i:i + k] for i in range(0, max(1, len(rows) - k + 1), k)]
-    pools = [[diversity.words(rows[i]["outputs"][j]) for i in chosen] for chosen in sets for j in range(k)]
+    pools = [[rows[i]["outputs"][j] for i in chosen] for chosen in sets for j in range(k)]
     return float(np.mean(diversity.lexical_measures(pools, vocabulary=vocabulary)["ead"]))
 
 
@@ -133,14 +122,13 @@ class Measures:
     """measures.json of some tasks and all seeds, asked for by (task, policy, split, temperature)."""
 
     def __init__(self, folder, seeds, tasks):
-        self.seeds, self.tasks, self.lines = list(seeds), list(tasks), {}
-        self.reward, self.reward_by_set, self.key_story = {}, {}, {}
+        self.seeds, self.tasks = list(seeds), list(tasks)
+        self.lines, self.reward, self.reward_by_set = {}, {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
                 self.reward[task, seed] = found["reward"]
                 self.reward_by_set[task, seed] = found["reward_by_set"]
-                self.key_story[task, seed] = found["key_story"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
                     t = "matched" if line["policy"] == "sft_matched" else line["temperature"]
@@ -160,16 +148,44 @@ class Measures:
         """(seeds, prompts) win rates at the temperature of quality, means over test sets."""
         return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
 
+    def minus(self, task, policy, other, *splits):
+        """Estimate of the difference of two policies' win rates, paired by seed and prompt."""
+        return over_seeds(self.wins(task, policy, *splits) - self.wins(task, other, *splits))
+
+    def varied(self, task, policy, measure):
+        """(seeds, prompts) of a measure of diversity, or (seeds, 1) across inputs, where the paper measures
+        it."""
+        return self.get(task, policy, "test", DIVERSITY, measure)
+
     def ranked_rightly(self, task, policy, split):
         """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
         return np.array([self.reward_by_set[task, seed][policy][split] for seed in self.seeds], dtype=float)
 
-    def key_scores_higher(self, task, split):
-        """(seeds, posts): whether the reward model scores the key story above the distractor."""
-        return np.array([self.key_story[task, seed][split] for seed in self.seeds], dtype=float)
-
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""
-        x = self.get(task, policy, split, temperature, measure)
         rates = ("wins", "beats_sft", "good")
-        return over_seeds(x, rate=measure in rates or measure.endswith("gold_diversity"))
+        return over_seeds(self.get(task, policy, split, temperature, measure),
+                          rate=measure in rates or measure.endswith("gold_diversity"))
+
+
+def tables(r, loss_of):
+    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
+    loss_of: of study/claims.py."""
+    rows = [(dict(zip(("task", "policy", "split", "temperature"), key)), key) for key in r.keys()]
+    at_1 = [(row, key, r.lines[(*key, r.seeds[0])]) for row, key in rows if key[2:] == ("test", DIVERSITY)]
+    kinds = ("per_input_", "across_", "good", "utility")
+    return {"win_rate": [row | r.estimate(*key, "wins") for row, key in rows],
+            "diversity": [row | {"measure": m} | r.estimate(*key, m) for row, key, line in at_1 for m in line
+                          if m.startswith(kinds)],
+            "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
+                r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
+            "reward_model": [{"task": task} | {m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
+                                               for m in r.reward[task, r.seeds[0]]} for task in r.tasks],
+            "ranked_rightly": [{"task": task, "policy": policy, "split": split}
+                               | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
+                               for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
+            "matched_temperature": {task: [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"]
+                                           for seed in r.seeds] for task in r.tasks},
+            "unfinished": {task: {split: float(max(r.get(task, p, split, QUALITY, "unfinished").max()
+                                                   for p in ("sft", "bon", "ppo"))) for split in SETS}
+                           for task in r.tasks}}

@@ -4,13 +4,8 @@ left.
 A stage is done once its mark <name>.done stands.  A run killed at any moment goes on where it stopped: the
 same command skips the stages that are done, and a training stage that was cut continues from its own saved
 state.
-
-The time left is not extrapolated from the bar.  The rest of the plan is played through on paper: each stage
-with the seconds that it usually takes, times the pace of the stages already done, on as many workers as there
-are.
 """
 import contextlib
-import hashlib
 import json
 import os
 import resource
@@ -27,12 +22,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common.errors import UserError, check, first_line
+from common.errors import UserError, first_line
 from common.files import lock, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_CODE_OF_A_STUDY = ("tests", "tools", "docs")     # folders whose changes leave its results as they are
-PRIOR_SECONDS = 20.     # weight of the usual pace against the pace seen
+GB_A_STAGE = 2          # memory that a stage of the synthetic study takes
 
 
 class Stage(NamedTuple):
@@ -44,27 +38,45 @@ class Stage(NamedTuple):
     inputs: str = ""        # a name for what it reads besides what other stages leave
 
 
+def commit():
+    """The commit of this code, with "+changes" where files differ from it; None outside git."""
+    def git(*args):
+        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, check=True).stdout
+    try:
+        changed = "+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
+        return git("rev-parse", "--short=10", "HEAD").strip() + changed
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def jobs_that_fit():
+    """Stages side by side: as many as there are cores and memory for."""
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(os.cpu_count() or 1, int(gigabytes / GB_A_STAGE)))
+
+
 # ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """{"seconds", "processor_seconds", "command", "inputs", "left"} of a stage that has run, or None.  A mark
-    counts for the same command and inputs only, and while every file stands, as long as it was, that the
-    stage left."""
+    """{"seconds", "processor_seconds", "command", "inputs", "commit", "left"} of a stage that has run, or
+    None.  A mark counts for the same command and inputs only, and while every file stands, as long as it was,
+    that the stage left."""
     try:
         mark = json.loads((Path(folder) / f"{stage.name}.done").read_text())
         stands = all((Path(folder) / path).stat().st_size == size for path, size in mark["left"].items())
         same = (mark["command"], mark["inputs"]) == (_command_of(stage), stage.inputs)
-        return mark if same and stands and mark["seconds"] >= 0 else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, cut, or of other code
+        return mark if same and stands else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):      # not there, cut, or of other code
         return None
 
 
-def left_by(stage, folder):
+def _left_by(stage, folder):
     """{path: bytes} of the files that a stage left, those in folders too.  Raises UserError where it did not
     leave what it should."""
     found = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
     missing = [pattern for pattern, paths in found.items() if not paths]
-    check(not missing, f"it ended without {', '.join(missing)}")
+    if missing:
+        raise UserError(f"it ended without {', '.join(missing)}")
     files = [file for paths in found.values() for path in paths
              for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
     return {str(file.relative_to(folder)): file.stat().st_size for file in files}
@@ -77,43 +89,23 @@ def _command_of(stage):
 
 def marks(stages, folder):
     """{name: mark} of the stages that are done.  A stage counts only if those that it needs count too."""
-    found = {}
+    done = {}
     for stage in stages:        # what a stage needs stands before it
         mark = mark_of(stage, folder)
-        if mark and all(name in found for name in stage.needs):
-            found[stage.name] = mark
-    return found
-
-
-def forget(done, stages, folder):
-    """Removes the marks that do not count.  Else the mark of a stage would count again once what it needs is
-    done anew.  done: names of the stages whose marks count."""
-    for stage in stages:
-        if stage.name not in done:
-            Path(folder, f"{stage.name}.done").unlink(missing_ok=True)
+        if mark and all(name in done for name in stage.needs):
+            done[stage.name] = mark
+    return done
 
 
 def cost(stages, folder):
     """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed
-    while they ran, one after another or side by side; processors were busy for `processor_seconds` of all
-    their threads.  A stage that was cut counts from its last start."""
-    found = marks(stages, folder).values()
-    return {"stages": len(found), **{key: round(sum(m[key] for m in found), 1)
-                                     for key in ("seconds", "processor_seconds")}}
+    while they ran, one after another or side by side; processors were busy for `processor_seconds`."""
+    done = marks(stages, folder).values()
+    return {"stages": len(done), **{key: round(sum(mark[key] for mark in done), 1)
+                                    for key in ("seconds", "processor_seconds")}}
 
 
-def fingerprint(settings):
-    """A name for settings and code.  A changed study starts anew; an unchanged one goes on.  settings:
-    anything JSON."""
-    code = sorted(path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py"))
-                  if path.parent.name not in NO_CODE_OF_A_STUDY)
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in code:
-        sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return sha.hexdigest()[:10]
-
-
-# --------------------------------------------------------------------------------------------- order and time
+# ------------------------------------------------------------------------------------------------- the runner
 
 def by_urgency(stages):
     """The stages, those first that the longest chain of others waits for.  Raises ValueError on a stage that
@@ -121,8 +113,8 @@ def by_urgency(stages):
     chain, known = {}, set()        # chain: seconds from a stage's start to the end of what follows from it
     for stage in stages:
         if not set(stage.needs) <= known:
-            missing = ", ".join(set(stage.needs) - known)
-            raise ValueError(f"{stage.name} needs {missing}, which must stand before it")
+            raise ValueError(f"{stage.name} needs {', '.join(set(stage.needs) - known)}, which must stand "
+                             "before it")
         known.add(stage.name)
     for stage in reversed(stages):
         after = [chain[s.name] for s in stages if stage.name in s.needs]
@@ -130,81 +122,40 @@ def by_urgency(stages):
     return sorted(stages, key=lambda stage: -chain[stage.name])
 
 
-def next_stages(order, done, running, slots):
-    """Stages that can start now, at most `slots`.  done, running: containers of names."""
-    ready = [stage for stage in order if stage.name not in done and stage.name not in running
-             and all(name in done for name in stage.needs)]
-    return ready[:slots]
-
-
-def pace_of(stages, done, running):
-    """How much longer stages take here than usually: 1 at first, then as seen.  done: {name: mark}; running:
-    {name: seconds since its start}, of which those count that are overdue."""
-    usual = seen = PRIOR_SECONDS
-    for stage in stages:
-        passed = done[stage.name]["seconds"] if stage.name in done else running.get(stage.name, 0)
-        if stage.name in done or passed > stage.seconds:
-            usual, seen = usual + stage.seconds, seen + passed
-    return seen / usual
-
-
-def time_left(order, done, running, jobs, pace):
-    """Seconds until all stages are done on `jobs` workers.  done: names; running: {name: seconds since its
-    start}."""
-    done, now, ends = set(done), 0., {}
-    for stage in order:
-        if stage.name in running:
-            expected = stage.seconds * pace
-            ends[stage.name] = max(expected - running[stage.name], expected / 20)
-    while True:
-        for stage in next_stages(order, done, ends, jobs - len(ends)):
-            ends[stage.name] = now + stage.seconds * pace
-        if not ends:
-            return now
-        first = min(ends, key=ends.get)
-        now = ends.pop(first)
-        done.add(first)
-
-
-def duration(seconds):
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
-
-
-# ------------------------------------------------------------------------------------------------- the runner
-
 def run_stages(stages, folder, jobs=1):
     """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
     fails; what runs beside it is finished first."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with lock(Path(folder) / "running.lock"):
-        order, done = by_urgency(stages), marks(stages, folder)
-        forget(done, stages, folder)
-        _run_stages(stages, order, done, folder, jobs)
+        order, done, here = by_urgency(stages), marks(stages, folder), commit()
+        others = {str(mark["commit"]) for mark in done.values()} - {str(here)}
+        if others:
+            print(f"{folder}: {len(done)} of {len(stages)} stages stand, some of commit "
+                  f"{', '.join(sorted(others))}; this is {here}.  --anew starts over", flush=True)
+        for stage in stages:        # else a mark would count again once what its stage needs is done anew
+            if stage.name not in done:
+                Path(folder, f"{stage.name}.done").unlink(missing_ok=True)
+        _run(order, done, folder, jobs, here)
 
 
-def _run_stages(stages, order, done, folder, jobs):
+def _run(order, done, folder, jobs, here):
     running = {}        # {future: (stage, when it started)}
-    with _bar(stages) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
-        while len(done) < len(stages):
-            names = {stage.name for stage, _ in running.values()}
-            for stage in next_stages(order, done, names, jobs - len(running)):
-                running[pool.submit(do_stage, stage, folder)] = stage, time.monotonic()
+    with _bar(order) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+        while len(done) < len(order):
+            busy = {stage.name for stage, _ in running.values()}
+            ready = [stage for stage in order if stage.name not in done and stage.name not in busy
+                     and all(name in done for name in stage.needs)]
+            for stage in ready[:jobs - len(running)]:
+                running[pool.submit(do_stage, stage, folder, here)] = stage, time.monotonic()
             _show(bar, order, done, running.values(), jobs)
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 stage, _ = running.pop(future)
-                done[stage.name] = _result(future, stage, folder)
+                try:
+                    done[stage.name] = future.result()
+                except Exception as error:
+                    log = Path(folder) / f"{stage.name}.log"
+                    raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
         _show(bar, order, done, (), jobs)
-
-
-def _result(future, stage, folder):
-    try:
-        return future.result()
-    except Exception as error:
-        log = Path(folder) / f"{stage.name}.log"
-        raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
 
 
 def _bar(stages):
@@ -214,13 +165,29 @@ def _bar(stages):
                 mininterval=0.5 if sys.stderr.isatty() else 60)
 
 
+def time_left(order, done, passed, jobs):
+    """Seconds that the rest takes on `jobs` workers, if it goes at the pace seen so far.  done: {name: mark};
+    passed: {name: seconds since its start}."""
+    usual = {stage.name: stage.seconds for stage in order}
+    # twenty seconds of the usual pace, so that the first stages do not decide alone
+    pace = (20 + sum(mark["seconds"] for mark in done.values())) / (20 + sum(usual[name] for name in done))
+    rest = sum(max(usual[name] * pace - passed.get(name, 0.), 0.) for name in usual if name not in done)
+    return rest / min(jobs, max(1, len(order) - len(done)))
+
+
+def duration(seconds):
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
 def _show(bar, order, done, running, jobs):
     passed = {stage.name: time.monotonic() - start for stage, start in running}
-    pace = pace_of(order, done, passed)
-    left = time_left(order, done, passed, jobs, pace)
-    part = sum(min(passed[stage.name] / pace, 0.95 * stage.seconds) for stage, _ in running)
-    bar.n = part + sum(stage.seconds for stage in order if stage.name in done)
-    bar.set_postfix_str(f"{duration(left)} left: {', '.join(passed)}" if passed else "", refresh=False)
+    bar.n = sum(stage.seconds for stage in order if stage.name in done) + sum(
+        min(passed[stage.name], 0.95 * stage.seconds) for stage, _ in running)
+    left = duration(time_left(order, done, passed, jobs))
+    bar.set_postfix_str(f"about {left} left: {', '.join(passed)}" if passed else "", refresh=False)
     if time.time() - bar.last_print_t >= bar.mininterval:
         bar.refresh()
         bar.last_print_t = time.time()
@@ -231,8 +198,8 @@ def _show(bar, order, done, running, jobs):
 _command = None         # the running command of this worker
 
 
-def do_stage(stage, folder):
-    """One stage from start to mark.  Returns the mark."""
+def do_stage(stage, folder, here):
+    """One stage from start to mark.  Returns the mark.  here: the commit."""
     path = Path(folder) / stage.name
     path.parent.mkdir(parents=True, exist_ok=True)
     start, processor = time.monotonic(), _processor_seconds()
@@ -240,7 +207,7 @@ def do_stage(stage, folder):
         (_call if callable(stage.work) else _run_command)(stage.work, log)
     mark = {"seconds": round(time.monotonic() - start, 2),
             "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage),
-            "inputs": stage.inputs, "left": left_by(stage, folder)}
+            "inputs": stage.inputs, "commit": here, "left": _left_by(stage, folder)}
     write_json(f"{path}.done", mark)
     return mark
 
@@ -267,12 +234,13 @@ def _call(function, log):
 def _run_command(command, log):
     """Raises UserError with the command's last line if it fails."""
     global _command
-    start = log.tell()      # behind what an earlier run wrote
+    start = log.tell()      # after what an earlier run wrote
     _command = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     status = _command.wait()
     said = Path(log.name).read_bytes()[start:].decode(errors="replace")
-    last = (said.strip().splitlines() or ["no output"])[-1]
-    check(status == 0, f"{Path(command[1]).name} ended with status {status}: {last}")
+    if status:
+        last = (said.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{Path(command[1]).name} ended with status {status}: {last}")
 
 
 def _start_worker():

@@ -1,63 +1,48 @@
 """Which diversity measure to believe: each against gold diversity, temperature, and known content.
 
-    python -m study.proxies samples_*.jsonl        # of several temperatures, policies, seeds, from bon.py
-    python -m study.proxies t*/samples_sft_test.jsonl --encoder sbert:all-MiniLM-L6-v2
-
-Prints tables and writes proxies.json.  What should vary is what outputs say.  The paper's measures see words
+`python reproduce.py --full` runs this.  What should vary is what outputs say.  The paper's measures see words
 or vectors instead, so they are proxies.  Four tests rate them.  1 is right every time; chance is 0, but a
 half in `two_prompts` and `form`:
 
-  gold         on the synthetic tasks, where gold diversity is known: Spearman's rank correlation with it,
-               over conditions (policy and temperature: does the measure order policies rightly?) and over the
-               inputs of one condition, each also with the mean length held fixed
+  gold         where gold diversity is known: Spearman's rank correlation with it, over conditions (policy and
+               temperature: does the measure order policies rightly?) and over the inputs of one condition,
+               each also with the mean length held fixed
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
-               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
+  with m; and
+               how often a set of two prompts' outputs measures as more varied than one prompt's
   form         the same facts in K phrasings against K different stories in one phrasing: how often the
-               stories measure as more varied.  A measure of words alone prefers the phrasings.
+  stories measure as
+               more varied.  A measure of words alone prefers the phrasings.
 
 Deviation from Tevet and Berant: people write their content sets.  Here the outputs of different prompts are
 mixed, because length alone cannot tell these sets apart, and the form test comes from the synthetic task's
 grammar.
 """
+import json
 import random
-from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
 import diversity
-from common.embed import encoder_wanted, load_encoder
-from common.errors import check
-from common.files import output_path, write_json
-from common.flags import Common, Domain, launch, setup
-from common.samples import known_task, read_all
-from common.stats import Interval, auc, auc_interval, bootstrap_statistic, mean_interval, ranks, spearman
-from splits import synthetic_task
+from common.files import write_json
+from common.samples import read_samples
+from common.stats import auc, auc_interval, bootstrap_statistic, mean_interval, ranks, spearman
+from study.measures import encoder_of, vocabulary_of_references
 from tasks import synthetic
 
 GOLD = "gold_diversity"
 MEASURES = {k: diversity.COLUMNS[k]
             for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi", "length")}
 MEASURES["self_bleu"] = "1 - self-BLEU"     # because the others rise with diversity
-Sets = Annotated[int, Domain("an integer of at least 10, enough for an interval", lambda x: x >= 10)]
-
-
-@dataclass
-class Config(Common):
-    files: list = None          # sample files
-    encoder: str = "ckpt_sft.pt"    # as of diversity.py: a checkpoint, a published model or sbert:NAME
-    sets: Sets = 100            # sets of each kind in the content and form tests
 
 
 # ------------------------------------------------------------------------------------------- one sample file
 
-def measure_sets(sets, embeddings, vocabulary, gold):
-    """{measure: (S,)} of S sets of K texts.  embeddings: (S, K, D) or None; gold: module of a synthetic
-    task or None."""
-    tokens = [[diversity.words(text) for text in texts] for texts in sets]
-    found = diversity.lexical_measures(tokens, vocabulary=vocabulary)
-    return _upward(found | diversity.content_measures(sets, embeddings, gold))
+def measure_sets(sets, embeddings, vocabulary):
+    """{measure: (S,)} of S sets of K texts.  embeddings: (S, K, D)."""
+    found = diversity.lexical_measures(sets, vocabulary=vocabulary)
+    return _upward(found | diversity.content_measures(sets, embeddings, synthetic))
 
 
 def _upward(found):
@@ -79,17 +64,14 @@ def content_sets(groups, sets, rng):
     return out
 
 
-def condition(rows, vocabulary, encode=None, sets=100):
+def condition(rows, vocabulary, encode, sets):
     """Everything that the tests need of one sample file, as plain lists: per_input {measure: (n,)}, across
-    {measure: its mean}, content {m, measure: one value a set}.  encode: function of texts giving (n, D), or
-    None."""
-    groups, gold = [row["outputs"] for row in rows], synthetic_task(known_task(rows))
-    embeddings = diversity.embed_outputs(rows, encode) if encode else None
-    found = diversity.measure_samples(rows, embeddings, gold, vocabulary=vocabulary)
+    {measure: its mean}, content {m, measure: one value a set}.  encode: function of texts giving (n, D)."""
+    groups, embeddings = [row["outputs"] for row in rows], diversity.embed_outputs(rows, encode)
+    found = diversity.measure_samples(rows, embeddings, synthetic, vocabulary=vocabulary)
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = measure_sets([[groups[i][j] for i, j in chosen] for _, chosen in mixed],
-                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed])
-                           if encode else None, vocabulary, gold)
+                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]), vocabulary)
     return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
             "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [row["id"] for row in rows],
             "per_input": {m: x.tolist() for m, x in _upward(found["per_input"]).items()},
@@ -200,14 +182,13 @@ def _two_above_one(m, x):
     return auc(x[m == 1], x[m == 2])
 
 
-def form_test(vocabulary, encode=None, sets=100, k=16):
+def form_test(vocabulary, encode, sets=100, k=16):
     """{measure: Interval of how often k different stories in one phrasing measure as more varied than one
     story in k phrasings}, gold diversity among them."""
     rng, values = random.Random(0), []
     for write in (synthetic.phrasings, synthetic.stories):
         texts = [write(rng, k) for _ in range(sets)]
-        embeddings = np.array([encode(t) for t in texts]) if encode else None
-        values.append(measure_sets(texts, embeddings, vocabulary, synthetic))
+        values.append(measure_sets(texts, np.array([encode(t) for t in texts]), vocabulary))
     phrasings, stories = values
     return {m: auc_interval(phrasings[m], stories[m]) for m in phrasings}
 
@@ -228,51 +209,27 @@ def all_tests(conditions, form):
     return out
 
 
-# ------------------------------------------------------------------------------------------------- the tables
+# ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
-         "within_length": "length fixed", "across": "across inputs", "across_length": "length fixed",
-         "temperature": "temperature", "content": "content", "two_prompts": "2 prompts > 1", "form": "form"}
+TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs", "within_length": "length fixed",
+         "across": "across inputs", "across_length": "length fixed", "temperature": "temperature", "content": "content",
+         "two_prompts": "2 prompts > 1", "form": "form"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 
-def cells(line):
-    """One line of `all_tests` as strings, in the order of TESTS."""
-    return [str(Interval(*line[test])) if line.get(test) else "" for test in TESTS]
+def measure(here, sets):
+    """conditions.json: `condition` of every sample file on the test prompts, and the form test.  sets: of
+    outputs, in the content test."""
+    encode, vocabulary = encoder_of(here / "ckpt_sft.pt")[0], vocabulary_of_references()
+    paths = sorted([*here.glob("t[0-9]*/samples_*_test.jsonl"), *here.glob("more/samples_*_test.jsonl")])
+    write_json(here / "conditions.json",
+               {"conditions": [condition(read_samples(path), vocabulary, encode, sets) for path in paths],
+                "form": form_test(vocabulary, encode)}, indent=None, allow_nan=True)
 
 
-def print_tests(line):
-    print(f"\n{NAMES[line['measure']]}")
-    for (test, title), cell in zip(TESTS.items(), cells(line)):
-        if cell:
-            print(f"  {test:15} {title:14} {cell}")
-    if "breaks" in line:
-        policy, temperature, by_measure, by_gold, n = line["breaks"]
-        print(f"  breaks most on {policy} at temperature {temperature}: number {by_measure} of {n} by it, "
-              f"{by_gold} by gold diversity")
-
-
-def main(cfg):
-    device, _ = setup(cfg)
-    runs = read_all(cfg.files)
-    for (policy, _, _, split), rows in runs.items():
-        check(len(rows[0]["outputs"]) >= 4 and len(rows) >= 8,
-              f"policy {policy}, split {split}: {len(rows)} prompts with {len(rows[0]['outputs'])} outputs "
-              "each; at least 8 prompts with 4 are needed (python bon.py --n 16)")
-    encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
-    if encode is None:
-        print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
-    known = diversity.reference_vocabulary(runs.values())
-    vocabulary = known if known >= 2 else diversity.output_vocabulary(runs.values())
-    conditions = [condition(rows, vocabulary, encode, cfg.sets) for rows in runs.values()]
-    lines = all_tests(conditions, form_test(vocabulary, encode, cfg.sets))
-    for line in lines:
-        print_tests(line)
-    path = output_path(cfg.out, "proxies.json")
-    write_json(path, {"vocabulary": vocabulary, "tests": lines, "conditions": conditions}, indent=None,
-               allow_nan=True)
-    print(f"\nwrote {path}")
-
-
-if __name__ == "__main__":
-    launch(main, Config, __doc__)
+def numbers(folder, seeds):
+    """`all_tests` over the conditions of all seeds.  Of the form test means over seeds, because only the
+    encoder differs between them."""
+    found = [json.loads((folder / f"seed{seed}" / "synthetic" / "conditions.json").read_text()) for seed in seeds]
+    form = {m: np.mean([seed["form"][m] for seed in found], axis=0).tolist() for m in found[0]["form"]}
+    return all_tests([c for seed in found for c in seed["conditions"]], form)

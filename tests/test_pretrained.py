@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from common.tokenizer import load_tokenizer, same_ids
 from generate import generate
 from published import pretrained as P
 from published.tokenizer import byte_level
-from test_tokenizer import KINDS, ODD, make_tokenizers
+from test_tokenizer import make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
 GPT2 = dict(model_type="gpt2", n_embd=24, n_layer=2, n_head=3, n_positions=32, vocab_size=40, n_inner=None,
@@ -100,7 +101,7 @@ def write(folder, case, ref, bins=False, shards=1):
     tokenizer.save(str(folder / "tokenizer.json"))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     kind, ending = ("pytorch_model", "bin") if bins else ("model", "safetensors")
-    save = torch.save if bins else (lambda x, path: save_file(x, path))
+    save = partial(torch.save, _use_new_zipfile_serialization=bins is True) if bins else save_file
     if shards == 1:
         save(state, folder / f"{kind}.{ending}")
         return folder
@@ -108,8 +109,6 @@ def write(folder, case, ref, bins=False, shards=1):
     parts = {f"{kind}-{i + 1:05}-of-{shards:05}.{ending}": names[i::shards] for i in range(shards)}
     for file, part in parts.items():
         save({n: state[n] for n in part}, folder / file)
-    (folder / f"{kind}.{ending}.index.json").write_text(
-        json.dumps({"weight_map": {n: file for file, part in parts.items() for n in part}}))
     return folder
 
 
@@ -132,7 +131,7 @@ def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path
     assert out == ref["greedy"]
 
 
-@pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2)])
+@pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2), ("of old torch", 1)])
 def test_sharded_files_and_pickled_weights_give_the_same(bins, shards, refs, tmp_path):
     ref = refs["models"]["gpt2"]
     model = P.from_pretrained(str(write(tmp_path, "gpt2", ref, bins, shards)))
@@ -159,7 +158,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
 def test_a_head_beside_a_tied_embedding_is_the_file_s(refs, tmp_path, capsys):
     case = "gpt2 tied, two matrices in the file"
     apart = P.from_pretrained(str(write(tmp_path / "apart", case, refs["models"][case])))
-    assert not apart.config.tied and "they are not tied, as in transformers" in capsys.readouterr().out
+    assert not apart.config.tied and "not tied, whatever config.json says" in capsys.readouterr().out
     assert not torch.equal(apart.head.weight, apart.embed.weight)
     case = "llama tied, the head alone in the file"
     one = P.from_pretrained(str(write(tmp_path / "one", case, refs["models"][case])))
@@ -214,20 +213,6 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
     assert (generating.eos_token_id, generating.pad_token_id, generating.top_p) == ([39, 6], 7, 0.8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_exported_tokenizers_give_the_same_ids_in_transformers(kind, refs, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install transformers")
-    ref = refs["tokenizers"][kind]
-    spec = {"kind": "bpe", "json": json.dumps(ref["json"]), "eos": ref["eos"], "bos": None}
-    shape = M.SHAPES["gpt2"] | dict(n_layer=1, n_head=1, d_model=4, context=8, vocab_size=400)
-    P.export(M.GPT(M.GPTConfig(**shape)), spec, tmp_path)
-    ours, theirs = load_tokenizer(spec), transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.eos_token_id == ours.eot_token
-    for text in ODD + ref["texts"]:
-        ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        assert ours.encode_ordinary(text) == ids
-
-
 def test_opt_s_begin_token_survives_export(refs, tmp_path):
     folder = write(tmp_path / "in", "opt", refs["models"]["opt"])
     (folder / "tokenizer.json").unlink()
@@ -254,52 +239,51 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
         P.load(str(folder))
 
 
-@pytest.mark.parametrize("damage",
-                         ["cut", "header", "offsets", "shape", "pickle", "missing", "extra", "escape"])
+@pytest.mark.parametrize("damage", ["cut", "header", "pickle", "numbers", "missing", "extra"])
 def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
     ref = refs["models"]["gpt2"]
-    folder = write(tmp_path / "m", "gpt2", ref, shards=2 if damage == "escape" else 1)
+    folder = write(tmp_path / "m", "gpt2", ref)
     path = folder / "model.safetensors"
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "header":
         path.write_bytes((2 ** 60).to_bytes(8, "little") + path.read_bytes()[8:])
-    elif damage in ("offsets", "shape"):
-        raw = path.read_bytes()
-        n = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8:8 + n])
-        entry = header["transformer.wte.weight"]
-        entry["data_offsets"][0 if damage == "offsets" else 1] -= 4
-        if damage == "shape":
-            entry["shape"] = [-40, -24]
-        text = json.dumps(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + n:])
     elif damage == "pickle":
         path.unlink()
         torch.save({"x": print}, folder / "pytorch_model.bin")
+    elif damage == "numbers":
+        path.unlink()
+        torch.save({"transformer.wte.weight": 5}, folder / "pytorch_model.bin")
     elif damage == "missing":
         state.pop("transformer.ln_f.bias")
         save_file(state, path)
     elif damage == "extra":
         save_file(state | {"adapter.weight": torch.zeros(2)}, path)
-    elif damage == "escape":
-        index = {"weight_map": {"a": "../../passwd"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError) as error:
         P.from_pretrained(str(folder))
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(model_type="mamba"), "mamba"), (OPT | dict(do_layer_norm_before=False), "opt-350m"),
+    (dict(model_type="mamba"), "mamba"), (QWEN2 | dict(quantization_config={"bits": 4}), "quantization"),
+    (QWEN3 | dict(attention_bias=True), "attention_bias"), (GPT2 | dict(n_layer="x"), "invalid literal"),
+    (QWEN2 | dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+    (OPT | dict(do_layer_norm_before=False), "do_layer_norm_before"),
     (LLAMA | dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "yarn"),
     (LLAMA | dict(hidden_act="gelu"), "hidden_act"),
     ({k: v for k, v in GPT2.items() if k != "n_head"}, "n_head"),
     (GPT2 | dict(n_head=5), "divide"), (GPT2 | dict(scale_attn_by_inverse_layer_idx=True), "scale_attn")])
 def test_variants_that_are_not_implemented_are_named(change, words):
     with pytest.raises(UserError, match=words):
-        P.config_of(change)
+        P.config_of({name: x for name, x in change.items() if x is not None})
+
+
+def test_fields_that_are_not_known_are_named(refs, tmp_path, capsys):
+    ref = refs["models"]["llama, grouped queries, untied"]
+    strange = {"logit_scale": 0.5, "nothing": None, "use_cache": True}
+    P.from_pretrained(str(write(tmp_path, "", ref | {"config": ref["config"] | strange})))
+    assert capsys.readouterr().out == f"{tmp_path}/config.json: not known here and not read: logit_scale\n"
 
 
 def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
@@ -308,6 +292,8 @@ def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--model is empty: name a checkpoint"):
+        P.load("")
     with pytest.raises(UserError, match="--model .*not a hub name"):
         P.load("no/such/thing")
     (tmp_path / "empty").mkdir()
@@ -335,7 +321,7 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
 
 
 def make():
-    """Writes refs_published.json from transformers and tokenizers."""
+    """Writes refs_published.json anew from transformers and tokenizers."""
     from transformers import AutoConfig, AutoModelForCausalLM
     models = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -357,7 +343,8 @@ def make():
                                          eos_token_id=None, pad_token_id=0)[0, 5:]
             models[case] |= {"greedy": greedy.tolist(),
                              "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
-    REFS.write_text(json.dumps({"models": models, "tokenizers": make_tokenizers()}))
+    tokenizers = make_tokenizers(json.loads(REFS.read_text())["tokenizers"])
+    REFS.write_text(json.dumps({"models": models, "tokenizers": tokenizers}))
     print(f"wrote {REFS}: {REFS.stat().st_size:,} bytes")
 
 

@@ -37,14 +37,15 @@ class Config(Common):
     files: list = arg(None, "preferences or answers to convert; none: look at --model")
     model: str = arg("gpt2", "a hub name, a Hugging Face directory, or a checkpoint of kind lm")
     export: str = arg("", 'directory to write the model to, or .jsonl file to write FILES to; "": look only')
-    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score, and to continue greedily")
+    prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score and then to continue")
     new_tokens: Count = arg(32, "of the continuation")
 
 
 # ---------------------------------------------------------------------- preference files as others write them
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": ""}
+SPEAKERS = {"user": HUMAN, "human": HUMAN, "prompter": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT,
+            "system": ""}
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("reference", "completion", "response", "output", "answer", "summary", "messages", "conversations")
 
@@ -54,7 +55,7 @@ class Dropped(Exception):
 
 
 def turns(messages):
-    """Messages [{"role", "content"}] (or "from", "value") as [(what stands before it, text)].  Raises Dropped."""
+    """Messages [{"role", "content"}] (or "from", "value") as [(speaker, text)].  Raises Dropped."""
     out = []
     for message in messages:
         message = message if isinstance(message, dict) else {}
@@ -101,6 +102,18 @@ def common_beginning(chosen, rejected):
     return begin[:place], chosen[place:].strip(), rejected[place:].strip()
 
 
+def pair_of(prompt, chosen, rejected):
+    """A prompt and two answers, as `prompt_and_answer` takes them -> {"prompt", "chosen", "rejected"}."""
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, chosen, rejected = common_beginning(chosen, rejected)
+    else:
+        other, rejected = prompt_and_answer(prompt, rejected)
+        prompt, chosen = prompt_and_answer(prompt, chosen)
+        if other != prompt:
+            raise Dropped("dialogues that differ before their last answer")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
 def convert_row(row):
     """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, with its
     id if it has one.  Raises Dropped."""
@@ -109,14 +122,7 @@ def convert_row(row):
     if prompt is None and isinstance(row.get("instruction"), str):
         prompt = instruction_prompt(row["instruction"], str(row.get("input") or ""))
     if "chosen" in row and "rejected" in row:
-        if prompt is None and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-            prompt, chosen, rejected = common_beginning(row["chosen"], row["rejected"])
-        else:
-            other, rejected = prompt_and_answer(prompt, row["rejected"])
-            prompt, chosen = prompt_and_answer(prompt, row["chosen"])
-            if other != prompt:
-                raise Dropped("dialogues that differ before their last answer")
-        return kept | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        return kept | pair_of(prompt, row["chosen"], row["rejected"])
     answer = next((row[name] for name in ANSWERS if name in row), None)
     if answer is None:
         raise Dropped(f"fields {', '.join(row) or 'none'}: no answer among them")
@@ -150,7 +156,8 @@ def convert_files(paths, out):
         except Dropped as reason:
             dropped[str(reason)] += 1
     if len({"chosen" in row for row in rows}) > 1:
-        raise UserError(f"{', '.join(paths)}: rows of two kinds, pairs and single answers: convert them apart")
+        raise UserError(f"{', '.join(paths)}: rows of two kinds, pairs and single answers: convert them "
+                        "apart")
     for reason, n in dropped.items():
         print(f"{n} rows dropped: {reason}")
     if not rows:
@@ -175,20 +182,21 @@ def main(cfg):
     device, _ = setup(cfg)
     model, saved = pretrained.load(cfg.model, device=device, dtype=cfg.dtype)
     tokenizer, c = load_tokenizer(saved["tokenizer"]), model.config
-    print(f"{cfg.model}: {model.n_params():,} parameters, {c.n_layer} layers, width {c.d_model}, {c.n_head} heads "
-          f"({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} (tokenizer "
-          f"{tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
+    print(f"{cfg.model}: {model.n_params():,} parameters, {c.n_layer} layers, width {c.d_model}, {c.n_head} "
+          f"heads ({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} "
+          f"(tokenizer {tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
     if cfg.export:
         print(f"wrote {cfg.export}: {', '.join(pretrained.export(model, saved['tokenizer'], cfg.export))}")
         if saved["tokenizer"]["kind"] != "bpe":
             print(f"a tokenizer of kind {saved['tokenizer']['kind']} has no Hugging Face form: not written")
         return
     if c.context <= cfg.new_tokens:
-        raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a prompt")
+        raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a "
+                        "prompt")
     ids, = encode_prompts(tokenizer, [cfg.prompt], c.context - cfg.new_tokens)
     if len(ids) > 1:
-        print(f"--prompt scores {nats_per_token(model, ids):.4f} nats a token over {len(ids) - 1} tokens, and "
-              "continues:")
+        print(f"--prompt scores {nats_per_token(model, ids):.4f} nats a token over {len(ids) - 1} tokens, "
+              "and continues:")
     (response,), = generate(model, [ids], cfg.new_tokens, temperature=0, eos=tokenizer.eot_token)
     print(cfg.prompt + decode(tokenizer, response)[0])
 
