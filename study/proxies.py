@@ -119,10 +119,10 @@ def _between(groups, measure, kind, fix_length):
 def _within(groups, measure, fix_length):
     """Over the inputs of a condition, averaged over the conditions of a group; the interval is over
     groups."""
-    found = [np.nanmean([spearman(c["per_input"][measure], c["per_input"][GOLD],
-                                  c["per_input"]["length"] if fix_length else None) for c in group])
+    means = [_known_mean([spearman(c["per_input"][measure], c["per_input"][GOLD],
+                                   c["per_input"]["length"] if fix_length else None) for c in group]).mean
              for group in groups]
-    return _known_mean(found)
+    return _known_mean(means)
 
 
 def _known_mean(correlations):
