@@ -60,7 +60,8 @@ def test_shift_has_an_interval_and_a_floor_and_orders_splits(monkeypatch):
         S.shift(train[:4], train, tokenizer)
 
 
-def test_script_prints_a_row_for_each_split_but_train(tmp_path):
+def test_script_prints_a_row_for_each_split_but_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(S, "FLOORS", 1)         # a classifier each
     got = call("study.shift", "--rows", "16", cwd=tmp_path)
     assert got.returncode == 0, got.stderr
     lines = got.stdout.splitlines()[3:]
