@@ -9,11 +9,9 @@ half in `two_prompts` and `form`:
                each also with the mean length held fixed
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
-  with m; and
-               how often a set of two prompts' outputs measures as more varied than one prompt's
+               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
   form         the same facts in K phrasings against K different stories in one phrasing: how often the
-  stories measure as
-               more varied.  A measure of words alone prefers the phrasings.
+               stories measure as more varied.  A measure of words alone prefers the phrasings.
 
 Deviation from Tevet and Berant: people write their content sets.  Here the outputs of different prompts are
 mixed, because length alone cannot tell these sets apart, and the form test comes from the synthetic task's
