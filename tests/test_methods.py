@@ -121,12 +121,14 @@ def test_rloo_and_dpo_find_ppo_s_optimum(tmp_path):
     assert train_pairs("dpo", 150)[0] >= .98
 
 
+@pytest.mark.slow
 def test_grpo_ends_near_it(tmp_path):
     """The standard deviation in its advantages changes what a nat of KL costs, and its differentiated k3 is
     another divergence: .95 of the way, however long it learns."""
     assert .92 <= train_group("grpo", 60, tmp_path)[0] <= .97
 
 
+@pytest.mark.slow
 def test_ipo_ends_where_its_own_theory_says():
     """Azar et al. 2024, equation 4: not the reward but the chance to be preferred, E sigma(r(y) - r(y')),
     is what IPO trades against KL.  On this space that is .40 of the way in J."""
@@ -138,15 +140,6 @@ def test_ipo_ends_where_its_own_theory_says():
 
 
 # ------------------------------------------------------------------------------------------------- the scripts
-
-def test_packed_responses_are_those_alone(work):
-    policy, _ = load_checkpoint(work / "ckpt_sft.pt", "lm")
-    other, _ = load_checkpoint(work / "ckpt_ppo.pt", "lm")
-    prompt, responses = [5, 6, 7], [[8, 9], [10], [11, 12, 13]]
-    together = dpo.log_ratios(other.freeze(0), policy.freeze(0), M.pack([prompt], [responses]))
-    alone = [dpo.log_ratios(other, policy, M.pack([prompt], [[r]])) for r in responses]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
-
 
 def test_a_part_of_a_rollout_is_its_rows():
     """Prompts 2 and 0 of three, each with two responses: their rows of the grids, cut after the longest."""
