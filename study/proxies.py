@@ -69,7 +69,8 @@ def condition(rows, vocabulary, encode, sets):
     found = diversity.measure_samples(rows, embeddings, synthetic, vocabulary=vocabulary)
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = measure_sets([[groups[i][j] for i, j in chosen] for _, chosen in mixed],
-                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]), vocabulary)
+                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]),
+                           vocabulary)
     return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
             "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [row["id"] for row in rows],
             "per_input": {m: x.tolist() for m, x in _upward(found["per_input"]).items()},
@@ -209,9 +210,9 @@ def all_tests(conditions, form):
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs", "within_length": "length fixed",
-         "across": "across inputs", "across_length": "length fixed", "temperature": "temperature", "content": "content",
-         "two_prompts": "2 prompts > 1", "form": "form"}
+TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
+         "within_length": "length fixed", "across": "across inputs", "across_length": "length fixed",
+         "temperature": "temperature", "content": "content", "two_prompts": "2 prompts > 1", "form": "form"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 
@@ -228,6 +229,7 @@ def measure(here, sets):
 def numbers(folder, seeds):
     """`all_tests` over the conditions of all seeds.  Of the form test means over seeds, because only the
     encoder differs between them."""
-    found = [json.loads((folder / f"seed{seed}" / "synthetic" / "conditions.json").read_text()) for seed in seeds]
+    paths = [folder / f"seed{seed}" / "synthetic" / "conditions.json" for seed in seeds]
+    found = [json.loads(path.read_text()) for path in paths]
     form = {m: np.mean([seed["form"][m] for seed in found], axis=0).tolist() for m in found[0]["form"]}
     return all_tests([c for seed in found for c in seed["conditions"]], form)
