@@ -168,6 +168,11 @@ class Measures:
                           rate=measure in rates or measure.endswith("gold_diversity"))
 
 
+def matched_temperatures(r, task):
+    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
+    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
+
+
 def tables(r, loss_of):
     """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
     loss_of: of study/claims.py."""
@@ -179,8 +184,114 @@ def tables(r, loss_of):
                           if m.startswith(kinds)],
             "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
                 r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
-            "reward_model": [{"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
-                                               for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
+            "reward_model": [
+                {"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
+                                  for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
+            "ranked_rightly": [{"task": task, "policy": policy, "split": split}
+                               | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
+                               for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
+            "matched_temperature": {task: matched_temperatures(r, task) for task in r.tasks},
+            "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
+                  "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
+    if key["temperature"] == QUALITY:
+        line["beats_sft"] = wins(scores, gold_of[key["split"]]).tolist()
+    # all measures where the paper measures diversity, elsewhere the one that is known to be right
+    if key["temperature"] == DIVERSITY:
+        found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
+                                          vocabulary=vocabulary)
+        line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
+        line |= {f"across_{m}": [float(x.mean())] for m, x in found["across"].items()}
+        line["across_ead_of_as_many"] = [ead_of_as_many(rows, vocabulary)]
+        line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
+    else:
+        line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
+    if key["policy"] != "sft" or key["temperature"] != QUALITY:
+        return [line]
+    # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
+    best = np.max(scores, axis=1, keepdims=True)
+    oracle = key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}
+    return [oracle, line]
+
+
+def ead_of_as_many(rows, vocabulary):
+    """EAD across inputs over as many outputs as EAD per input has, K, because it depends on their number: the
+    mean over disjoint sets of K prompts with one output each."""
+    k = len(rows[0]["outputs"])
+    order = np.random.default_rng(0).permutation(len(rows))
+    sets = [order[i:i + k] for i in range(0, max(1, len(rows) - k + 1), k)]
+    pools = [[rows[i]["outputs"][j] for i in chosen] for chosen in sets for j in range(k)]
+    return float(np.mean(diversity.lexical_measures(pools, vocabulary=vocabulary)["ead"]))
+
+
+class Measures:
+    """measures.json of some tasks and all seeds, asked for by (task, policy, split, temperature)."""
+
+    def __init__(self, folder, seeds, tasks):
+        self.seeds, self.tasks = list(seeds), list(tasks)
+        self.lines, self.reward, self.reward_by_set = {}, {}, {}
+        for seed in self.seeds:
+            for task in self.tasks:
+                found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
+                self.reward[task, seed] = found["reward"]
+                self.reward_by_set[task, seed] = found["reward_by_set"]
+                for line in found["samples"]:
+                    # each seed has its own matched temperature
+                    t = "matched" if line["policy"] == "sft_matched" else line["temperature"]
+                    self.lines[task, line["policy"], line["split"], t, seed] = line
+
+    def keys(self):
+        """(task, policy, split, temperature), "matched" in place of a number for the policy sft_matched."""
+        return [key[:4] for key in self.lines if key[4] == self.seeds[0]]
+
+    def get(self, task, policy, split, temperature, measure):
+        """(seeds, n) array of one measure: of n prompts, or one number."""
+        temperature = "matched" if policy == "sft_matched" else temperature
+        return np.array([np.atleast_1d(self.lines[task, policy, split, temperature, seed][measure])
+                         for seed in self.seeds], dtype=float)
+
+    def wins(self, task, policy, *splits):
+        """(seeds, prompts) win rates at the temperature of quality, means over test sets."""
+        return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
+
+    def minus(self, task, policy, other, *splits):
+        """Estimate of the difference of two policies' win rates, paired by seed and prompt."""
+        return over_seeds(self.wins(task, policy, *splits) - self.wins(task, other, *splits))
+
+    def varied(self, task, policy, measure):
+        """(seeds, prompts) of a measure of diversity, or (seeds, 1) across inputs, where the paper measures
+        it."""
+        return self.get(task, policy, "test", DIVERSITY, measure)
+
+    def ranked_rightly(self, task, policy, split):
+        """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
+        return np.array([self.reward_by_set[task, seed][policy][split] for seed in self.seeds], dtype=float)
+
+    def estimate(self, task, policy, split, temperature, measure):
+        """As `common.stats.over_seeds`."""
+        rates = ("wins", "beats_sft", "good")
+        return over_seeds(self.get(task, policy, split, temperature, measure),
+                          rate=measure in rates or measure.endswith("gold_diversity"))
+
+
+def matched_temperatures(r, task):
+    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
+    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
+
+
+def tables(r, loss_of):
+    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
+    loss_of: of study/claims.py."""
+    rows = [(dict(zip(("task", "policy", "split", "temperature"), key)), key) for key in r.keys()]
+    at_1 = [(row, key, r.lines[(*key, r.seeds[0])]) for row, key in rows if key[2:] == ("test", DIVERSITY)]
+    kinds = ("per_input_", "across_", "good", "utility")
+    return {"win_rate": [row | r.estimate(*key, "wins") for row, key in rows],
+            "diversity": [row | {"measure": m} | r.estimate(*key, m) for row, key, line in at_1 for m in line
+                          if m.startswith(kinds)],
+            "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
+                r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
+            "reward_model": [
+                {"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
+                                  for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
             "ranked_rightly": [{"task": task, "policy": policy, "split": split}
                                | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
                                for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
