@@ -148,8 +148,10 @@ def test_a_damaged_mark_is_no_mark_and_neither_is_that_of_what_needs_its_stage(t
     for damage in ("", "{}", "[]", '{"command": null}'):
         (tmp_path / "first.done").write_text(damage)
         assert pipeline.mark_of(todo[0], tmp_path) is None and not pipeline.marks(todo, tmp_path)
-    # cut after the first is done anew, the old mark of the second must not count
-    pipeline.run_stages(todo[:1], tmp_path)
+    # a run that is cut after the first is done anew: the old mark of the second must not count
+    cut = Stage("second", ("first",), (), 1., partial(append, tmp_path, "no file"))
+    with pytest.raises(UserError, match="second: "):
+        pipeline.run_stages([todo[0], cut], tmp_path)
     pipeline.run_stages(todo, tmp_path)
     assert (tmp_path / "order").read_text().split() == ["first", "second", "first", "second"]
 
