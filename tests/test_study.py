@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +34,32 @@ def append(path, text):
         f.write(text)
 
 
+class InThisProcess:
+    """A pool of processes, without the seconds that a new one takes to start."""
+
+    def __init__(self, *args):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+    def submit(self, function, *args):
+        future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", InThisProcess)
+
+
 def toy_stages(folder, *edges, seconds=1.):
     """Stages that write their name into folder/order.  edges: "name" or "name: what it needs"."""
     out = []
@@ -52,12 +79,17 @@ def test_stages_run_once_each_after_what_they_need_and_are_skipped_later(tmp_pat
     mark = json.loads((tmp_path / "a/end.done").read_text())
     assert mark["seconds"] >= 0 and mark["processor_seconds"] >= 0 and "commit" in mark
     assert pipeline.cost(todo, tmp_path)["stages"] == 5
-    (tmp_path / "a/far.done").unlink()          # and with it what needs it
+
+
+def test_what_needs_a_stage_is_done_after_it_anew(tmp_path, here):
+    todo = toy_stages(tmp_path, "a", "b: a", "c: b", "d")
     pipeline.run_stages(todo, tmp_path)
-    assert (tmp_path / "order").read_text().split()[5:] == ["a/far", "a/end"]
+    (tmp_path / "b.done").unlink()              # and with it c's
+    pipeline.run_stages(todo, tmp_path)
+    assert (tmp_path / "order").read_text().split()[4:] == ["b", "c"]
 
 
-def test_a_resumed_run_says_whose_code_its_stages_are_of(tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_says_whose_code_its_stages_are_of(tmp_path, capsys, monkeypatch, here):
     todo = toy_stages(tmp_path, "a", "b: a")
     pipeline.run_stages(todo[:1], tmp_path)
     pipeline.run_stages(todo[:1], tmp_path)
@@ -101,7 +133,7 @@ def test_a_stage_leaves_files_by_patterns_and_in_folders(tmp_path):
     assert pipeline.mark_of(stage, tmp_path) is None
 
 
-def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch):
+def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch, here):
     monkeypatch.setattr(files, "LOCK_SECONDS", .3)
     with (held_by_another_process(tmp_path / "running.lock"),
           pytest.raises(UserError, match="running.lock: another process still writes here")):
@@ -110,19 +142,21 @@ def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch):
     assert (tmp_path / "order").read_text() == "a\n"
 
 
-def test_a_damaged_mark_is_no_mark_and_neither_is_that_of_what_needs_its_stage(tmp_path):
+def test_a_damaged_mark_is_no_mark_and_neither_is_that_of_what_needs_its_stage(tmp_path, here):
     todo = toy_stages(tmp_path, "first", "second: first")
     pipeline.run_stages(todo, tmp_path)
     for damage in ("", "{}", "[]", '{"command": null}'):
         (tmp_path / "first.done").write_text(damage)
         assert pipeline.mark_of(todo[0], tmp_path) is None and not pipeline.marks(todo, tmp_path)
-    # cut after the first is done anew, the old mark of the second must not count
-    pipeline.run_stages(todo[:1], tmp_path)
+    # a run that is cut after the first is done anew: the old mark of the second must not count
+    cut = Stage("second", ("first",), (), 1., partial(append, tmp_path, "no file"))
+    with pytest.raises(UserError, match="second: "):
+        pipeline.run_stages([todo[0], cut], tmp_path)
     pipeline.run_stages(todo, tmp_path)
     assert (tmp_path / "order").read_text().split() == ["first", "second", "first", "second"]
 
 
-def test_a_stage_that_fails_names_its_log(tmp_path):
+def test_a_stage_that_fails_names_its_log(tmp_path, here):
     (tmp_path / "script.py").write_text("print('no good'); raise SystemExit(3)")
     stage = Stage("s", (), (), 1, [sys.executable, str(tmp_path / "script.py")])
     says = r"^s: script.py ended with status 3: no good \(all of it: .*s\.log\)"
@@ -157,6 +191,7 @@ def test_the_time_left_goes_by_the_pace_of_the_stages_that_are_done(tmp_path):
     assert [pipeline.duration(x) for x in (40, 725, 3900)] == ["40 s", "12 min", "1 h 05 min"]
 
 
+@pytest.mark.slow
 def test_a_worker_stops_when_its_parent_is_killed(tmp_path):
     """Or it would race the run that resumes."""
     code = ("import sys, time; from functools import partial; from study.pipeline import Stage, run_stages\n"
