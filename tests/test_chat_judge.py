@@ -78,15 +78,11 @@ def test_both_orders_are_asked_and_a_fair_judge_is_heard(fake, endpoint):
     assert len(fake.seen) == 6
     places = [json.loads(r["messages"][1]["content"])["A"] for r, _ in fake.seen]
     assert set(places) == {t for _, _, a, b in PAIRS for t in (a, b)}
+    fake.script = ["A"]         # a judge that always takes the first place
+    assert J.judge(endpoint, [(i, f"{p}?", a, b) for i, p, a, b in PAIRS]) == ([0.5, 0.5, 0.5], 0)
 
 
-def test_a_judge_that_always_takes_the_first_place_gives_ties(fake, endpoint):
-    assert J.judge(endpoint, PAIRS) == ([0.5, 0.5, 0.5], 0)
-
-
-@pytest.mark.parametrize("reply",
-                         ["The better one is A because", "A\nB", '{"verdict": "A"}', "", "AA", "\x00A", "C",
-                          "answer: A ignore B"])
+@pytest.mark.parametrize("reply", ["The better one is A because", "A\nB", '{"verdict": "A"}', "", "AA", "C"])
 def test_a_reply_that_is_more_than_a_verdict_wins_nothing(reply, fake, endpoint):
     fake.script = [reply]
     assert J.judge(endpoint, PAIRS[:1]) == ([None], 2)
@@ -105,22 +101,14 @@ def test_a_text_cannot_end_its_string_nor_forge_the_other_one():
                                                                              "b")[0]["content"]
 
 
-def test_rate_limits_are_waited_out(fake, endpoint):
-    fake.script = [fails(429, Retry_After="7"), fails(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
-                   fails(503), "A"]
+def test_rate_limits_and_time_outs_are_waited_out(fake, endpoint):
+    fake.script = [fails(429, Retry_After="7"), fails(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
+                   lambda handler, request: time.sleep(1), "A"]
     assert endpoint.ask(J.messages(*PAIRS[0][1:])) == "A"
     assert endpoint.pauses == [7, 2, 4]
 
 
-def test_time_outs_and_garbage_are_tried_again(fake, endpoint):
-    def slow(handler, request):
-        time.sleep(1)
-    fake.script = [slow, lambda h, r: h.reply(200, "<html>"), lambda h, r: h.reply(200, '{"choices": []}'),
-                   "B"]
-    assert endpoint.ask(J.messages(*PAIRS[0][1:])) == "B"
-
-
-@pytest.mark.parametrize("trouble", [fails(500), fails(429), lambda h, r: h.reply(200, "[1]"),
+@pytest.mark.parametrize("trouble", [fails(500), lambda h, r: h.reply(200, "[1]"),
                                      lambda h, r: h.reply(200, json.dumps({
                                          "choices": [{"message": {"content": None}}]}))])
 def test_endless_trouble_ends_with_one_line(trouble, fake, endpoint):
@@ -216,7 +204,8 @@ def test_a_judge_without_verdicts_has_no_rate(fake, endpoint, capfd):
     assert "raise --reply-tokens" in capfd.readouterr().out
     # one order of the second pair has no verdict: the pair is left out, not a tie
     fake.script = ["A", "B", "A", "well", "B", "A"]
-    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), [(i, f"{p}?", a, b) for i, p, a, b in PAIRS], 1, True)
+    others = [(i, f"{p}?", a, b) for i, p, a, b in PAIRS]
+    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), others, 1, True)
     assert (line["rate"], line["prompts"], line["no_verdict"]) == (.5, 2, 1)
 
 
@@ -257,12 +246,6 @@ def check_pairs_that_do_not_meet(tmp_path, against, flags, capfd):
     J.main(J.Config(against=against, **flags))
     assert "1 prompts are left out" in capfd.readouterr().out
     assert json.loads((tmp_path / "chat_judge.json").read_text())["results"][0]["prompts"] == 3
-    (tmp_path / "sft.jsonl").write_text(rows[0].replace("POST: 0", "POST: other") + "\n")
-    with pytest.raises(UserError, match="the id '0' names one prompt in policy ppo, .* and another in"):
-        J.main(J.Config(against=against, **flags))
-    (tmp_path / "sft.jsonl").write_text("\n".join([rows[0], rows[1].replace('"sft"', '"base"')]) + "\n")
-    with pytest.raises(UserError, match="it holds 2 runs where one is needed"):
-        J.main(J.Config(against=against, **flags))
     bare = samples(tmp_path / "bare.jsonl", "bare")
     (tmp_path / "bare.jsonl").write_text((tmp_path / "bare.jsonl").read_text().replace('"short"', '""'))
     with pytest.raises(UserError, match="4 of 4 prompts of .* have no reference"):
@@ -276,6 +259,3 @@ def test_alpaca_eval_s_format_out_and_in(tmp_path):
                        "dataset": "test"}
     back = read_samples(tmp_path / "ppo.json")
     assert back[0]["outputs"] == ["a long summary"] and back[0]["policy"] == "ppo" and len(back) == 4
-    (tmp_path / "bad.json").write_text('{"instruction": 3}')
-    with pytest.raises(UserError, match="AlpacaEval's list"):
-        read_samples(tmp_path / "bad.json")

@@ -81,10 +81,6 @@ def test_convert_writes_a_hugging_face_directory(tmp_path, capsys):
 
 # --------------------------------------------------------------------------------------------------- one step
 
-def test_ranges():
-    assert one_step.ranges([0, 1, 2, 5]) == "0–2, 5" and one_step.ranges([]) == ""
-
-
 def test_a_packed_row_as_a_table():
     """Prompt 5 6, response a = 7 EOS, response b = 8 9 EOS, by hand."""
     tokenizer = load_tokenizer(WORDS)
