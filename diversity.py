@@ -27,8 +27,8 @@ from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Count, Domain, Natural, arg, launch, setup
-from common.samples import KEY, known_task, read_all, run_table, short_name
-from common.stats import FEW_PROMPTS, Interval, mean_interval, rate_interval
+from common.samples import KEY, interval_cell, known_task, read_all, run_table, short_name
+from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
 Kinds = Annotated[int, Domain("0, or an integer of at least 2", lambda x: x == 0 or x >= 2)]
@@ -293,19 +293,15 @@ def split_of_loss(all_before, all_after, good_before, good_after):
     """How much of a loss of diversity goes with outputs that are not good ("errors"), and how much is a
     narrower choice among the good ones.
 
-    All (n,), of the same n inputs: the diversity of all outputs and of the good ones, before and after.  With
-    e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +
-    (good_before - good_after) on every input.  Returns {"errors_removed", "narrowing", "loss"}, Intervals
-    over the inputs where both policies have two good outputs, and "inputs", their number; None without any.
-    """
+    Arrays of one shape, such as (n,) of the same n inputs: the diversity of all outputs and of the good ones,
+    before and after.  With e = all - good, what the errors add to diversity, all_before - all_after =
+    (e_before - e_after) + (good_before - good_after) on every input.  Returns {"loss", "errors_removed",
+    "narrowing"}, arrays; nan on an input where one of the two has fewer than two good outputs."""
     before, after, good_before, good_after = (np.asarray(x, dtype=float) for x in (
         all_before, all_after, good_before, good_after))
-    known = ~np.isnan(good_before + good_after)
-    if not known.any():
-        return None
-    loss, narrowing = (before - after)[known], (good_before - good_after)[known]
-    return {"errors_removed": mean_interval(loss - narrowing), "narrowing": mean_interval(narrowing),
-            "loss": mean_interval(loss), "inputs": int(known.sum())}
+    narrowing = good_before - good_after
+    loss = np.where(np.isnan(narrowing), np.nan, before - after)
+    return {"loss": loss, "errors_removed": loss - narrowing, "narrowing": narrowing}
 
 
 def good_measures(rows, gold):
@@ -418,10 +414,6 @@ def summarise(found, spread):
     return out
 
 
-def interval_cell(x):
-    return "-" if x is None else f"{Interval(*x):.3f}"
-
-
 def spread_cell(x):
     return "-" if x is None else f"{x[0]:.3f}" + ("" if x[1] is None else f" +- {x[1]:.3f}")
 
@@ -462,6 +454,24 @@ def print_cautions(results, runs):
               + ", ".join(f"{name} {n}" for name, n in empty.items()))
 
 
+def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
+    """A line of diversity.json: all measures of one run, and how many inputs do not have one."""
+    rows = first_words(rows, cut) if cut else rows
+    embeddings = embed_outputs(rows, encode) if encode else None
+    gold = None if cut else synthetic_task(known_task(rows))
+    found = measure_samples(rows, embeddings, gold, nli, **lexical)
+    good = good_measures(rows, gold) if gold else {}
+    n, k, spread = len(rows), len(rows[0]["outputs"]), {}
+    if k == 1 and n > 3:
+        spread = half_spread(rows, embeddings, lambda *half: measure_samples(*half, gold, **lexical))
+    missing = {m: int(np.isnan(x).sum()) for m, x in (found["per_input"] | good).items()}
+    line = dict(zip(KEY, key)) | {"inputs": n, "outputs": k} | summarise(found, spread)
+    line["undefined"] = {m: count for m, count in missing.items() if count}
+    if gold:
+        line["among_good"] = {m: mean_of_defined(m, x) for m, x in good.items()}
+    return line
+
+
 def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "diversity.json"), read_all(cfg.files)
@@ -471,23 +481,7 @@ def main(cfg):
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     default = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
     lexical = {"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": cfg.vocabulary or default}
-    results = []
-    for key, rows in runs.items():
-        rows = first_words(rows, cfg.cut) if cfg.cut else rows
-        embeddings = embed_outputs(rows, encode) if encode else None
-        task = None if cfg.cut else synthetic_task(known_task(rows))
-        n, k = len(rows), len(rows[0]["outputs"])
-
-        def measured(rows, embeddings, nli=None, task=task):
-            return measure_samples(rows, embeddings, task, nli, **lexical)
-        found, good = measured(rows, embeddings, nli), good_measures(rows, task) if task else {}
-        spread = half_spread(rows, embeddings, measured) if k == 1 and n > 3 else {}
-        line = dict(zip(KEY, key)) | {"inputs": n, "outputs": k} | summarise(found, spread)
-        missing = {m: int(np.isnan(x).sum()) for m, x in (found["per_input"] | good).items()}
-        line["undefined"] = {m: n for m, n in missing.items() if n}     # inputs that do not have a measure
-        if task:
-            line["among_good"] = {m: mean_of_defined(m, x) for m, x in good.items()}
-        results.append(line)
+    results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]
     print("convention {convention}, n = 1..{max_n}, V = {vocabulary}.  Lower self-BLEU is more diverse; for "
           "all others, higher.".format(**lexical))
     print_tables(results)

@@ -25,7 +25,8 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
-from common.samples import KEY, known_task, list_of_hashes, matched, read_all, run_name, run_table, short_name
+from common.samples import (KEY, interval_cell, known_task, list_of_hashes, matched, read_all, run_name,
+                            run_table, short_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -176,7 +177,6 @@ def judge_of(cfg, name, device):
 # ------------------------------------------------------------------------------------------------ the numbers
 
 def has_references(rows):
-    """Whether every row has a reference to be compared with."""
     return all(row["reference"].strip() for row in rows)
 
 
@@ -260,28 +260,26 @@ def rouge_means(runs):
 
 # ------------------------------------------------------------------------------------------------- the tables
 
-def cell(interval):
-    """An Interval, or None, in a table."""
-    return "-" if interval is None or interval[0] is None else f"{Interval(*interval):.3f}"
-
-
 def rate_cells(lines):
-    return [cell((x["rate"], x["low"], x["high"])) for x in lines]
+    return [interval_cell((x["rate"], x["low"], x["high"])) for x in lines]
 
 
 def print_rouge(lines):
     print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
-    print(run_table(lines, {title: [cell(x[m]) for x in lines] for m, title in (
+    print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in (
         ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"))}))
 
 
 def print_win_rates(lines):
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    print(run_table(marked, {
-        "win rate": rate_cells(lines), "at equal length": [cell(x["length_controlled"]) for x in lines],
-        "score": [f"{x['score']:.2f}" for x in lines], "gap ID - OOD": [cell(x["gap"]) for x in lines],
-        "unfinished": [f"{x['unfinished']:.1%}" for x in lines]}))
+    columns = {"win rate": rate_cells(lines),
+               "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
+               "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
+               "score": [f"{x['score']:.2f}" for x in lines]}
+    if any(x["unfinished"] for x in lines):
+        columns["unfinished"] = [f"{x['unfinished']:.1%}" for x in lines]
+    print(run_table(marked, columns))
     if any(x["judge_is_trained_against"] for x in lines):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import loads, read_numbered
+from common.stats import Interval
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
 OPTIONAL = {"rewards": list, "task": str, "temperature": (int, float), "seed": int,
@@ -199,6 +200,11 @@ def short_name(name):
     because names of one family differ at the end."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
     return line if len(line) <= 30 else f"{line[:14]}...{line[-13:]}"
+
+
+def interval_cell(x):
+    """An Interval, or a list of its three numbers, in a table; "-" where there is none."""
+    return "-" if x is None or x[0] is None else f"{Interval(*x):.3f}"
 
 
 def run_table(lines, columns):

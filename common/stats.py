@@ -22,9 +22,9 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval: floats, or arrays (k,) of k values.  The ends are None where
-    there is one number only, which cannot tell how much others would differ.  f"{interval:.3f}" writes "0.420
-    [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
+    """A value and the ends of its 95 % interval.  The ends are None where there is one number only, which
+    cannot tell how much others would differ.  f"{interval:.3f}" writes "0.420 [0.361, 0.478]", or "0.420"
+    without ends; str() has two digits."""
     mean: float
     low: float | None
     high: float | None
@@ -51,17 +51,16 @@ def t_quantile(freedom):
 
 
 def mean_interval(values):
-    """Interval of the mean of values (n,) over its n rows: floats; of values (n, k) column by column: arrays
-    (k,).  Student's t; without ends if n is 1.  Raises ValueError on no values."""
+    """Interval of the mean of values (n,): Student's t.  Without ends if n is 1.  Raises ValueError on none.
+    """
     x = np.asarray(values, dtype=float)
     if len(x) == 0:
         raise ValueError("mean_interval: no values")
-    mean = x.mean(axis=0)
+    mean = float(x.mean())
     if len(x) == 1:
-        return Interval(mean if x.ndim > 1 else float(mean), None, None)
-    half = t_quantile(len(x) - 1) * x.std(axis=0, ddof=1) / math.sqrt(len(x))
-    found = Interval(mean, mean - half, mean + half)
-    return found if x.ndim > 1 else Interval(*map(float, found))
+        return Interval(mean, None, None)
+    half = t_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Interval(mean, mean - half, mean + half)
 
 
 def rate_interval(values):
@@ -120,21 +119,23 @@ def over_seeds(x, rate=False):
     complete = x[:, ~np.isnan(x).any(axis=0)]
     known = x[:, ~np.isnan(x).all(axis=0)]
     prompts, mean = complete.mean(axis=0), float(np.nanmean(known, axis=0).mean())
-    half_prompts = half = None
+    half_prompts = half = seed_sd = None
     if len(prompts) > 1:
         half_prompts = mean_interval(prompts).high - prompts.mean()
     if len(per_seed) > 1:
         half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), len(prompts))
-    return {"mean": mean, **_ends("", mean, half, rate), **_ends("prompts_", mean, half_prompts, rate),
-            "seed_sd": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
-            "per_seed": [round(float(v), 4) for v in per_seed]}
+        seed_sd = float(per_seed.std(ddof=1))
+    low, high = _ends(mean, half, rate)
+    prompts_low, prompts_high = _ends(mean, half_prompts, rate)
+    return {"mean": mean, "low": low, "high": high, "prompts_low": prompts_low, "prompts_high": prompts_high,
+            "seed_sd": seed_sd, "per_seed": [round(float(v), 4) for v in per_seed]}
 
 
-def _ends(name, mean, half, rate=False):
-    ends = [None, None] if half is None else [float(mean - half), float(mean + half)]
-    if rate and half is not None:
-        ends = [max(0., ends[0]), min(1., ends[1])]
-    return {f"{name}low": ends[0], f"{name}high": ends[1]}
+def _ends(mean, half, rate=False):
+    if half is None:
+        return None, None
+    low, high = float(mean - half), float(mean + half)
+    return (max(0., low), min(1., high)) if rate else (low, high)
 
 
 def _variance_by_prompts(x):
@@ -174,15 +175,15 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
     the rest, with None of all of it.  n_drawn: how many prompts or sets there are.  What seeds add is known
     from the jackknife's pseudo-values (Tukey 1958), which of a mean are the seeds' own values; what the rest
     adds, from the bootstrap.  Both enter `seeds_and_prompts`."""
-    seeds, rng = np.arange(n_seeds), np.random.default_rng(0)
+    seeds, rng, half = np.arange(n_seeds), np.random.default_rng(0), None
     value = float(statistic(seeds, None))
-    if n_seeds == 1:
-        return {"mean": value, **_ends("", value, None)}
-    without = np.array([statistic(np.delete(seeds, i), None) for i in seeds])
-    of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
-    pseudo_values = n_seeds * value - (n_seeds - 1) * without
-    half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
-    return {"mean": value, **_ends("", value, half)}
+    if n_seeds > 1:
+        without = np.array([statistic(np.delete(seeds, i), None) for i in seeds])
+        of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
+        pseudo_values = n_seeds * value - (n_seeds - 1) * without
+        half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
+    low, high = _ends(value, half)
+    return {"mean": value, "low": low, "high": high}
 
 
 # ------------------------------------------------------------------------------------------------- bootstraps

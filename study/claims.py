@@ -1,190 +1,200 @@
-"""Statements about policies as differences between them: their estimates and verdicts, and everything in
-results.json.
+"""The paper's claims and ours, row by row, beside the same quantity here, with one verdict.
 
-Some are the paper's claims, more are of this study; paper.py has the paper's row by row.  A claim says which
-sign a difference has.  It holds, or its opposite does, if the 95 % interval over the choice of seeds and
-prompts (`common.stats.over_seeds`) lies on one side of zero; else it is not shown, or, with fewer than four
-seeds, these do not decide.
+What the paper says is a second-hand reading of arXiv 2310.06452, version 3: nobody here has checked it
+against the PDF. Its claims on summarisation are tested in the synthetic task.  Its claims on instruction
+following, where the advantage of RLHF grows with the shift, wait for a GPU.
+
+A row says which sign some differences have.  It agrees if every 95 % interval over the choice of seeds and
+prompts (`common.stats.over_seeds`) lies on the side that the claim says, differs if one lies on the other
+side, and else is not shown.  So few seeds as three decide nothing.
 """
+from typing import NamedTuple
+
 import numpy as np
 
 from common.stats import over_seeds
-from study import key_story, rules
-from study.names import DIVERSITY, NOISE_OF, QUALITY, SETS, SHIFTED, short
-from tasks import synthetic
+from diversity import split_of_loss
+from study.names import BETA, BETAS, K2, NOISE_OF, SETS, SHIFTED, short
 
-HOLDS, NOT_SHOWN, OPPOSITE = "HOLDS", "NOT SHOWN", "DOES NOT HOLD: the opposite"
-UNDECIDED = {1: "one seed does not decide", 2: "two seeds do not decide", 3: "three seeds do not decide"}
-GOLD = "per_input_gold_diversity"
-GROWS = "PPO's advantage over SFT grows with the shift (its gap ID - OOD is smaller)"
-
-
-def verdict(estimate, expected):
-    """Of the claim that a difference has the sign `expected`, +1 or -1.  estimate: as from `over_seeds`."""
-    sign = decided(estimate["low"], estimate["high"])
-    if sign:
-        return HOLDS if sign == expected else OPPOSITE
-    return UNDECIDED.get(len(estimate["per_seed"]), NOT_SHOWN)
+AGREES, DIFFERS, NOT_SHOWN, OPEN = "agrees", "differs", "not shown", "open"
+MORE, LESS, SAME, NOT_LESS = "more", "less", "same", "not less"     # what a claim says of a difference
+SMALL = 0.05        # differences below this count as none where a claim sees none
+ENOUGH_SEEDS = 4
+OURS = "ours"
 
 
-def decided(low, high):
-    """The sign that an interval decides on: +1, -1, or 0 for neither.  One seed has no interval: None."""
-    return 0 if low is None else 1 if low > 0 else -1 if high < 0 else 0
+class Row(NamedTuple):
+    """One claim.  found: [(MORE, LESS, SAME or NOT_LESS, as the claim says; what it is of; estimate)].  How
+    much more or less is not tested."""
+    source: str         # the paper's section, or OURS
+    claim: str
+    here: str
+    found: list
 
 
-def claims(measures):
-    """[{claim, task, noise, difference: what the estimate is of, expected: its sign, verdict, estimate,
-    details: more numbers}], the same claims for each kind of noise."""
-    return [line for task in NOISE_OF for line in claims_of(
-        measures, task, (of_generalisation, of_diversity, of_best_of_n, of_sharpening))]
+def verdict(found):
+    """Differs if one interval contradicts the claim, agrees if all show it, else not shown; open without
+    any."""
+    said = {_says(expected, e) for expected, _, e in found}
+    if not said:
+        return OPEN
+    return DIFFERS if DIFFERS in said else AGREES if said == {AGREES} else NOT_SHOWN
 
 
-def claims_of(measures, task, kinds):
-    """The same for one task.  kinds: some of the functions below."""
-    return [{"claim": claim, "task": task, "noise": NOISE_OF.get(task, NOISE_OF["synthetic"]),
-             "difference": difference, "expected": expected, "verdict": verdict(estimate, expected),
-             "estimate": estimate, "details": details}
-            for kind in kinds for claim, expected, difference, estimate, details in kind(measures, task)]
+def _says(expected, e):
+    """What one interval says.  `SAME` is shown by an interval within SMALL of zero and contradicted by one
+    beyond it; `NOT_LESS` in the same way on one side."""
+    low, high = e["low"], e["high"]
+    if low is None or len(e["per_seed"]) < ENOUGH_SEEDS:
+        return NOT_SHOWN
+    if expected == LESS:
+        low, high, expected = -high, -low, MORE
+    if expected == MORE:
+        return AGREES if low > 0 else DIFFERS if high < 0 else NOT_SHOWN
+    if -SMALL < low and (high < SMALL or expected == NOT_LESS):
+        return AGREES
+    return DIFFERS if high <= -SMALL or (low >= SMALL and expected == SAME) else NOT_SHOWN
 
 
-# Each function below lists (claim, sign that it expects, what is measured, estimate, details) on one task.
-
-def of_generalisation(r, task):
-    in_words = "win rate, PPO - SFT"
-    advantage = {s: r.wins(task, "ppo", s) - r.wins(task, "sft", s) for s in SETS}
-    grows = np.mean([advantage[s] for s in SHIFTED], axis=0) - advantage["test"]
-    return [("PPO beats SFT in distribution", +1, in_words, over_seeds(advantage["test"]), {}),
-            ("PPO beats SFT out of distribution", +1, f"{in_words}, mean over the OOD sets",
-             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft", *SHIFTED)), {}),
-            (GROWS, +1, "advantage OOD - advantage ID", over_seeds(grows),
-             {short(s): float(np.mean(a)) for s, a in advantage.items()})]
-
-
-def advantage_on_other_scales(r, task):
-    """What becomes of PPO's advantage over SFT out of distribution, OOD - ID, where it is not a difference of
-    win rates: {"ratio": the logarithm of PPO's rate over SFT's, "odds": of the odds}.  Estimates over seeds
-    alone."""
-    def rate(policy, splits):       # (seeds,), kept off 0 and 1, where neither exists
-        return np.clip(r.wins(task, policy, *splits).mean(axis=1), 1e-3, 1 - 1e-3)
-
-    def shifted_less_home(scale):
-        ood, home = (scale(rate("ppo", splits)) - scale(rate("sft", splits))
-                     for splits in (SHIFTED, SETS[:1]))
-        return over_seeds((ood - home)[:, None])
-    return {"ratio": shifted_less_home(np.log), "odds": shifted_less_home(lambda x: np.log(x / (1 - x)))}
+def claims(measures, of_beta=None):
+    """[{source, claim, here, verdict, found: [{expected, of, estimate}]}]: the paper's rows, those that
+    differ first, then ours.  of_beta: `beta` of study/frontier.py's numbers; without it the rows on beta are
+    open."""
+    rows = [*generalisation_rows(measures), *diversity_rows(measures), *beta_rows(of_beta), *open_rows(),
+            *our_rows(measures)]
+    found = [{"source": row.source, "claim": row.claim, "here": row.here, "verdict": verdict(row.found),
+              "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found]}
+             for row in rows]
+    order = (DIFFERS, NOT_SHOWN, AGREES, OPEN)
+    return sorted(found, key=lambda row: (row["source"] == OURS, order.index(row["verdict"])))
 
 
-def of_diversity(r, task):
-    def varied(policy, measure):        # (seeds, prompts), or (seeds, 1) across inputs
-        return r.get(task, policy, "test", DIVERSITY, measure)
-
-    def lost(kind):                     # (seeds,)
-        return 1 - np.nanmean(varied("ppo", kind), 1) / np.nanmean(varied("sft", kind), 1)
-    out = []
-    for key, what in (("gold_diversity", "gold diversity"), ("ead", "EAD"), ("embedding", "embeddings")):
-        cut = varied("ppo", f"per_input_{key}") - varied("sft", f"per_input_{key}")
-        out.append((f"PPO cuts per-input diversity ({what})", -1, "PPO - SFT", over_seeds(cut), {}))
-    # not by gold diversity: prompts tell different stories, so across inputs whoever reads them is near 1
-    per_input, across = lost("per_input_ead"), lost("across_ead_of_as_many")
-    return [*out, ("PPO cuts per-input diversity more than across-input (EAD)", +1,
-                   "relative loss per input - across inputs, both of 16 outputs",
-                   over_seeds((per_input - across)[:, None]),
-                   {"per input": float(per_input.mean()), "across inputs": float(across.mean())})]
+def _over_noise(r, expected, of, statistic):
+    """[(expected, what it is of, estimate)] for each kind of noise that was run.  statistic: function of a
+    task giving (seeds, n)."""
+    return [(expected, f"{of}, {NOISE_OF[task]}" if of else NOISE_OF[task], over_seeds(statistic(task)))
+            for task in r.tasks]
 
 
-def of_best_of_n(r, task):
-    def varied(policy):
-        return r.get(task, policy, "test", DIVERSITY, GOLD)
-    return [("best-of-16 beats SFT", +1, "win rate in distribution, best-of-16 - SFT",
-             over_seeds(r.wins(task, "bon", "test") - r.wins(task, "sft", "test")), {}),
-            ("best-of-16 beats PPO", +1, "win rate in distribution, best-of-16 - PPO",
-             over_seeds(r.wins(task, "bon", "test") - r.wins(task, "ppo", "test")), {}),
-            ("best-of-16 beats PPO out of distribution", +1, "win rate, best-of-16 - PPO",
-             over_seeds(r.wins(task, "bon", *SHIFTED) - r.wins(task, "ppo", *SHIFTED)), {}),
-            ("best-of-16 is less varied per input than SFT", -1, "gold diversity, best-of-16 - SFT",
-             over_seeds(varied("bon") - varied("sft")), {}),
-            ("PPO is less varied per input than best-of-16", -1, "gold diversity, PPO - best-of-16",
-             over_seeds(varied("ppo") - varied("bon")), {})]
+def generalisation_rows(r):
+    def wins(expected, a, b):       # a minus b
+        return [row for where, splits in (("in distribution", SETS[:1]), ("out of it", SHIFTED))
+                for row in _over_noise(r, expected, where,
+                                       lambda task, s=splits: r.wins(task, a, *s) - r.wins(task, b, *s))]
+
+    def falls(split):
+        return lambda task: r.ranked_rightly(task, "sft", split) - r.ranked_rightly(task, "sft", "test")
+    return [
+        Row("6.1, fig. 2", "best-of-16 beats RLHF, in and out of distribution", "PPO - best-of-16",
+            wins(LESS, "ppo", "bon")),
+        Row("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", "PPO - SFT",
+            wins(MORE, "ppo", "sft")),
+        Row("6.1, fig. 2", "best-of-16 beats SFT, in and out of distribution", "best-of-16 - SFT",
+            wins(MORE, "bon", "sft")),
+        Row("6.1, fig. 2", "the generalisation gaps of all three are about equal", "advantage over SFT, OOD "
+                                                                                   "- ID",
+            [row for policy, name in (("ppo", "PPO"), ("bon", "best-of-16"))
+             for row in _over_noise(r, SAME, name, lambda task, p=policy: growth(r, task, p))]),
+        Row("6.1", "the reward model is nearly as accurate out of distribution, so it does not cause the "
+                   "drop",
+            "reward model ranks two SFT outputs as the gold reward does, OOD - ID",
+            [row for split in SHIFTED for row in _over_noise(r, NOT_LESS, short(split), falls(split))])]
 
 
-def of_sharpening(r, task):
-    in_words = "PPO - matched SFT"
-    return [("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", +1,
-             f"win rate in distribution, {in_words}",
-             over_seeds(r.wins(task, "ppo", "test") - r.wins(task, "sft_matched", "test")), {}),
-            ("out of distribution too, PPO beats SFT at that temperature, matched in distribution", +1,
-             f"win rate, {in_words}",
-             over_seeds(r.wins(task, "ppo", *SHIFTED) - r.wins(task, "sft_matched", *SHIFTED)), {})]
+def growth(r, task, policy):
+    """(seeds, prompts): a policy's advantage over SFT in win rate, out of distribution minus in
+    distribution."""
+    ood, home = (r.wins(task, policy, *s) - r.wins(task, "sft", *s) for s in (SHIFTED, SETS[:1]))
+    return ood - home
 
 
-# --------------------------------------------------------------------------------------- what the tables show
-
-def unfinished(r, task):
-    """{split: the largest fraction of samples without an end, over SFT, best-of-16, PPO and seeds}."""
-    return {s: float(max(r.get(task, p, s, QUALITY, "unfinished").max() for p in ("sft", "bon", "ppo")))
-            for s in SETS}
-
-
-def matched_temperatures(r, task):
-    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
-    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
-
-
-def seen(settings):
-    """What the posts of each stage are like: [{split, posts, and the fractions new_words: with a new word,
-    articles: in news format, distractors: with more than two}]."""
-    n_train, found = max(settings["sft_rows"], settings["prompts"]), []
-    for split, n in (("pretrain", settings["base_rows"]), ("train", n_train)):
-        prompts = [row["prompt"] for row in synthetic.rows(split, n, references=1)]
-        of_posts = {
-            "new_words": [bool(synthetic.NEW_WORDS & set(prompt.split())) for prompt in prompts],
-            "articles": [prompt.startswith("ARTICLE") for prompt in prompts],
-            "distractors": [len(synthetic.read_prompt(prompt)[1]["object"]) > 2 for prompt in prompts]}
-        found.append({"split": split, "posts": n} | {kind: float(np.mean(x)) for kind, x in of_posts.items()})
-    return found
+def diversity_rows(r):
+    def minus(expected, a, b, *measures):
+        return [row for measure, name in measures for row in _over_noise(
+            r, expected, name, lambda task, m=measure: r.varied(task, a, m) - r.varied(task, b, m))]
+    per_input = ("per_input_ead", "EAD"), ("per_input_embedding", "embeddings")
+    across = ("across_ead", "EAD"), ("across_embedding", "embeddings")
+    return [
+        Row("6.2, fig. 5", "per input RLHF is far less varied than SFT by EAD and Sentence-BERT",
+            "PPO - SFT per input", minus(LESS, "ppo", "sft", *per_input)),
+        Row("6.2, fig. 5", "NLI diversity shows no meaningful difference",
+            "PPO - SFT per input, by a perfect classifier",
+            minus(SAME, "ppo", "sft", ("per_input_nli", "NLI"))),
+        Row("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", "PPO - SFT across inputs",
+            minus(LESS, "ppo", "sft", *across)),
+        Row("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more", "best-of-16 - SFT across "
+                                                                                    "inputs",
+            minus(NOT_LESS, "bon", "sft", *across))]
 
 
-def results(r, settings, study, cost):
-    """Everything in results.json.  study: a name for settings and code."""
-    def row(key):
-        return dict(zip(("task", "policy", "split", "temperature"), key))
-    lines = {key: r.lines[(*key, r.seeds[0])] for key in r.keys()}
-    return {"settings": settings | {"seeds": r.seeds}, "study": study, "cost": cost,
-            "claims": claims(r),
-            "win_rate": [row(key) | r.estimate(*key, "wins") for key in lines],
-            "diversity": [row(key) | {"measure": m} | r.estimate(*key, m) for key, line in lines.items()
-                          for m in line if m.startswith(("per_input_", "across_"))],
-            "reward_model": {f"{task} seed {seed}": found for (task, seed), found in r.reward.items()},
-            "seen": seen(settings), "rules": rules.win_rates(settings["inputs"]),
-            "reward_by_set": [{"task": task, "policy": policy, "split": split,
-                               **over_seeds(r.ranked_rightly(task, policy, split), rate=True)}
-                              for task in NOISE_OF for policy in ("sft", "ppo") for split in SETS],
-            "key_story": [{"task": task, "split": split,
-                           **over_seeds(r.key_scores_higher(task, split), rate=True)}
-                          for task in NOISE_OF for split in key_story.SPLITS],
-            "advantage_on_other_scales": {task: advantage_on_other_scales(r, task) for task in NOISE_OF},
-            "matched_temperature": {task: matched_temperatures(r, task) for task in NOISE_OF},
-            "unfinished": {task: unfinished(r, task) for task in NOISE_OF}}
+def beta_rows(found):
+    """From the usual beta to the largest one, systematic noise, temperature 1.  Once more with k2 in the
+    reward, as in the authors' code, from near its default, 0.05, to the 5 of its README."""
+    steps = {"larger": f"k1, {BETA:g} to {BETAS[-1]:g}", "larger, k2": f"k2, {K2[0]:g} to {K2[-1]:g}"}
+
+    def rows(*measures):
+        return [(LESS, f"{name}, {step}", found[key][m]) for key, step in steps.items()
+                for m, name in measures] if found else []
+    return [Row("6.3, app. I", "a larger KL coefficient lowers performance", "change of the win rate, T = 1",
+                rows(("wins", "win rate"))),
+            Row("6.3, app. I", "a larger KL coefficient lowers diversity per input too", "change of "
+                                                                                         "diversity per "
+                                                                                         "input",
+                rows(("ead", "EAD"), ("embedding", "embeddings"), ("gold_diversity", "gold diversity")))]
 
 
-# ------------------------------------------------------------------------------------------------- error bars
+def open_rows():
+    on_gpu = "open: reproduce.py --task alpaca on a GPU"
+    return [Row("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift "
+                                         "(instructions)",
+                on_gpu, []),
+            Row("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win more often with a small "
+                "shift (instructions)", on_gpu, []),
+            Row("app. J.4", "EAD per input of SFT and RLHF: OPT-125M .81 and .15, OPT-6.7B .79 and .07",
+                "open: reproduce.py --task tldr --model facebook/opt-125m on a GPU", []),
+            Row("7", "whether the trade-off is fundamental or a flaw of current methods is left open",
+                "see the frontier, and which kind of diversity is lost", [])]
 
-def seeds_matter(stated):
-    """What the choice of seeds adds to the intervals: counts of verdicts, claims that the choice of prompts
-    alone would have decided otherwise, how much narrower the median interval would be, and the claim whose
-    seeds differ most.  stated: claims."""
-    both = [c for c in stated if c["estimate"]["prompts_low"] is not None]
-    changed, ratios = [], []
-    for c in both:
-        e = c["estimate"]
-        if decided(e["low"], e["high"]) != decided(e["prompts_low"], e["prompts_high"]):
-            changed.append({"claim": c["claim"], "task": c["task"]})
-        if e["low"] is not None and e["prompts_high"] > e["prompts_low"]:   # at toy size prompts may be alike
-            ratios.append((e["high"] - e["low"]) / (e["prompts_high"] - e["prompts_low"]))
-    widest = max(both, key=lambda c: c["estimate"]["seed_sd"] or 0)
-    kinds = dict.fromkeys((HOLDS, NOT_SHOWN, OPPOSITE, *(c["verdict"] for c in stated)))
-    return {"verdicts": {v: sum(c["verdict"] == v for c in stated) for v in kinds},
-            "with_many_prompts": len(both), "decided_otherwise": changed,
-            "times_wider_in_the_median": float(np.median(ratios or [1.])),
-            "seeds_differ_most": {"claim": widest["claim"], "task": widest["task"],
-                                  "seed_sd": widest["estimate"]["seed_sd"]}}
+
+def our_rows(r):
+    def ours(claim, expected, here, statistic, of=""):
+        return Row(OURS, claim, here, _over_noise(r, expected, of, statistic))
+
+    def varied(a, b, measure="per_input_gold_diversity"):
+        return lambda task: r.varied(task, a, measure) - r.varied(task, b, measure)
+
+    def beyond_sharpening(*splits):
+        return lambda task: r.wins(task, "ppo", *splits) - r.wins(task, "sft_matched", *splits)
+    return [
+        ours("PPO's advantage over SFT grows with the shift", MORE, "advantage in win rate, OOD - ID",
+             lambda task: growth(r, task, "ppo")),
+        ours("PPO loses gold diversity per input", LESS, "PPO - SFT", varied("ppo", "sft")),
+        ours("PPO loses more diversity per input than across inputs", MORE,
+             "relative loss of EAD per input - across inputs, both of 16 outputs",
+             lambda task: (lost(r, task, "per_input_ead") - lost(r, task, "across_ead_of_as_many"))[:, None]),
+        ours("PPO narrows the choice among good outputs", MORE, "loss of gold diversity among good outputs",
+             lambda task: loss_of(r, task, "ppo")["narrowing"]),
+        ours("PPO finds more different good answers than SFT", MORE, "different good answers of 16, PPO - "
+                                                                     "SFT",
+             varied("ppo", "sft", "good_distinct")),
+        ours("best-of-16 finds more different good answers than SFT", MORE,
+             "different good answers of 16, best-of-16 - SFT", varied("bon", "sft", "good_distinct")),
+        ours("best-of-16 is less varied per input than SFT", LESS, "gold diversity, best-of-16 - SFT",
+             varied("bon", "sft")),
+        ours("PPO is less varied per input than best-of-16", LESS, "gold diversity, PPO - best-of-16",
+             varied("ppo", "bon")),
+        ours("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", MORE,
+             "win rate, PPO - matched SFT", beyond_sharpening("test"), "in distribution"),
+        ours("out of distribution too", MORE, "win rate, PPO - matched SFT", beyond_sharpening(*SHIFTED),
+             "out of it")]
+
+
+def lost(r, task, measure):
+    """(seeds,) what part of SFT's diversity PPO loses."""
+    return 1 - np.nanmean(r.varied(task, "ppo", measure), 1) / np.nanmean(r.varied(task, "sft", measure), 1)
+
+
+def loss_of(r, task, policy):
+    """`diversity.split_of_loss` of a policy beside SFT: {part: (seeds, prompts)}."""
+    return split_of_loss(*(r.varied(task, p, m) for m in ("per_input_gold_diversity", "good_gold_diversity")
+                           for p in ("sft", policy)))

@@ -54,7 +54,8 @@ def measure(here, name):
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines += measure_file(rows, task, encode, vocabulary, gold_of)
     # outputs without n-grams: nan
-    write_json(here / "measures.json", {"samples": lines, **measure_reward_model(here)}, indent=None, allow_nan=True)
+    found = {"samples": lines, **measure_reward_model(here)}
+    write_json(here / "measures.json", found, indent=None, allow_nan=True)
 
 
 def measure_reward_model(here):
@@ -103,7 +104,8 @@ def measure_file(rows, task, encode, vocabulary, gold_of):
         return [line]
     # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
     best = np.max(scores, axis=1, keepdims=True)
-    return [key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}, line]
+    oracle = key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}
+    return [oracle, line]
 
 
 def ead_of_as_many(rows, vocabulary):
@@ -120,11 +122,13 @@ class Measures:
     """measures.json of some tasks and all seeds, asked for by (task, policy, split, temperature)."""
 
     def __init__(self, folder, seeds, tasks):
-        self.seeds, self.tasks, self.lines, self.reward, self.reward_by_set = list(seeds), list(tasks), {}, {}, {}
+        self.seeds, self.tasks = list(seeds), list(tasks)
+        self.lines, self.reward, self.reward_by_set = {}, {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
-                self.reward[task, seed], self.reward_by_set[task, seed] = found["reward"], found["reward_by_set"]
+                self.reward[task, seed] = found["reward"]
+                self.reward_by_set[task, seed] = found["reward_by_set"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
                     t = "matched" if line["policy"] == "sft_matched" else line["temperature"]
@@ -133,9 +137,6 @@ class Measures:
     def keys(self):
         """(task, policy, split, temperature), "matched" in place of a number for the policy sft_matched."""
         return [key[:4] for key in self.lines if key[4] == self.seeds[0]]
-
-    def has(self, task, policy):
-        return any(key[:2] == (task, policy) for key in self.lines)
 
     def get(self, task, policy, split, temperature, measure):
         """(seeds, n) array of one measure: of n prompts, or one number."""
@@ -165,3 +166,27 @@ class Measures:
         rates = ("wins", "beats_sft", "good")
         return over_seeds(self.get(task, policy, split, temperature, measure),
                           rate=measure in rates or measure.endswith("gold_diversity"))
+
+
+def tables(r, loss_of):
+    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
+    loss_of: of study/claims.py."""
+    rows = [(dict(zip(("task", "policy", "split", "temperature"), key)), key) for key in r.keys()]
+    at_1 = [(row, key, r.lines[(*key, r.seeds[0])]) for row, key in rows if key[2:] == ("test", DIVERSITY)]
+    kinds = ("per_input_", "across_", "good", "utility")
+    return {"win_rate": [row | r.estimate(*key, "wins") for row, key in rows],
+            "diversity": [row | {"measure": m} | r.estimate(*key, m) for row, key, line in at_1 for m in line
+                          if m.startswith(kinds)],
+            "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
+                r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
+            "reward_model": [{"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
+                                               for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
+            "ranked_rightly": [{"task": task, "policy": policy, "split": split}
+                               | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
+                               for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
+            "matched_temperature": {
+                task: [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
+                for task in r.tasks},
+            "unfinished": {task: {split: float(max(r.get(task, p, split, QUALITY, "unfinished").max()
+                                                   for p in ("sft", "bon", "ppo"))) for split in SETS}
+                           for task in r.tasks}}

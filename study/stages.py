@@ -136,9 +136,10 @@ class Trial:
             self.sample(name, QUALITY)
             self.sample(name, DIVERSITY, "test")
 
-    def sample_trained(self, name):
-        """A policy of --full: where diversity is measured, and on all test sets if it is one of
-        ON_ALL_SETS."""
+    def train_and_sample(self, name, train):
+        """A policy of --full: its training, and samples where diversity is measured, and on all test sets if
+        it is one of ON_ALL_SETS."""
+        train()
         self.sample(name, DIVERSITY, "test", folder="more")
         if name in ON_ALL_SETS:
             self.sample(name, QUALITY, folder="all_sets")
@@ -204,7 +205,8 @@ def core_stages(t):
     """SFT, reward model, PPO, best-of-16, and what is measured of them.  PPO on the gold reward: with
     systematic noise alone."""
     with_gold = t.task == "synthetic"
-    on_gold = _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30, partial(t.train_ppo, "ppo_gold", "gold"))
+    on_gold = _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30,
+                     partial(t.train_ppo, "ppo_gold", "gold"))
     sampled = tuple(f"t{x:g}" for x in (QUALITY, DIVERSITY))
     return [_stage(t, "sft", (f"seed{t.seed}/base",), ("ckpt_sft.pt",), 50, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
@@ -219,19 +221,18 @@ def core_stages(t):
 def full_stages(t, with_shift):
     """PPO over its KL coefficient, other methods, and the measures of --full."""
     def stage(name, seconds, train):
-        def work():
-            train()
-            t.sample_trained(name)
-        return _stage(t, name, ("reward",), (f"ckpt_{name}.pt", f"more/samples_{name}_test.jsonl"), seconds, work)
+        leaves = f"ckpt_{name}.pt", f"more/samples_{name}_test.jsonl"
+        return _stage(t, name, ("reward",), leaves, seconds, partial(t.train_and_sample, name, train))
     trained = {ppo_name(b): (40, partial(t.train_ppo, ppo_name(b), beta=b)) for b in BETAS if b != BETA}
     trained |= {k2_name(b): (40, partial(t.train_ppo, k2_name(b), beta=b, kl_in_reward="k2")) for b in K2}
     trained |= {method_name(m, b): (70 if m in dpo.LOSSES else 25, partial(t.train_method, m, b))
                 for m, betas in METHODS.items() for b in betas}
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
-    far = _stage(t, "shift", ("sft",), ("shift.json",), 10, partial(shift.measure, t.here, t.recipe.shift_prompts))
+    far = _stage(t, "shift", ("sft",), ("shift.json",), 10,
+                 partial(shift.measure, t.here, t.recipe.shift_prompts))
+    drawn = tuple(f"best_of/samples_bon{n}_test.jsonl" for n in BEST_OF)
     return [*(stage(name, *of_name) for name, of_name in trained.items()), *([far] * with_shift),
-            _stage(t, "best_of", ("reward",), tuple(f"best_of/samples_bon{n}_test.jsonl" for n in BEST_OF), 55,
-                   best_of),
+            _stage(t, "best_of", ("reward",), drawn, 55, best_of),
             _stage(t, "frontier", ("sample", "match", "best_of", *trained), ("frontier.json",), 100,
                    partial(frontier.measure, t.here)),
             _stage(t, "proxies", ("sample", "match", *trained), ("conditions.json",), 35,

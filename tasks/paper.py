@@ -45,19 +45,18 @@ class Source:
         UserError if they are not there."""
         if data:
             return self._local(Path(data))
-        from datasets import get_dataset_split_names, load_dataset      # slow to import, and only needed here
-        try:
-            found = get_dataset_split_names(self.name, self.config, revision=self.revision)
-            split = next((s for s in self.split if s in found), found[0] if len(found) == 1 else None)
-            if not split:
-                raise UserError(f"{self.name}: none of the splits {', '.join(self.split)} in {', '.join(found)}")
-            return load_dataset(self.name, self.config, split=split, revision=self.revision).to_list()
-        except UserError:
-            raise
-        except Exception as error:      # no network, renamed, gated: datasets and the hub raise many kinds
-            raise UserError(f"{self.name}: the hub does not give it ({type(error).__name__}: "
-                            f"{first_line(error)}); --data DIR reads local copies from "
-                            f"DIR/{self.short}/{self.split[0]}.jsonl or .parquet") from None
+        from datasets import load_dataset       # slow to import, and only needed here
+        for split in self.split:
+            what = dict(name=self.config)
+            if self.revision == PARQUET:        # plain folders, which have no configurations
+                what = dict(data_files={split: f"{self.config}/{split}/*.parquet"})
+            try:
+                return load_dataset(self.name, **what, split=split, revision=self.revision).to_list()
+            except Exception as error:  # no network, renamed, gated: datasets and the hub raise many kinds
+                says = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{self.name}: the hub does not give its split {' or '.join(self.split)} ({says}); "
+                        f"--data DIR reads local copies from DIR/{self.short}/{self.split[0]}.jsonl or "
+                        ".parquet")
 
     @property
     def short(self):
@@ -67,9 +66,9 @@ class Source:
         folders = [data / self.short / self.config] if self.config else []
         for folder in (*folders, data / self.short):
             for split in self.split:
-                for ending in (".jsonl", ".jsonl.gz"):
-                    if (folder / (split + ending)).is_file():
-                        return read_jsonl(folder / (split + ending), {})
+                for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
+                    if path.is_file():
+                        return read_jsonl(path, {})
                 # one file, or the hub's numbered parts
                 parts = [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
                 if parts:
@@ -139,12 +138,18 @@ def field(row, name, source, kind=str):
     return row[name]
 
 
+def asked(row, source):
+    """(instruction, its input or "")."""
+    return (field(row, "instruction", source),
+            field({"input": ""} | row, "input", source, str | None) or "")
+
+
 def instruction_row(row, source):
     """A row with an instruction, an input or none, and its answer."""
-    answers = [name for name in ("output", "reference", "response") if name in row] or ["response"]
-    given = field({"input": ""} | row, "input", source, str | None) or ""
-    return {"prompt": instruction_prompt(field(row, "instruction", source), given),
-            "reference": field(row, answers[0], source), "instruction": row["instruction"], "input": given}
+    answer = next((name for name in ("output", "reference", "response") if name in row), "output")
+    instruction, given = asked(row, source)
+    return {"prompt": instruction_prompt(instruction, given), "reference": field(row, answer, source),
+            "instruction": instruction, "input": given}
 
 
 def post_row(row, source):
@@ -214,8 +219,6 @@ def comparison(row, source):
     choice = field(row, "choice", source, int)
     if not info.get("post"):
         return None
-    if len(pair) != 2 or choice not in (0, 1) or not all(isinstance(summary, dict) for summary in pair):
-        raise UserError(f"{source.name}: two summaries and a choice of 0 or 1 are needed")
     texts = [field(summary, "text", source).strip() for summary in pair]
     subreddit, title, post = (field(info, name, source) for name in ("subreddit", "title", "post"))
     return {"prompt": tldr_prompt(subreddit, title, post), "chosen": texts[choice],
@@ -230,9 +233,7 @@ def instruction_comparison(row, source):
     if better not in (1, 2):
         return None
     chosen, rejected = (first, second) if better == 1 else (second, first)
-    given = field({"input": ""} | row, "input", source, str | None) or ""
-    prompt = instruction_prompt(field(row, "instruction", source), given)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"prompt": instruction_prompt(*asked(row, source)), "chosen": chosen, "rejected": rejected}
 
 
 def preferences(task, validation=False, data=""):

@@ -331,10 +331,6 @@ def reference(rng, key, other, leads, noise, new=0.):
     return f" {text} ."      # the leading space belongs to the response, as in the paper's TL;DR data
 
 
-def is_test(split):
-    return split not in ("pretrain", "train", "validation")
-
-
 def rows(split, n, noise="systematic", references=4, start=0):
     """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
     prompt, reference and references, a list of that many.
@@ -343,7 +339,7 @@ def rows(split, n, noise="systematic", references=4, start=0):
     unknown split, ValueError on an unknown noise."""
     if noise not in NOISE:
         raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
-    out, start = [], start + FIRST_UNSEEN * is_test(split)
+    out, start = [], start + FIRST_UNSEEN * (split not in ("pretrain", "train", "validation"))
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")
         prompt, key, other, leads, new = post(rng, split)
@@ -354,12 +350,8 @@ def rows(split, n, noise="systematic", references=4, start=0):
 
 def gold_diversity(texts):
     """Diversity of what texts state: (mean Jaccard distance of their fact sets over pairs, different fact
-    sets / texts).  Raises ValueError on fewer than two texts."""
-    return gold_diversity_of([facts(text) for text in texts])
-
-
-def gold_diversity_of(fact_sets):
-    """`gold_diversity` of fact sets, a list of frozensets.  Two empty sets have distance 0."""
+    sets / texts).  Two empty sets have distance 0.  Raises ValueError on fewer than two texts."""
+    fact_sets = [facts(text) for text in texts]
     if len(fact_sets) < 2:
         raise ValueError("gold_diversity: at least two texts are needed")
     distances = [1 - len(a & b) / len(a | b) if a | b else 0. for a, b in combinations(fact_sets, 2)]

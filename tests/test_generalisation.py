@@ -30,16 +30,16 @@ def test_win_rate_halves_ties():
     assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
 
 
-def test_coverage_is_the_mean_over_all_choices_of_k():
+def test_pass_at_k_is_the_mean_over_all_choices_of_k():
     good = np.array([[1, 0, 0, 1, 0, 0], [0] * 6, [1] * 6], dtype=bool)
     for k in range(1, 7):
         naive = [np.mean([row[list(pick)].any() for pick in combinations(range(6), k)]) for row in good]
-        assert G.coverage_at_k(good, k) == pytest.approx(naive)
+        assert G.pass_at_k(good, k) == pytest.approx(naive)
     # 2 of 6 good: 1 - (4 * 3) / (6 * 5)
-    assert G.coverage_at_k(good, 2).tolist() == pytest.approx([.6, 0, 1])
+    assert G.pass_at_k(good, 2).tolist() == pytest.approx([.6, 0, 1])
     for k in (0, 7):
         with pytest.raises(ValueError, match="there are 6 outputs"):
-            G.coverage_at_k(good, k)
+            G.pass_at_k(good, k)
 
 
 def samples(path, policy, split, outputs, **more):
@@ -68,8 +68,6 @@ def test_the_gold_reward_judges_rows_of_synthetic_tasks_only():
     for task in ("tldr", None):
         with pytest.raises(UserError, match="names no synthetic task"):
             G.gold_scores([row | {"task": task}])
-    with pytest.raises(UserError, match="--judge gold: .*; use --judge rouge"):
-        G.gold_scores([row | {"prompt": "hello"}])
 
 
 def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
@@ -79,18 +77,18 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert got.returncode == 0 and max(map(len, got.stdout.splitlines())) <= 110, got.stderr
     first, second = got.stdout.split("head to head")
     assert "judge: gold" in first
-    assert [row.split()[:2] for row in first.splitlines()[3:9]] == [
+    assert [row.split()[:2] for row in first.splitlines()[4:10]] == [
         [s, p] for s in ("test", "ood_article") for p in ("sft", "bon", "ppo")]
     pairs = [("test", "bon", "sft"), ("test", "ppo", "sft"), ("test", "ppo", "bon")]
     rows = [row.split() for row in second.splitlines() if row.startswith("test")]
-    assert [(row[0], row[1], row[4]) for row in rows] == pairs
+    assert [(row[0], row[1], row[3]) for row in rows] == pairs
     found = json.loads((tmp_path / "generalisation.json").read_text())
     assert found["judge"] == "gold"
     assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
     assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
     assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
     assert "a run has only 6 prompts" in got.stdout
-    of_test = [x["coverage"] for x in found["coverage"] if x["split"] == "test"]
+    of_test = [x["pass_at_k"] for x in found["pass_at_k"] if x["split"] == "test"]
     assert [[of_k[0] for of_k in x.values()] for x in of_test] == [[0, 0], [0, 0], [1, 1]]    # k = 1, 2
 
 
@@ -99,13 +97,6 @@ def test_a_reference_that_rouge_cannot_read_gives_no_number(tmp_path):
     got = call("generalisation", path, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["rouge"]
     assert got.returncode == 0 and line["rouge1"] is line["rougeL"] is None
-
-
-def test_a_reward_model_says_what_it_cuts(work, tmp_path):
-    path = samples(tmp_path / "a", "sft", "test", lambda row: [row["reference"], " my cat" * 40])
-    got = call("generalisation", path, "--judge", work / "ckpt_reward.pt", cwd=tmp_path)
-    assert got.returncode == 0, got.stderr
-    assert "6 of 18 outputs and references are longer than the judge's 32 tokens" in got.stdout
 
 
 def test_other_tasks_are_judged_by_rouge(tmp_path):
@@ -118,18 +109,11 @@ def test_other_tasks_are_judged_by_rouge(tmp_path):
     assert wrong.returncode == 2 and "names no synthetic task" in wrong.stderr
 
 
-def test_seeds_are_told_apart_and_their_spread_is_printed(tmp_path):
-    files = [samples(tmp_path / f"{seed}", "sft", "test", text, seed=seed)
-             for seed, text in ((0, good), (1, bad))]
-    got = call("generalisation", *files, cwd=tmp_path)
-    assert got.returncode == 0 and "0.250 +- 0.354" in got.stdout, got.stdout
-    assert "head to head" not in got.stdout
-
-
 def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
-    files = [samples(tmp_path / p, p, "test", text, reference="") for p, text in (("ppo", good), ("sft", bad))]
+    files = [samples(tmp_path / p, p, "test", text, reference="")
+             for p, text in (("ppo", good), ("sft", bad))]
     got = call("generalisation", *files, cwd=tmp_path)
-    assert got.returncode == 0 and "-: no number, because prompts without a reference" in got.stdout
+    assert got.returncode == 0 and "(-: no references)" in got.stdout
     found = json.loads((tmp_path / "generalisation.json").read_text())
     assert [x["rate"] for x in found["win_rate"]] == [None, None]
     assert found["head_to_head"][0]["rate"] == 1
@@ -138,17 +122,9 @@ def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
     assert [x["rouge1"] for x in found["rouge"]] == [None, None]
 
 
-@pytest.mark.parametrize("judge", ["gold", "rouge"])
-def test_notes_and_long_names_fit_the_width(judge, tmp_path):
-    files = [samples(tmp_path / f"{i}", f"publisher-{i}/" + "x" * 60, "test", good, reference="")
-             for i in range(5)]
-    got = call("generalisation", *files, "--judge", judge, cwd=tmp_path)
-    assert got.returncode == 0 and max(map(len, got.stdout.splitlines())) <= 110, got.stderr
-    assert "no number, because prompts without a reference" in got.stdout
-
-
 def test_policies_meet_on_equal_prompts_only(tmp_path):
-    """Another order changes nothing, prompts that one lacks are counted, one id for two prompts is refused."""
+    """Another order changes nothing, prompts that one lacks are counted, one id for two prompts is refused.
+    """
     path = samples(tmp_path / "sft", "sft", "test", bad)
     other = samples(tmp_path / "ppo", "ppo", "test", good)
     lines = other.read_text().splitlines()
@@ -156,12 +132,11 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     got = call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
-    assert "left out: prompts that one of the two lacks" in got.stdout
+    assert "up to 1 prompts are left out of a comparison" in got.stdout
     path.write_text(path.read_text().splitlines()[0] + "\n")        # the very one that the other lacks
     got = call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
-    assert "left out: prompts that one of the two lacks" in got.stdout
     samples(tmp_path / "sft", "sft", "test", bad)
     first, second = (json.loads(line)["id"] for line in lines[:2])
     other.write_text(lines[0].replace(f'"{first}"', f'"{second}"') + "\n")
@@ -173,7 +148,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
     path = samples(tmp_path / "sft", "sft", "test", good)
     path.write_text(path.read_text().splitlines()[0] + "\n")
     got = call("generalisation", path, cwd=tmp_path)
-    assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "a run has only 1 prompt:" in got.stdout
+    assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "only 1 prompt:" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
     assert line["rate"] == .5 and line["low"] is None
     wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)
@@ -207,7 +182,7 @@ def test_length_control_is_a_maximum_of_the_likelihood():
     longer = rng.normal(30, 40, (60, 4))
     won = judged(-.5, 1.5, longer, rng)
     found = G.length_controlled(won, longer)
-    theta, phi = np.meshgrid(np.linspace(-2, 1, 601), np.linspace(0, 3, 601), indexing="ij")
+    theta, phi = np.meshgrid(np.linspace(-1.2, .3, 301), np.linspace(.5, 2.5, 101), indexing="ij")
     f = np.tanh(longer / longer.std()).ravel()[:, None, None]
     z = theta[None] + phi[None] * f
     height = (won.ravel()[:, None, None] * z - np.logaddexp(0, z)).sum(0) - (theta ** 2 + phi ** 2) / 18

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from common.stats import (Interval, auc, auc_interval, bootstrap_ratio, bootstrap_statistic, difference,
-                          interval_of_draws, mean_interval, of_seeds, over_seeds, ranks, rate_interval,
+                          mean_interval, of_seeds, over_seeds, ranks, rate_interval,
                           spearman, t_quantile)
-from study.claims import HOLDS, OPPOSITE, verdict
 
 
 def coverage(intervals, true):
@@ -37,8 +36,6 @@ def test_a_mean_by_hand():
     mean, low, high = mean_interval([1, 2, 3])
     assert mean == 2 and (high - 2, 2 - low) == pytest.approx([4.30265 / 3 ** .5] * 2, abs=1e-4)
     assert mean_interval([.4]) == (.4, None, None)
-    both = mean_interval(np.array([[1., 5.], [2., 5.], [3., 5.]]))
-    assert [x[0] for x in both] == pytest.approx([mean, low, high]) and [x[1] for x in both] == [5, 5, 5]
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
 
@@ -84,7 +81,7 @@ def test_differences_of_rates():
 @pytest.mark.parametrize("prompts", [30, 100])
 def test_intervals_over_seeds_and_prompts_cover(sd, seeds, prompts):
     """Normal effects of seeds (sd), prompts (.3) and both together (.3), true mean 0: the interval holds it
-    in .93 to .98 of the draws, and a claim that is not true is decided in at most .06."""
+    in .93 to .98 of the draws."""
     rng, found = np.random.default_rng(seeds * prompts), []
     for _ in range(400):
         x = (sd * rng.standard_normal((seeds, 1)) + .3 * rng.standard_normal((1, prompts))
@@ -92,7 +89,6 @@ def test_intervals_over_seeds_and_prompts_cover(sd, seeds, prompts):
         found.append(over_seeds(x))
     covered = coverage([(e["mean"], e["low"], e["high"]) for e in found], 0)
     assert .925 <= covered <= .99
-    assert np.mean([verdict(e, 1) in (HOLDS, OPPOSITE) for e in found]) <= .06 + .015      # 400 draws
     over_prompts = coverage([(e["mean"], e["prompts_low"], e["prompts_high"]) for e in found], 0)
     assert over_prompts < covered
 
@@ -140,11 +136,9 @@ def test_the_bootstrap_of_a_mean_is_nearly_student_s():
     x = np.random.default_rng(1).random(400)
     found = bootstrap_statistic(lambda rows: x[rows].mean(), 400, 4000)
     assert found == pytest.approx(mean_interval(x), abs=4e-3)
-
-
-def test_undefined_draws_are_left_out():
-    assert interval_of_draws([1., np.nan, 1.], 2) == (2, 1, 1)
-    assert interval_of_draws([np.nan], .5) == (.5, None, None)
+    # draws on which it is undefined are left out
+    assert bootstrap_statistic(lambda rows: 1. if len(set(rows)) > 1 else math.nan, 2) == (1, 1, 1)
+    assert bootstrap_statistic(lambda rows: math.nan, 2)[1:] == (None, None)
 
 
 def test_ratio_weights_prompts_by_their_pairs():
