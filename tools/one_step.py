@@ -103,18 +103,17 @@ def ppo_section(cfg, bundle, texts, ro, grids, stats):
     kl, r, v, a = (grids[name][i, :n].tolist() for name in ("KL", "reward", "value", "advantage"))
     gold = bundle.task.synthetic.gold_reward(texts[i], *decode(bundle.tokenizer, ro.responses[i]))
     score = ro.score[i].item() if ro.finished[i] else cfg.no_eos_score
-    lines = [f"## A step of PPO: a response with a gold reward of {gold:.2f}", f"```\n{texts[i]}\n```",
-             response_table(ro, grids, i, n, bundle.tokenizer),
-             f"- KL of the response: {sum(kl):.3f} nats",
-             f"- reward at t = {n - 1}: {score:.3f} − {cfg.kl_coef:g} · ({kl[-1]:.3f}) = {r[-1]:.3f}",
-             f"- advantage at t = {n - 1}: r − V = {r[-1]:.3f} − ({v[-1]:.3f}) = {a[-1]:.3f}"]
+    sums = [f"- KL of the response: {sum(kl):.3f} nats",
+            f"- reward at t = {n - 1}: {score:.3f} − {cfg.kl_coef:g} · ({kl[-1]:.3f}) = {r[-1]:.3f}",
+            f"- advantage at t = {n - 1}: r − V = {r[-1]:.3f} − ({v[-1]:.3f}) = {a[-1]:.3f}"]
     if n > 1:
-        lines.append(f"- advantage at t = {n - 2}: r + γ V(next) − V + γ λ A(next) = {r[-2]:.3f} + "
-                     f"{cfg.gamma:g} · ({v[-1]:.3f}) − ({v[-2]:.3f}) + {cfg.gamma * cfg.lam:g} · "
-                     f"({a[-1]:.3f}) = {a[-2]:.3f}")
+        sums.append(f"- advantage at t = {n - 2}: r + γ V(next) − V + γ λ A(next) = {number(r[-2])} + "
+                    f"{cfg.gamma:g} · ({v[-1]:.3f}) − ({v[-2]:.3f}) + {cfg.gamma * cfg.lam:g} · "
+                    f"({a[-1]:.3f}) = {a[-2]:.3f}")
+    sums.append(f"- ratio_first {stats['ratio_first']:.4f}, pg_clipfrac {stats['pg_clipfrac']:.1%}")
     shown = min(min(lengths) + 3, max(lengths))
-    return [*lines,
-            f"- ratio_first {stats['ratio_first']:.4f}, pg_clipfrac {stats['pg_clipfrac']:.1%}",
+    return [f"## A step of PPO: a response with a gold reward of {gold:.2f}", f"```\n{texts[i]}\n```",
+            response_table(ro, grids, i, n, bundle.tokenizer), "\n".join(sums),
             f"### The shortest response of the batch, of {min(lengths)} tokens; T = {max(lengths)}",
             response_table(ro, grids, shortest, shown, bundle.tokenizer)]
 
