@@ -30,7 +30,7 @@ class Config(Flags):
     out: str = arg("results", "folder with results.json, where the pictures are written")
 
 
-# -------------------------------------------------------------------------------------------------- the pieces
+# ------------------------------------------------------------------------------------------------- the pieces
 
 def arms(estimates):
     """The (2, n) array of error bars that matplotlib wants; no length where an estimate has no ends."""
@@ -49,18 +49,19 @@ def bars(results):
 def curve(ax, x, y, name, size=6, **how):
     """Estimates y against estimates x, with intervals in both directions, in the style of a method."""
     colour, marker = STYLE[name]
-    ax.errorbar([e["mean"] for e in x], [e["mean"] for e in y], xerr=arms(x), yerr=arms(y), marker=marker, ms=size,
-                lw=1.3, elinewidth=.7, color=colour, zorder=3, **how)
+    ax.errorbar([e["mean"] for e in x], [e["mean"] for e in y], xerr=arms(x), yerr=arms(y), marker=marker,
+                ms=size, lw=1.3, elinewidth=.7, color=colour, zorder=3, **how)
 
 
 def tag(ax, x, y, text, colour, offset, size=9, **how):
     """A label `offset` points away from a point, on a white halo."""
     from matplotlib.patheffects import withStroke
+    halo = [withStroke(linewidth=2.5, foreground="white")]
     ax.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=size, zorder=5,
-                color=DARK.get(colour, colour), path_effects=[withStroke(linewidth=2.5, foreground="white")], **how)
+                color=DARK.get(colour, colour), path_effects=halo, **how)
 
 
-# ------------------------------------------------------------------------------------------------ the pictures
+# ----------------------------------------------------------------------------------------------- the pictures
 
 def draw_answer(plt, results):
     """figure.png: quality against diversity of SFT, best-of-16 and PPO, and how much is left out of
@@ -86,7 +87,7 @@ LABELS = {  # point of the frontier: where its label stands, in points beside it
     ("PPO", 0.0): (8, -10), ("PPO", 0.03): (-52, -12), ("PPO", 0.1): (8, 8), ("PPO", 0.3): (8, 2),
     ("PPO", 1.0): (9, 2), ("DPO", 0.1): (-42, 8), ("DPO", 0.3): (7, 8), ("GRPO", 0.03): (-58, -10),
     ("SFT", 0.05): (-4, 9), ("SFT", 0.2): (-14, 9), ("SFT", 0.7): (-12, -15), ("SFT", 1.0): (8, -3),
-    ("best-of-N", 64): (-46, -14), ("PPO, k2 in the reward", 5.0): (-44, -12)}
+    ("best-of-N", 1): (-44, -14), ("PPO, k2 in the reward", 5.0): (-44, -12)}
 
 
 def draw_frontier(plt, results):
@@ -94,20 +95,21 @@ def draw_frontier(plt, results):
     figure = plt.figure(figsize=(9, 6.5), layout="constrained")
     ax = figure.subplots()
     for name in STYLE:
-        points = [x for x in results["frontier"] if x["curve"] == name and x["gold_diversity"] and x["gold_reward"]]
+        points = [x for x in results["frontier"]
+                  if x["curve"] == name and x["gold_diversity"] and x["gold_reward"]]
         if not points:
             continue
         points = sorted(points, key=lambda x: x["knob"])
-        label = name + (", over temperature" if name == "SFT" else ", over N" if name == "best-of-N" else ", over β")
-        curve(ax, [x["gold_diversity"] for x in points], [x["gold_reward"] for x in points], name, label=label)
         symbol = {"SFT": "T", "best-of-N": "N"}.get(name, "β")
+        curve(ax, [x["gold_diversity"] for x in points], [x["gold_reward"] for x in points], name,
+              label=f"{name}, over {symbol}")
         for x in points:
             if (name, x["knob"]) in LABELS:
                 tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"], f"{symbol} = {x['knob']:g}",
                     STYLE[name][0], LABELS[name, x["knob"]])
     ax.set(xlabel="gold diversity per input   more varied →", ylabel="gold reward   better →")
     ax.set_title(f"Every method over its own setting (bars: {bars(results)})", fontsize=11, loc="left")
-    ax.legend(fontsize=9.5, frameon=False, loc="lower left")
+    ax.legend(title="T: temperature", fontsize=9.5, frameon=False, loc="lower left")
     return figure
 
 
@@ -140,14 +142,14 @@ def draw_proxies(plt, results):
         ax.set_xticks((0, .5, 1) if chance else (-1, 0, 1))
         ax.grid(axis="y", color="#eeeeee")
     axes[0].set_yticks(places, [proxies.NAMES[x["measure"]] for x in lines])
-    figure.suptitle("Which diversity measure to believe?  Rank correlations: 1 is best, the dotted line is chance",
+    figure.suptitle("Which diversity measure to believe?  Rank correlations: 1 is best, dotted is chance",
                     fontsize=11)
     return figure
 
 
-NEAR = {"test": "in distribution"}
-KINDS = {"words": (BLUE, "o", "new words"), "distractors": (RED, "s", "more distractors"),
-         "article": (GREEN, "^", "news format"), "test": (BLACK, "D", "in distribution")}
+KINDS = {  # kind of test set: its colour, its marker, its name before the number
+    "words": (BLUE, "o", "new words, {} %"), "distractors": (RED, "s", "{} distracting stories"),
+    "article": (GREEN, "^", "news format"), "test": (BLACK, "D", "in distribution")}
 
 
 def draw_shift(plt, results):
@@ -155,22 +157,24 @@ def draw_shift(plt, results):
     figure = plt.figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for x in results["shift"]:
-        colour, marker, _ = KINDS[short(x["split"]).rstrip("0123456789")]
+        kind = short(x["split"]).rstrip("0123456789")
+        colour, marker, name = KINDS[kind]
         at, e = x["js"], x["advantage"]
         ax.errorbar(at["value"], e["mean"], yerr=arms([e]), marker=marker, ms=8, color=colour, elinewidth=1)
-        tag(ax, at["value"], e["mean"], NEAR.get(x["split"], short(x["split"])), colour, (8, 6))
+        tag(ax, at["value"], e["mean"], name.format(short(x["split"]).removeprefix(kind)), colour,
+            (-120, -14) if x["split"].endswith("distractors7") else (8, 6))
     ax.axhline(0, color=BLACK, lw=.6)
     ax.axvline(results["shift"][0]["js"]["floor"], color=GREY, ls=":", lw=1)
     ax.set_xscale("log")
     ax.set_xlim(.0009, .9)
     ax.set(xlabel="shift of the prompts from train: Jensen-Shannon divergence of tokens, bits (log scale)",
            ylabel=f"win rate minus SFT's, T = {QUALITY:g}")
-    ax.set_title(f"PPO's advantage over SFT, β = {BETA:g} (bars: {bars(results)}; dotted: shift by chance alone)",
+    ax.set_title(f"PPO's advantage over SFT, β = {BETA:g} (bars: {bars(results)}; dotted: shift by chance)",
                  fontsize=10.5, loc="left")
     return figure
 
 
-# --------------------------------------------------------------------------------------------------- the files
+# -------------------------------------------------------------------------------------------------- the files
 
 def draw_all(out):
     """Draws the pictures of results.json in the folder `out`.  Returns the paths written."""

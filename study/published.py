@@ -222,7 +222,8 @@ def markdown(results):
               [row(m, s) for m in measures for s in splits]),
         *(["The paper's values for this model (TL;DR, appendix J.4, second-hand) and ours.  The paper's "
            "embeddings are Sentence-BERT's.",
-           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()], of_paper)]
+           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()],
+                 of_paper)]
           if of_paper else []),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], models))
 
@@ -230,7 +231,8 @@ def markdown(results):
 def run_study(study, device):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
     if not study.judge_data and len(study.seeds) < 2:
-        raise UserError(f"--seeds {len(study.seeds)}: without --judge-data the judge is another seed's reward model, so "
+        raise UserError(f"--seeds {len(study.seeds)}: without --judge-data the judge is another seed's "
+                        "reward model, so "
                         "2 are needed")
     run_stages(plan(study), study.out, study.jobs)
     results = results_of(study, device)

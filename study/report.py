@@ -30,7 +30,7 @@ class Config(Flags):
     out: str = arg("results", "folder with results.json, where the tables are written")
 
 
-# ------------------------------------------------------------------------------------------ entries and tables
+# ----------------------------------------------------------------------------------------- entries and tables
 # An estimate is a dict as from common.stats.over_seeds, or None where nothing could be measured.
 
 def table(header, rows):
@@ -83,13 +83,16 @@ def over_sets(rows, sets, **wanted):
     mean = float(np.mean([e["mean"] for e in found]))
     if found[0]["low"] is None:
         return {"mean": mean, "low": None, "high": None, "per_seed": per_seed.tolist()}
-    half = float(np.mean([e["high"] - e["low"] for e in found])) / 2     # wide enough if sets share their error
-    return {"mean": mean, "low": max(0., mean - half), "high": min(1., mean + half), "per_seed": per_seed.tolist()}
+    # as wide as if all sets shared one error: never too narrow
+    half = float(np.mean([e["high"] - e["low"] for e in found])) / 2
+    return {"mean": mean, "low": max(0., mean - half), "high": min(1., mean + half),
+            "per_seed": per_seed.tolist()}
 
 
 def noises(results):
     """The kinds of noise that were run: {task: its name}."""
-    return {task: name for task, name in NOISE_OF.items() if any(x["task"] == task for x in results["win_rate"])}
+    known = {x["task"] for x in results["win_rate"]}
+    return {task: name for task, name in NOISE_OF.items() if task in known}
 
 
 def three_rows(results):
@@ -108,19 +111,21 @@ def answer(results):
                  [[name, *map(interval, estimates)] for name, *estimates in three_rows(results)])
 
 
-# -------------------------------------------------------------------------------------------------- results.md
+# ------------------------------------------------------------------------------------------------- results.md
 
 def results_md(results):
     settings, cost = results["settings"], results["cost"]
     seeds = settings["seeds"]
     toy = "  TOY SIZES (--quick): these are not results." if settings["quick"] else ""
-    minutes = cost["processor_seconds"] and f"; {cost['processor_seconds'] / 60:.0f} minutes of processor time"
+    minutes = f"; {cost['processor_seconds'] / 60:.0f} minutes of processor time"
     parts = [sets_part, per_input_part, across_part, claims_part]
     if "frontier" in results:
         parts += [frontier_part, methods_part, kinds_part]
     return sections(
-        "# Results", f"Commit {results['commit'] or 'unknown'}, recipe {results['recipe']}; seeds {seeds[0]} to "
-        f"{seeds[-1]}; {settings['inputs']} prompts a test set, 16 outputs a prompt{minutes or ''}.  Written by "
+        "# Results",
+        f"Commit {results['commit'] or 'unknown'}, recipe {results['recipe']}; seeds {seeds[0]} to "
+        f"{seeds[-1]}; {settings['inputs']} prompts a test set, 16 outputs a prompt{minutes}.  "
+        "Written by "
         f"`python reproduce.py{' --full' if settings['full'] else ''}`.  {how_to_read(len(seeds))}{toy}",
         "![The answer](figure.png)",
         *(text for part in (*parts, reward_part) for text in part(results)))
@@ -130,10 +135,13 @@ def sets_part(results):
     def entry(task, policy, split):
         t = "matched" if policy == "sft_matched" else QUALITY
         return interval(pick(results["win_rate"], task=task, policy=policy, split=split, temperature=t))
-    known = {(x["task"], x["policy"]) for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")}
+    known = {(x["task"], x["policy"]) for x in results["win_rate"]
+             if x["temperature"] in (QUALITY, "matched")}
     yield "## Win rate by test set"
-    yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature {QUALITY:g}.  "
-           "`test` is in distribution, the other sets are not.  Matched: SFT at the temperature at which it is as "
+    yield ("How often an output has a higher gold reward than the reference, ties halved; temperature "
+           f"{QUALITY:g}.  "
+           "`test` is in distribution, the other sets are not.  Matched: SFT at the temperature at which it "
+           "is as "
            "little varied as PPO.  Oracle: the best of 16 by the gold reward.")
     yield table(["noise", "policy", *map(short, SETS)], [
         [noise, name, *(entry(task, p, s) for s in SETS)] for task, noise in noises(results).items()
@@ -152,21 +160,26 @@ def diversity_table(results, kind):
 
 def per_input_part(results):
     yield "## Diversity per input"
-    yield (f"Of 16 outputs to one prompt, in distribution, temperature {DIVERSITY:g}.  More is more varied, but of "
-           "self-BLEU less is; `gold` compares the facts that outputs state; NLI is by a classifier that knows them.")
+    yield (f"Of 16 outputs to one prompt, in distribution, temperature {DIVERSITY:g}.  More is more varied, "
+           "but of "
+           "self-BLEU less is; `gold` compares the facts that outputs state; NLI is by a classifier that "
+           "knows them.")
     yield diversity_table(results, "per_input")
 
 
 def across_part(results):
     yield "## Diversity across inputs"
-    yield "Of one output to each prompt.  Prompts tell different stories, so that `gold` is near 1 for everybody."
+    yield ("Of one output to each prompt.  Prompts tell different stories, so that `gold` is near 1 for "
+           "everybody.")
     yield diversity_table(results, "across")
 
 
 def claims_part(results):
     yield "## The paper's claims and ours"
-    yield (f"`agrees`: every interval lies on the side that the claim says (where it says `same`, within ±{SMALL:g}). "
-           "`differs`: one lies on the other side.  `not shown`: neither; `open`: not tested here.  The paper's claims "
+    yield ("`agrees`: every interval lies on the side that the claim says (where it says `same`, within "
+           f"±{SMALL:g}). "
+           "`differs`: one lies on the other side.  `not shown`: neither; `open`: not tested here.  The "
+           "paper's claims "
            "are from second-hand readings, not from its PDF.")
     yield table(["source", "claim", "verdict", "measured here", "found"], [
         [c["source"], c["claim"], f"**{c['verdict']}**", c["here"],
@@ -188,8 +201,10 @@ def frontier_part(results):
                "gained_vs_bon": "gold reward - best-of-N's at equal KL",
                "kept_vs_ppo": "diversity - PPO's at equal gold reward"}
     yield "## The frontier: quality against diversity"
-    yield ("Every method over its own setting; systematic noise, in distribution, temperature 1 except SFT's.  The last "
-           "four columns compare with a point between those of another curve; \\* where that does not reach so far and "
+    yield ("Every method over its own setting; systematic noise, in distribution, temperature 1 except "
+           "SFT's.  The last "
+           "four columns compare with a point between those of another curve; \\* where that does not reach "
+           "so far and "
            "its end was taken.  KL is in nats from SFT, of best-of-N its bound.")
     yield "![The frontier](frontier.png)"
     yield table(["policy", "KL", "length", *columns.values(), *against.values()], [
@@ -200,7 +215,8 @@ def frontier_part(results):
 def methods_part(results):
     names = {files[BETA]: curve for curve, files in TRAINED.items()}
     yield "## The methods out of distribution"
-    yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of ungrammatical "
+    yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of "
+           "ungrammatical "
            "clauses in an output, of which fewer is better.")
     yield table(["", "policy", *map(short, SETS)], [
         [title, names.get(p, POLICIES.get(p, p)), *(interval(pick(results["sets"], policy=p, split=s)[key])
@@ -215,14 +231,18 @@ def kinds_part(results):
     found = {(x["task"], x["policy"], x["measure"]): x for x in results["diversity"]}
     ks = list(dict.fromkeys(x["k"] for x in results["pass_at_k"]))
     yield "## What kind of diversity is lost"
-    yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: SFT's bad "
-           "outputs add to its diversity, and the choice among good outputs becomes narrower.  pass@k: how often one of "
+    yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
+           "SFT's bad "
+           "outputs add to its diversity, and the choice among good outputs becomes narrower.  pass@k: how "
+           "often one of "
            "k outputs is good.")
     yield table(["noise", "policy", *measures.values()], [
         [noise, POLICIES[p], *(interval(found.get((task, p, m))) for m in measures)]
         for task, noise in noises(results).items() for p in POLICIES if (task, p, "good") in found])
-    yield table(["noise", "policy", "loss of gold diversity", "fewer bad outputs", "narrower choice of good ones"], [
-        [NOISE_OF[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in ("loss", "errors_removed", "narrowing"))]
+    parts = {"loss": "loss of gold diversity", "errors_removed": "fewer bad outputs",
+             "narrowing": "narrower choice of good ones"}
+    yield table(["noise", "policy", *parts.values()], [
+        [NOISE_OF[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in parts)]
         for x in results["loss"]])
     yield table(["pass@k", *(f"k = {k}" for k in ks)], [
         [POLICIES.get(p) or p.replace("ppo_b", "PPO, β = "),
@@ -231,27 +251,33 @@ def kinds_part(results):
 
 
 def reward_part(results):
-    keys = {"accuracy": "labels", "accuracy_gold": "gold reward", "longer_wins": "`the longer wins` by labels",
-            "labels_gold": "labels by gold reward"}
+    keys = {"accuracy": "labels", "accuracy_gold": "gold reward",
+            "longer_wins": "`the longer wins` by labels", "labels_gold": "labels by gold reward"}
     yield "## The reward model, the shift and the measures of diversity"
     yield "How often the reward model ranks two outputs to one prompt as the gold reward does."
     yield table(["noise", "outputs of", *map(short, SETS)], [
-        [noise, POLICIES[p], *(interval(pick(results["ranked_rightly"], task=task, policy=p, split=s)) for s in SETS)]
+        [noise, POLICIES[p], *(interval(pick(results["ranked_rightly"], task=task, policy=p, split=s))
+                               for s in SETS)]
         for task, noise in noises(results).items() for p in ("sft", "ppo")])
-    yield "Its accuracy on held-out pairs, by the annotators' labels and by the gold reward; means over seeds."
+    yield ("Its accuracy on held-out pairs, by the annotators' labels and by the gold reward; means over "
+           "seeds.")
     yield table(["noise", *keys.values()], [[NOISE_OF[x["task"]], *(f"{x[k]:.3f}" for k in keys)]
                                             for x in results["reward_model"]])
     if "shift" not in results:
         return
-    yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a classifier's "
-           "area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's win rate minus SFT's.")
+    yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a "
+           "classifier's "
+           "area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's win rate "
+           "minus SFT's.")
     yield "![The advantage against the shift](shift.png)"
 
     def shifted(e):
         return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], floor {e['floor']:.3f}"
     yield table(["test set", "JS divergence, bits", "classifier's AUC", "advantage"], [
-        [short(x["split"]), shifted(x["js"]), shifted(x["auc"]), signed(x["advantage"])] for x in results["shift"]])
-    yield ("Which measure of diversity to believe: rank correlations with gold diversity and with what is known to "
+        [short(x["split"]), shifted(x["js"]), shifted(x["auc"]), signed(x["advantage"])]
+        for x in results["shift"]])
+    yield ("Which measure of diversity to believe: rank correlations with gold diversity and with what is "
+           "known to "
            "make outputs varied, 1 the best.  study/proxies.py explains the tests.")
     yield "![The measures](proxies.png)"
     yield table(["measure", *proxies.TESTS.values()], [
@@ -259,12 +285,13 @@ def reward_part(results):
         for x in results["proxies"]])
 
 
-# --------------------------------------------------------------------------------------------------- the files
+# -------------------------------------------------------------------------------------------------- the files
 
 def read_results(out):
     path = Path(out) / "results.json"
     if not path.is_file():
-        raise UserError(f"--out {out}: no results.json there; `python reproduce.py` writes runs/results/results.json")
+        raise UserError(f"--out {out}: no results.json there; `python reproduce.py` writes "
+                        "runs/results/results.json")
     return json.loads(path.read_text())
 
 
@@ -291,7 +318,8 @@ def write(out):
 def on_screen(out):
     """The lines that reproduce.py ends with: README's table, and one verdict a claim."""
     results = read_results(out)
-    return [answer(results), "", *(f"{c['verdict']:10} {'ours' if c['source'] == OURS else 'paper'}: {c['claim']}"
+    whose = {True: "ours", False: "paper"}
+    return [answer(results), "", *(f"{c['verdict']:10} {whose[c['source'] == OURS]}: {c['claim']}"
                                    for c in results["claims"])]
 
 

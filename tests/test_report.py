@@ -85,14 +85,15 @@ def test_the_committed_tables_are_those_of_the_committed_numbers():
 
 
 def test_error_bars_have_no_length_without_ends():
-    assert figures.arms([FEW, over_seeds(np.array([[.2, .4]]))]) == pytest.approx(np.array([[.1, 0], [.1, 0]]))
+    one_seed = over_seeds(np.array([[.2, .4]]))
+    assert figures.arms([FEW, one_seed]) == pytest.approx(np.array([[.1, 0], [.1, 0]]))
 
 
 # ----------------------------------------------------------------------------- the study of a published model
 
 def study(out, seeds=2, judge_data="d"):
-    return published.Study(out, "m", "", "d", judge_data, "toy", published.SIZES["cpu"], "", range(seeds), "cpu", "fp32",
-                           2, 1)
+    return published.Study(out, "m", "", "d", judge_data, "toy", published.SIZES["cpu"], "",
+                           range(seeds), "cpu", "fp32", 2, 1)
 
 
 def test_the_plan_of_a_published_model(tmp_path):
