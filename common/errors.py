@@ -5,12 +5,6 @@ class UserError(Exception):
     """A mistake in the input.  The message says what is wrong, where, and what to do."""
 
 
-def check(condition, message):
-    """Raises UserError(message) unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
 def first_line(error):
     """What an exception says, in one line that fits into a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -146,7 +146,7 @@ def stages(work):
     both, pairs = policy | dict(reward=str(work / "ckpt_reward.pt")), dict(prompts=24, samples=2, log_every=1)
     return [(sft, policy | dict(rows=32, lr=1e-4, log_every=1)), (reward, policy | pairs | dict(held_out=12)),
             (ppo, both | dict(steps=3, batch_size=8, kl_target=3.)), (dpo, policy | pairs | dict(held_out=17)),
-            (grpo, both | dict(steps=3, batch_size=4, n=4))]
+            (grpo, both | dict(steps=3, batch_size=8, n=2))]
 
 
 def name_of(script):
