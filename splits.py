@@ -40,12 +40,8 @@ def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
     ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
     if left < 1:
-        raise UserError(f"{what} may have {limit} tokens, and the tokenizer begins each with one of its own: "
-                        "no room is left; raise --max-prompt-tokens or lower --max-new-tokens (flags of "
-                        "sft.py)")
-    for prompt, row in zip(prompts, ids):
-        if not begin + row:
-            raise UserError(f"{what}: the tokenizer has no tokens for {prompt[:40]!r}")
+        raise UserError(f"{what} may have {limit} tokens, of which the tokenizer's first token leaves none: "
+                        "raise --max-prompt-tokens or lower --max-new-tokens (flags of sft.py)")
     cut = sum(len(row) > left for row in ids)
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
@@ -133,7 +129,8 @@ class Task:
             return "the folder is empty"
         return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
 
-    as_dict = asdict
+    def as_dict(self):
+        return asdict(self)
 
 
 class SyntheticTask(Task):
@@ -185,13 +182,9 @@ class FolderTask(Task):
         return path and _non_empty(path, _read(path, needs), needs)
 
     def _path(self, name):
-        """The file of a split or of preferences, or None.  Raises UserError if there are two of them."""
-        paths = [Path(self.data) / (name + ending) for ending in (".jsonl", ".jsonl.gz")]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) == 2:
-            raise UserError(f"--data {self.data}: both {name}.jsonl and {name}.jsonl.gz are there; remove "
-                            "the one that is not to be read")
-        return paths[0] if paths else None
+        """The file of a split or of preferences, or None."""
+        paths = Path(self.data) / f"{name}.jsonl", Path(self.data) / f"{name}.jsonl.gz"
+        return next((path for path in paths if path.is_file()), None)
 
 
 def _class_of(name):
@@ -240,8 +233,7 @@ def _non_empty(source, rows, needs):
     full = [row for row in rows if all(row[field].strip() for field in needs)]
     if len(full) < len(rows):
         print(f"{source}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(needs)} is "
-              "empty",
-              flush=True)
+              "empty", flush=True)
     if not full:
         raise UserError(f"{source}: no rows; a line is {{{', '.join(f'{field!r}: ...' for field in needs)}}}")
     return full
@@ -251,10 +243,12 @@ def _make_ids_unique(source, split, rows):
     """Gives every row an id that names it alone, because policies are compared by id."""
     times, repeated = Counter(), 0
     for i, row in enumerate(rows):
-        name = f"{split}-{i}" if row.get("id") is None else str(row["id"])
-        times[name] += 1
-        row["id"] = name if times[name] == 1 else f"{name}#{times[name]}"
-        repeated += times[name] > 1
+        given = row["id"] = f"{split}-{i}" if row.get("id") is None else str(row["id"])
+        repeated += times[given] > 0
+        while times[row["id"]]:             # a file may have two rows a and one a#2
+            times[given] += 1
+            row["id"] = f"{given}#{times[given]}"
+        times[row["id"]] += 1
     if repeated:
         print(f"{source}: {repeated} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
               flush=True)
