@@ -316,7 +316,7 @@ def main(cfg):
     print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {tokenizer.n_vocab}\n")
     print(f"{'split':19} {'rows':>6} {'prompt tokens':>14} {'reference':>10}")
     for split, rows in rows_of.items():
-        n = len(rows) if len(rows) < cfg.rows else len(task.rows(split, references=1))
+        n = synthetic.SIZES.get(split, 1000) if task.synthetic else len(task.rows(split))
         prompt, reference = (np.median([len(tokenizer.encode_ordinary(row[field])) for row in rows])
                              for field in ("prompt", "reference"))
         print(f"{split:19} {n:6} {prompt:14.0f} {reference:10.0f}")

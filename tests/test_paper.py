@@ -26,8 +26,7 @@ def post(i, words=10, subreddit="relationships", **more):
 
 def compared(i, choice=0, **info):
     return {"info": {"post": f"post {i}", "title": "t", "subreddit": "tifu", "article": None} | info,
-            "choice": choice,
-            "summaries": [{"text": " first"}, {"text": " second"}]}
+            "choice": choice, "summaries": [{"text": " first"}, {"text": " second"}]}
 
 
 def task_from(name, data=""):
@@ -68,8 +67,8 @@ def test_summarisation_prompts_and_splits(local):
 
 def test_comparisons_become_preferences_and_articles_are_left_out(local):
     task = task_from("tldr", local)
-    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [("first", "second"),
-                                                                          ("second", "first")]
+    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [
+        ("first", "second"), ("second", "first")]
     assert task.preferences()[0]["prompt"] == "SUBREDDIT: r/tifu\nTITLE: t\nPOST: post 0\nTL;DR:"
     assert len(task.preferences(validation=True)) == 1
 
@@ -85,18 +84,13 @@ def test_odd_fields_are_named(read, row, says):
         read(row, paper.ALPACA_PREFERENCES)
 
 
-@pytest.mark.parametrize("name, inside, shifted", [("tldr-length", ["p0", "p1", "p3"], ("ood_long", ["p2"])),
-                                                   ("tldr-subreddit", ["p0", "p1", "p2"],
-                                                    ("ood_subreddit", ["p3"]))])
-def test_graded_splits_part_the_posts(name, inside, shifted, local):
+@pytest.mark.parametrize("name, inside, shifted, outside", [
+    ("tldr-length", ["p0", "p1", "p3"], "ood_long", ["p2"]),            # 245 words are in distribution, 246 are not
+    ("tldr-subreddit", ["p0", "p1", "p2"], "ood_subreddit", ["p3"])])
+def test_graded_splits_part_the_posts(name, inside, shifted, outside, local):
     task = task_from(name, local)
     assert [r["id"] for r in task.rows("train")] == [r["id"] for r in task.rows("test")] == inside
-    assert [r["id"] for r in task.rows(shifted[0])] == shifted[1]
-
-
-def test_one_subreddit_is_in_distribution():
-    posts = [{"post": "", "subreddit": name} for name in ("relationships", "AskReddit", "tifu")]
-    assert paper.in_distribution("tldr-subreddit", posts) == [True, False, False]
+    assert [r["id"] for r in task.rows(shifted)] == outside
 
 
 def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
@@ -104,8 +98,7 @@ def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
     for split in ("train", "test"):
         put(local, f"summarize_from_feedback_tldr_3_filtered/{split}", posts)
     task = task_from("tldr-sentiment", local)
-    assert [r["id"] for r in task.rows("train")] == ["p0"] and [r["id"]
-                                                                for r in task.rows("ood_sentiment")] == ["p1"]
+    assert [r["id"] for split in ("train", "ood_sentiment") for r in task.rows(split)] == ["p0", "p1"]
     put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match="pip install transformers"):
@@ -119,12 +112,11 @@ def test_instruction_prompts_and_splits(local):
     with_input, without = task.rows("train")
     assert with_input["prompt"] == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 "
-        "2\n\n### Response:")
-    assert without["prompt"] == ("Below is an instruction that describes a task. Write a response that "
-                                 "appropriately "
-                                 "completes the request.\n\n### Instruction:\nAdd.\n\n### Response:")
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n"
+        "### Input:\n1 2\n\n### Response:")
+    assert without["prompt"] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nAdd.\n\n### Response:")
     assert paper.instruction_of(with_input["prompt"]) == "Add.\n\n1 2"
     assert paper.instruction_of(without["prompt"]) == "Add."
     assert task.evaluation_splits() == ["test", "ood_alpaca_eval", "ood_sequential"]

@@ -1,6 +1,5 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
-import re
 import statistics
 from itertools import permutations
 
@@ -142,18 +141,6 @@ def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():
         assert statistics.mean(k[kind] for k in kinds) == pytest.approx(.06, abs=.01)
         for other in {0, 1, 2} - {kind}:        # one shift tells nothing of another
             assert statistics.mean(k[kind] for k in kinds if k[other]) == pytest.approx(.06, abs=.04)
-
-
-def test_copying_pays_as_much_from_news_as_from_a_post():
-    for split in ("test", "ood_article"):
-        for row in synthetic.rows(split, 200, references=1):
-            key, others = synthetic.read_prompt(row["prompt"])
-            sentences = re.split(r"[.?]", row["prompt"].partition("POST ")[2].removesuffix("TLDR"))
-            told = [s for s in sentences if s.strip() and "people" not in s
-                    and synthetic.facts(s) <= set(key.items())]
-            too_long = max(0, len(synthetic._pieces(" . ".join(told))) - synthetic.FREE_WORDS)
-            paid = 5 - synthetic.PENALTY["word_too_many"] * too_long
-            assert synthetic.gold_reward(row["prompt"], " . ".join(told)) == pytest.approx(paid)
 
 
 def test_test_posts_have_numbers_that_no_choice_has_seen():
