@@ -238,8 +238,8 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
     if not all(x.isfinite().all() for x in (logp, ref_logp, values, score)):
         raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the four "
                         "models is damaged")
-    return Rollout(prompts, responses, packed, h, h_value, packed.response_mask(), logp, ref_logp, values, score,
-                   finished)
+    mask = packed.response_mask()
+    return Rollout(prompts, responses, packed, h, h_value, mask, logp, ref_logp, values, score, finished)
 
 
 STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "update_kl")

@@ -56,13 +56,13 @@ class Config(Common):
 def results_of(folder, recipe, seeds, full, stages):
     """Everything in results.json, from what the stages left in a folder."""
     measures = Measures(folder, seeds, NOISE_OF if full else list(NOISE_OF)[:1])
-    found = {"settings": recipe.settings() | {"seeds": list(seeds), "full": full}, "commit": commit(), "recipe": RECIPE,
-             "cost": cost(stages, folder)}
-    more = {}
+    found, more = {"settings": recipe.settings() | {"seeds": list(seeds), "full": full}, "commit": commit(),
+                   "recipe": RECIPE, "cost": cost(stages, folder)}, {}
     if full:
         more = frontier.numbers(folder, seeds) | {"shift": shift.numbers(measures, folder),
                                                   "proxies": proxies.numbers(folder, seeds)}
-    return found | {"claims": claims.claims(measures, more.get("beta"))} | tables(measures, claims.loss_of) | more
+    found["claims"] = claims.claims(measures, more.get("beta"))
+    return found | tables(measures, claims.loss_of) | more
 
 
 def run_synthetic(cfg):

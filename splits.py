@@ -39,13 +39,10 @@ def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     were cut."""
     begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
     ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
-    if left < 1:
-        raise UserError(f"{what} may have {limit} tokens, of which the tokenizer's first token leaves none: "
-                        "raise --max-prompt-tokens or lower --max-new-tokens (flags of sft.py)")
     cut = sum(len(row) > left for row in ids)
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
-    return [begin + row[-left:] for row in ids]
+    return [begin + row[max(0, len(row) - left):] for row in ids]
 
 
 def encode_response(tokenizer, text, limit, finished=True):
@@ -117,11 +114,6 @@ class Task:
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
 
-    def check_split(self, split):
-        if split not in self.splits():
-            raise UserError(f"split {split!r} is not in task {self.name!r}; it has "
-                            f"{', '.join(self.splits())}")
-
     def describe_folder(self):
         """What the folder of the data holds, in words, for messages."""
         names = sorted(p.name for p in Path(self.data).iterdir()) if self.data else []
@@ -140,7 +132,7 @@ class SyntheticTask(Task):
         return list(synthetic.SPLITS)
 
     def rows(self, split, limit=None, references=4):
-        self.check_split(split)
+        _check_split(self, split)
         size = synthetic.SIZES.get(split, 1000)
         return synthetic.rows(split, min(size, limit or size), NOISE[self.name], references)
 
@@ -153,7 +145,7 @@ class PaperTask(Task):
         return paper.splits(self.name)
 
     def rows(self, split, limit=None, references=1):
-        self.check_split(split)
+        _check_split(self, split)
         rows = paper.rows(self.name, split, self.data)
         return _as_rows(f"task {self.name}, {split}", split, rows, limit)
 
@@ -185,6 +177,11 @@ class FolderTask(Task):
         """The file of a split or of preferences, or None."""
         paths = Path(self.data) / f"{name}.jsonl", Path(self.data) / f"{name}.jsonl.gz"
         return next((path for path in paths if path.is_file()), None)
+
+
+def _check_split(task, split):
+    if split not in task.splits():
+        raise UserError(f"split {split!r} is not in task {task.name!r}; it has {', '.join(task.splits())}")
 
 
 def _class_of(name):
@@ -232,8 +229,8 @@ def _non_empty(source, rows, needs):
     """Rows with text in all fields.  Prints how many have none."""
     full = [row for row in rows if all(row[field].strip() for field in needs)]
     if len(full) < len(rows):
-        print(f"{source}: {len(rows) - len(full)} of {len(rows)} rows dropped, one of {', '.join(needs)} is "
-              "empty", flush=True)
+        print(f"{source}: {len(rows) - len(full)} of {len(rows)} rows dropped: {' or '.join(needs)} is empty",
+              flush=True)
     if not full:
         raise UserError(f"{source}: no rows; a line is {{{', '.join(f'{field!r}: ...' for field in needs)}}}")
     return full
@@ -250,8 +247,7 @@ def _make_ids_unique(source, split, rows):
             row["id"] = f"{given}#{times[given]}"
         times[row["id"]] += 1
     if repeated:
-        print(f"{source}: {repeated} rows have an id that an earlier row has; they are now ID#2, ID#3, ...",
-              flush=True)
+        print(f"{source}: {repeated} ids stand in several rows; these are now ID#2, ID#3, ...", flush=True)
 
 
 def task_from(saved):
@@ -271,15 +267,14 @@ def task_of(cfg, saved=None):
         raise UserError(f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
     if base is None or name != base.name:
         base = Task(name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
-    data = cfg.data or base.data
-    if name == "folder" and not data:
-        raise UserError("--task folder: --data DIR is needed")
-    if name in NOISE and data:
+    max_new_tokens = getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens
+    max_prompt_tokens = getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens
+    task = _class_of(name)(name, cfg.data or base.data, max_new_tokens, max_prompt_tokens)
+    if task.synthetic and task.data:
         raise UserError(f"--task {name} takes no --data: it makes its own prompts")
-    if data and not Path(data).is_dir():
-        raise UserError(f"--data {data}: no such folder; it should hold {FILES}")
-    return _class_of(name)(name, data, getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens,
-                           getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens)
+    if (task.data or name == "folder") and not Path(task.data or "?").is_dir():
+        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
+    return task
 
 
 class Bundle(NamedTuple):
@@ -290,10 +285,9 @@ class Bundle(NamedTuple):
     saved: dict         # the checkpoint without its weights; `tokenizer` is a specification here
 
 
-def load_bundle(cfg, device, name=None, flag="--model"):
-    """The Bundle of a language model, of cfg.model unless another one is named.  Raises UserError as
-    `pretrained.load` and `task_of` do."""
-    model, saved = pretrained.load(name or cfg.model, flag, device, cfg.dtype)
+def load_bundle(cfg, device):
+    """The Bundle of the language model cfg.model.  Raises UserError as `pretrained.load` and `task_of` do."""
+    model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, model)
     return Bundle(model, load_tokenizer(saved["tokenizer"]), task_of(cfg, saved), saved)
 

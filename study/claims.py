@@ -63,7 +63,8 @@ def claims(measures, of_beta=None):
     rows = [*generalisation_rows(measures), *diversity_rows(measures), *beta_rows(of_beta), *open_rows(),
             *our_rows(measures)]
     found = [{"source": row.source, "claim": row.claim, "here": row.here, "verdict": verdict(row.found),
-              "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found]} for row in rows]
+              "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found]}
+             for row in rows]
     order = (DIFFERS, NOT_SHOWN, AGREES, OPEN)
     return sorted(found, key=lambda row: (row["source"] == OURS, order.index(row["verdict"])))
 
@@ -86,7 +87,8 @@ def generalisation_rows(r):
     return [
         Row("6.1, fig. 2", "best-of-16 beats RLHF, in and out of distribution", "PPO - best-of-16",
             wins(LESS, "ppo", "bon")),
-        Row("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", "PPO - SFT", wins(MORE, "ppo", "sft")),
+        Row("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", "PPO - SFT",
+            wins(MORE, "ppo", "sft")),
         Row("6.1, fig. 2", "best-of-16 beats SFT, in and out of distribution", "best-of-16 - SFT",
             wins(MORE, "bon", "sft")),
         Row("6.1, fig. 2", "the generalisation gaps of all three are about equal", "advantage over SFT, OOD "
@@ -116,7 +118,8 @@ def diversity_rows(r):
         Row("6.2, fig. 5", "per input RLHF is far less varied than SFT by EAD and Sentence-BERT",
             "PPO - SFT per input", minus(LESS, "ppo", "sft", *per_input)),
         Row("6.2, fig. 5", "NLI diversity shows no meaningful difference",
-            "PPO - SFT per input, by a perfect classifier", minus(SAME, "ppo", "sft", ("per_input_nli", "NLI"))),
+            "PPO - SFT per input, by a perfect classifier",
+            minus(SAME, "ppo", "sft", ("per_input_nli", "NLI"))),
         Row("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", "PPO - SFT across inputs",
             minus(LESS, "ppo", "sft", *across)),
         Row("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more", "best-of-16 - SFT across "
@@ -130,8 +133,8 @@ def beta_rows(found):
     steps = {"larger": f"k1, {BETA:g} to {BETAS[-1]:g}", "larger, k2": f"k2, {K2[0]:g} to {K2[-1]:g}"}
 
     def rows(*measures):
-        return [(LESS, f"{name}, {step}", found[key][m]) for key, step in steps.items() for m, name in measures
-                ] if found else []
+        return [(LESS, f"{name}, {step}", found[key][m]) for key, step in steps.items()
+                for m, name in measures] if found else []
     return [Row("6.3, app. I", "a larger KL coefficient lowers performance", "change of the win rate, T = 1",
                 rows(("wins", "win rate"))),
             Row("6.3, app. I", "a larger KL coefficient lowers diversity per input too", "change of "
@@ -182,7 +185,8 @@ def our_rows(r):
              varied("ppo", "bon")),
         ours("PPO is more than sharpening: it beats SFT at the temperature of equal diversity", MORE,
              "win rate, PPO - matched SFT", beyond_sharpening("test"), "in distribution"),
-        ours("out of distribution too", MORE, "win rate, PPO - matched SFT", beyond_sharpening(*SHIFTED), "out of it")]
+        ours("out of distribution too", MORE, "win rate, PPO - matched SFT", beyond_sharpening(*SHIFTED),
+             "out of it")]
 
 
 def lost(r, task, measure):

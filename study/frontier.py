@@ -40,7 +40,8 @@ def sample_best_of(here, seed, inputs):
     policy, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     rows, largest = task.rows("test", inputs), BEST_OF[-1]
-    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(policy.config.context))
+    max_prompt_len = task.max_prompt_len(policy.config.context)
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
     sampled = generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=tokenizer.eot_token,
                        rng=torch.Generator().manual_seed(seed), batch_size=2048)
     rewards = score(reward_model, prompts, sampled)
@@ -48,18 +49,18 @@ def sample_best_of(here, seed, inputs):
     for n in BEST_OF:
         best = [np.reshape(r, (KEPT, largest))[:, :n].argmax(axis=1) for r in rewards]
         picks = [(b + np.arange(KEPT) * largest).tolist() for b in best]
-        lines = sample_lines(tokenizer, rows, sampled, rewards, picks, task=task.name, policy=f"bon{n}", split="test",
-                             temperature=DIVERSITY, seed=seed)
+        lines = sample_lines(tokenizer, rows, sampled, rewards, picks, task=task.name, policy=f"bon{n}",
+                             split="test", temperature=DIVERSITY, seed=seed)
         write_jsonl(sample_path(here / "best_of", f"bon{n}", "test"), lines)
 
 
 def points():
     """[(curve, knob, policy's name in files, folder of its samples)] of every point of the frontier."""
-    core = ("ppo", "ppo_gold", "base")
-    return [("base model", None, "base", f"t{DIVERSITY:g}"), ("PPO on the gold reward", None, "ppo_gold", f"t{DIVERSITY:g}"),
+    core = f"t{DIVERSITY:g}"
+    return [("base model", None, "base", core), ("PPO on the gold reward", None, "ppo_gold", core),
             *((SFT, t, "sft", f"t{t:g}") for t in SFT_TEMPERATURES),
             *((BEST, n, f"bon{n}", "best_of") for n in BEST_OF),
-            *((curve, beta, name, f"t{DIVERSITY:g}" if name in core else "more")
+            *((curve, beta, name, core if name == "ppo" else "more")
               for curve, names in TRAINED.items() for beta, name in names.items())]
 
 
@@ -77,13 +78,15 @@ def measure(here):
             line["kl"] = best_of_n_kl(knob)
         else:
             path = (here.parent if policy == "base" else here) / f"ckpt_{policy}.pt"
-            line["kl"] = sampled_kl(load_checkpoint(path, "lm")[0], sft, tokenizer, task, rows, rows[0]["temperature"])
+            model, _ = load_checkpoint(path, "lm")
+            line["kl"] = sampled_kl(model, sft, tokenizer, task, rows, rows[0]["temperature"])
         if curve.startswith("PPO"):         # what the paper says of beta
             line["embedding"] = per_input(embed_outputs(rows, encode), embedding_diversity).tolist()
         lines.append(line)
     for policy in ("sft", *ON_ALL_SETS):
         folder = here / (f"t{QUALITY:g}" if policy in ("sft", "ppo") else "all_sets")
-        sets[policy] = {split: measure_set(read_samples(sample_path(folder, policy, split))) for split in SETS}
+        sets[policy] = {split: measure_set(read_samples(sample_path(folder, policy, split)))
+                        for split in SETS}
     write_json(here / "frontier.json", {"points": lines, "sets": sets}, indent=None, allow_nan=True)
 
 
@@ -111,7 +114,8 @@ def measure_set(rows):
 def sampled_kl(policy, ref_policy, tokenizer, task, rows, temperature, batch_size=8):
     """KL(policy at `temperature` || ref_policy at 1) in nats a response, by k1 on the policy's own samples.
     rows: lines of a sample file, whose outputs are encoded again; batch_size: prompts at once."""
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], task.max_prompt_len(policy.config.context))
+    max_prompt_len = task.max_prompt_len(policy.config.context)
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len)
     ids = [[encode_response(tokenizer, text, task.max_new_tokens, finished)
             for text, finished in zip(row["outputs"], row["finished"])] for row in rows]
     M.share_trunk(ref_policy, policy)
@@ -129,7 +133,8 @@ def measure_pass_at_k(here):
     """The sample files in here/many -> pass_at_k.json: {policy: {k: (prompts,)}}."""
     found = {}
     for policy in PASS_AT_OF:
-        gold, references = map(np.asarray, gold_scores(read_samples(sample_path(here / "many", policy, "test"))))
+        rows = read_samples(sample_path(here / "many", policy, "test"))
+        gold, references = map(np.asarray, gold_scores(rows))
         found[policy] = {str(k): pass_at_k(gold >= references, k).tolist() for k in PASS_AT}
     write_json(here / "pass_at_k.json", found, indent=None)
 
@@ -150,7 +155,8 @@ class Frontier:
     def get(self, key, measure):
         """(seeds, prompts).  root_kl is one number a policy, repeated for every prompt."""
         if measure == "root_kl":        # an estimate of a KL near 0 may lie below it
-            return np.array([[max(0., seed[key]["kl"]) ** .5] * len(seed[key]["wins"]) for seed in self.lines])
+            return np.array([[max(0., seed[key]["kl"]) ** .5] * len(seed[key]["wins"])
+                             for seed in self.lines])
         return np.array([seed[key][measure] for seed in self.lines], dtype=float)
 
     def curve(self, name):
@@ -182,7 +188,8 @@ class Frontier:
         if np.isnan(xs).all(axis=2).any() or np.isnan(ys).all(axis=2).any():
             return None
         at = np.nanmean(xs, axis=(1, 2))
-        return of_seeds(difference, n_seeds, n_prompts) | {"inside": bool(at[1:].min() <= at[0] <= at[1:].max())}
+        inside = bool(at[1:].min() <= at[0] <= at[1:].max())
+        return of_seeds(difference, n_seeds, n_prompts) | {"inside": inside}
 
 
 def point_numbers(f, key):
@@ -190,7 +197,7 @@ def point_numbers(f, key):
     curve, knob = key
     line = {"curve": curve, "knob": knob, "kl": float(np.mean([seed[key]["kl"] for seed in f.lines])),
             "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
-            **{m: over_seeds(f.get(key, m)) for m in MEANS}, **{m: over_seeds(f.get(key, m), rate=True) for m in RATES}}
+            **{m: over_seeds(f.get(key, m), rate=m in RATES) for m in (*MEANS, *RATES)}}
     if curve != SFT:
         line["wins_vs_sft"] = f.vs(key, f.curve(SFT), "gold_diversity", "wins")
     if curve not in (SFT, BEST):        # who keeps more at equal gold reward, who gains more at equal KL
@@ -236,4 +243,5 @@ def pass_numbers(seeds):
     def get(policy, k):
         return np.array([seed[policy][str(k)] for seed in seeds])
     return [{"policy": policy, "k": k, "rate": over_seeds(get(policy, k), rate=True),
-             "minus_sft": over_seeds(get(policy, k) - get("sft", k))} for policy in PASS_AT_OF for k in PASS_AT]
+             "minus_sft": over_seeds(get(policy, k) - get("sft", k))}
+            for policy in PASS_AT_OF for k in PASS_AT]

@@ -168,6 +168,11 @@ class Measures:
                           rate=measure in rates or measure.endswith("gold_diversity"))
 
 
+def matched_temperatures(r, task):
+    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
+    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
+
+
 def tables(r, loss_of):
     """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
     loss_of: of study/claims.py."""
@@ -179,13 +184,13 @@ def tables(r, loss_of):
                           if m.startswith(kinds)],
             "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
                 r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
-            "reward_model": [{"task": task} | {m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
-                                               for m in r.reward[task, r.seeds[0]]} for task in r.tasks],
+            "reward_model": [
+                {"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
+                                  for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
             "ranked_rightly": [{"task": task, "policy": policy, "split": split}
                                | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
                                for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
-            "matched_temperature": {task: [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"]
-                                           for seed in r.seeds] for task in r.tasks},
+            "matched_temperature": {task: matched_temperatures(r, task) for task in r.tasks},
             "unfinished": {task: {split: float(max(r.get(task, p, split, QUALITY, "unfinished").max()
                                                    for p in ("sft", "bon", "ppo"))) for split in SETS}
                            for task in r.tasks}}

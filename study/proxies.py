@@ -9,11 +9,9 @@ half in `two_prompts` and `form`:
                each also with the mean length held fixed
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
-  with m; and
-               how often a set of two prompts' outputs measures as more varied than one prompt's
+               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
   form         the same facts in K phrasings against K different stories in one phrasing: how often the
-  stories measure as
-               more varied.  A measure of words alone prefers the phrasings.
+               stories measure as more varied.  A measure of words alone prefers the phrasings.
 
 Deviation from Tevet and Berant: people write their content sets.  Here the outputs of different prompts are
 mixed, because length alone cannot tell these sets apart, and the form test comes from the synthetic task's
@@ -71,7 +69,8 @@ def condition(rows, vocabulary, encode, sets):
     found = diversity.measure_samples(rows, embeddings, synthetic, vocabulary=vocabulary)
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = measure_sets([[groups[i][j] for i, j in chosen] for _, chosen in mixed],
-                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]), vocabulary)
+                           np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]),
+                           vocabulary)
     return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
             "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [row["id"] for row in rows],
             "per_input": {m: x.tolist() for m, x in _upward(found["per_input"]).items()},
@@ -119,10 +118,10 @@ def _between(groups, measure, kind, fix_length):
 def _within(groups, measure, fix_length):
     """Over the inputs of a condition, averaged over the conditions of a group; the interval is over
     groups."""
-    found = [np.nanmean([spearman(c["per_input"][measure], c["per_input"][GOLD],
-                                  c["per_input"]["length"] if fix_length else None) for c in group])
+    means = [_known_mean([spearman(c["per_input"][measure], c["per_input"][GOLD],
+                                   c["per_input"]["length"] if fix_length else None) for c in group]).mean
              for group in groups]
-    return _known_mean(found)
+    return _known_mean(means)
 
 
 def _known_mean(correlations):
@@ -211,9 +210,9 @@ def all_tests(conditions, form):
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs", "within_length": "length fixed",
-         "across": "across inputs", "across_length": "length fixed", "temperature": "temperature", "content": "content",
-         "two_prompts": "2 prompts > 1", "form": "form"}
+TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
+         "within_length": "length fixed", "across": "across inputs", "across_length": "length fixed",
+         "temperature": "temperature", "content": "content", "two_prompts": "2 prompts > 1", "form": "form"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 
@@ -230,6 +229,7 @@ def measure(here, sets):
 def numbers(folder, seeds):
     """`all_tests` over the conditions of all seeds.  Of the form test means over seeds, because only the
     encoder differs between them."""
-    found = [json.loads((folder / f"seed{seed}" / "synthetic" / "conditions.json").read_text()) for seed in seeds]
+    paths = [folder / f"seed{seed}" / "synthetic" / "conditions.json" for seed in seeds]
+    found = [json.loads(path.read_text()) for path in paths]
     form = {m: np.mean([seed["form"][m] for seed in found], axis=0).tolist() for m in found[0]["form"]}
     return all_tests([c for seed in found for c in seed["conditions"]], form)

@@ -22,21 +22,21 @@ import numpy as np
 import diversity
 from common.checkpoint import load_checkpoint
 from common.embed import load_encoder
-from common.errors import check
+from common.errors import UserError
 from common.files import atomic_write, hash_of, write_json
 from common.samples import read_samples
 from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import at_equal_length, reward_scores, rouge, wins
-from splits import Task
-from study.claims import UNDECIDED, decided
+from splits import task_from
+from study.claims import ENOUGH_SEEDS
 from study.pipeline import ROOT, Stage, run_stages
-from study.report import how_to_read, interval, signed, table
+from study.report import how_to_read, interval, sections, signed, table
 
 SIZES = {  # flags of each stage
     "paper": dict(sft=["--preset", "paper"], reward=["--preset", "paper"], ppo=["--preset", "paper"],
                   bon=["--preset", "paper"]),
-    # as chosen on an H100 (docs/replication.md): a reward model of which 80 % are frozen stayed below `the
+    # as chosen on an H100: a reward model of which 80 % are frozen stayed below `the
     # longer wins`, and with a quarter of this rate PPO had hardly moved
     "gpu": dict(sft=["--preset", "small-llama"],
                 reward=["--preset", "small-llama", "--prompts", "20000", "--freeze", "0", "--lr", "5e-5",
@@ -133,7 +133,7 @@ def judge_of(study, seed, device):
     path = study.out / ("ckpt_judge.pt" if study.judge_data else f"seed-{following}/ckpt_reward.pt")
     model, saved = load_checkpoint(path, "reward", "judge", device, study.dtype)
     tokenizer = load_tokenizer(saved["tokenizer"])
-    return partial(reward_scores, model=model, tokenizer=tokenizer, task=Task(**saved["task"]))
+    return partial(reward_scores, model=model, tokenizer=tokenizer, task=task_from(saved["task"]))
 
 
 def measure_file(rows, score, encode):
@@ -193,8 +193,10 @@ def results_of(study, device):
 
 def verdict(difference):
     """A difference in words, by its interval over seeds and prompts."""
-    sign = decided(difference["low"], difference["high"])
-    return {1: "higher", -1: "lower", 0: UNDECIDED.get(len(difference["per_seed"]), "not shown")}[sign]
+    low, high = difference["low"], difference["high"]
+    if len(difference["per_seed"]) < ENOUGH_SEEDS:
+        return ""       # so few seeds decide nothing
+    return "higher" if low > 0 else "lower" if high < 0 else "not shown"
 
 
 def markdown(results):
@@ -204,31 +206,34 @@ def markdown(results):
 
     def row(measure, split):
         values = [results["values"][f"{p} | {split} | {measure}"] for p in POLICIES]
-        less_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
+        minus_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
         return [measure, split, *(interval(v, 3) for v in values),
-                *(f"{signed(d, 3)} {verdict(d)}" for d in less_sft)]
+                *(f"{signed(d, 3)} {verdict(d)}".strip() for d in minus_sft)]
     known = PAPER.get(Path(results["model"]).name, {}) if "test" in splits else {}
-    beside = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
+    of_paper = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
                *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)]
               for m, of in known.items()]
     models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
                f"{m['longer_wins']:.3f}", str(m["pairs"])]
               for name, m in results["models"].items() if "accuracy" in m]
-    return "\n\n".join([
+    return sections(
         f"Model {results['model']}, {results['seeds']} seeds.  {how_to_read(results['seeds'])}",
         table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
               [row(m, s) for m in measures for s in splits]),
-        *(["The paper's values for this model (TL;DR, appendix J.4, second-hand) beside these.  The paper's "
+        *(["The paper's values for this model (TL;DR, appendix J.4, second-hand) and ours.  The paper's "
            "embeddings are Sentence-BERT's.",
-           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()], beside)]
-          if beside else []),
-        table(["model", "held-out accuracy", "the longer wins", "pairs"], models)]) + "\n"
+           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()],
+                 of_paper)]
+          if of_paper else []),
+        table(["model", "held-out accuracy", "the longer wins", "pairs"], models))
 
 
 def run_study(study, device):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
-    check(study.judge_data or len(study.seeds) > 1, f"--seeds {len(study.seeds)}: without --judge-data the "
-          "judge is another seed's reward model, so 2 are needed")
+    if not study.judge_data and len(study.seeds) < 2:
+        raise UserError(f"--seeds {len(study.seeds)}: without --judge-data the judge is another seed's "
+                        "reward model, so "
+                        "2 are needed")
     run_stages(plan(study), study.out, study.jobs)
     results = results_of(study, device)
     write_json(study.out / "replication.json", results)

@@ -101,9 +101,9 @@ def main(cfg):
         raise UserError(f"--task {bundle.task.name}: its preferences are people's; only a synthetic task's "
                         "are made")
     for name, rows in zip(("preferences", "preferences_validation"), preferences(cfg, bundle)):
-        path = output_path(cfg.out, f"{name}.jsonl")
+        path, prompts = output_path(cfg.out, f"{name}.jsonl"), {row["prompt"] for row in rows}
         write_jsonl(path, rows)
-        print(f"wrote {path}: {len(rows)} pairs on {len({row['prompt'] for row in rows})} prompts", flush=True)
+        print(f"wrote {path}: {len(rows)} pairs on {len(prompts)} prompts", flush=True)
 
 
 if __name__ == "__main__":

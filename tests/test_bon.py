@@ -37,16 +37,9 @@ def test_draws_belong_to_seed_and_prompt():
         8 * i + int(np.argmax(rewards[8 * i:8 * i + 8])) for i in range(8)]
 
 
-def test_a_temperature_so_low_that_logits_overflow_is_no_domain():
-    """At 1e-40 the largest logit becomes infinite, the softmax nan, and every draw would be the last token."""
-    with pytest.raises(UserError, match="--temperature 1e-40: it must be 0 \\(greedy\\), or a number from 0.01"):
-        bon.Config(temperature=1e-40)
-    assert bon.Config(temperature=0.).temperature == 0
-
-
 def test_a_policy_is_called_as_its_checkpoint_is():
     for model, name in (("runs/ckpt_sft.pt", "sft"), ("ckpt_ppo_b0.3.pt", "ppo_b0.3"), ("gpt2", "gpt2"),
-                        ("meta-llama/Llama-3.2-1B-Instruct", "Llama-3.2-1B-Instruct"), ("models/opt-1.3b/", "opt-1.3b")):
+                        ("meta-llama/Llama-3.2-1B", "Llama-3.2-1B"), ("models/opt-1.3b/", "opt-1.3b")):
         assert bon.policy_name(bon.Config(model=model)) == name
     assert bon.policy_name(bon.Config(model="gpt2", policy="mine")) == "mine"
 

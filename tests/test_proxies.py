@@ -6,8 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from common.files import write_jsonl
-from conftest import call
 from study import proxies
 from tasks import synthetic
 
@@ -70,45 +68,40 @@ def test_two_conditions_have_no_order_and_one_has_content():
     assert proxies.content_test([*conditions, flat], "ead")[0].mean == alone[0].mean    # it has no ranks
 
 
-def test_a_condition_measures_its_sets(tmp_path):
-    """Against every set measured by itself, and with gold diversity only where the task is synthetic."""
-    rows = [r | {"outputs": r["references"], "policy": "sft", "split": "test", "task": "synthetic"}
-            for r in synthetic.rows("test", 5)]
+def count_words(texts):
+    """A stand-in for an encoder."""
+    return np.array([[t.count(w) for w in (" my ", "was", ".")] for t in texts], dtype=float)
 
-    def encode(texts):
-        return np.array([[t.count(w) for w in (" my ", "was", ".")] for t in texts], dtype=float)
-    found = proxies.condition(rows, 100, encode, 3)
+
+def sample_rows(n, temperature=1., seed=0):
+    """Of each prompt four references; colder, more often the first one."""
+    rng = random.Random(seed)
+    return [{"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": "sft",
+             "split": "test", "temperature": temperature, "seed": seed, "task": "synthetic",
+             "outputs": [r["references"][0] if rng.random() > temperature else rng.choice(r["references"])
+                         for _ in range(4)]} for r in synthetic.rows("test", n)]
+
+
+def test_a_condition_measures_its_sets():
+    """Against every set measured by itself."""
+    rows = sample_rows(5)
+    found = proxies.condition(rows, 100, count_words, 3)
     assert set(found["per_input"]) == set(found["across"]) == {*proxies.MEASURES, proxies.GOLD}
     assert found["content"]["m"] == [1] * 3 + [2] * 3 + [4] * 3
     sets = proxies.content_sets([r["outputs"] for r in rows], 3, np.random.default_rng(0))
     for i, (_, chosen) in enumerate(sets):
         texts = [rows[a]["outputs"][b] for a, b in chosen]
-        alone = proxies.measure_sets([texts], encode(texts)[None], 100, synthetic)
-        for m, (value,) in alone.items():
+        for m, (value,) in proxies.measure_sets([texts], count_words(texts)[None], 100).items():
             assert found["content"][m][i] == pytest.approx(value, abs=1e-12), m
-    plain = proxies.condition([r | {"task": "tldr"} for r in rows], 100, None, 3)
-    assert set(plain["content"]) == {"m", *proxies.MEASURES} - {"embedding", "vendi"}
 
 
-def test_a_cell_without_an_interval_is_the_value_alone():
-    assert proxies.cells({"between": (.5, None, None), "within": (.4, .3, .5)})[:3] == ["0.50", "", "0.40 [0.30, 0.50]"]
-
-
-def test_proxies_script(tmp_path):
-    rng = random.Random(0)
-    rows = synthetic.rows("test", 10)
-    for t in (.3, .7, 1.):
-        write_jsonl(tmp_path / f"t{t}.jsonl", [
-            {"id": r["id"], "prompt": r["prompt"], "reference": r["reference"], "policy": "sft",
-             "split": "test", "temperature": t, "seed": 0, "rewards": None, "task": "synthetic",
-             "outputs": [r["references"][0] if rng.random() > t else rng.choice(r["references"])
-                         for _ in range(4)]} for r in rows])
-    out = call("study.proxies", "t0.3.jsonl", "t0.7.jsonl", "t1.0.jsonl", "--sets", "10", cwd=tmp_path)
-    assert "EAD" in out.stdout and "breaks most on" in out.stdout and out.returncode == 0
-    found = {t["measure"]: t for t in json.loads((tmp_path / "proxies.json").read_text())["tests"]}
-    assert found["gold_diversity"]["form"][0] == 1 and "embedding" not in found
-    assert found["length"]["between"] is not None and -1 <= found["ead"]["within"][0] <= 1
-    one = call("study.proxies", "t0.3.jsonl", "--sets", "10", cwd=tmp_path)     # has no order of conditions
-    assert one.returncode == 0 and "nan" not in one.stdout and "breaks" not in one.stdout
-    few = call("study.proxies", "t0.3.jsonl", "--sets", "2", cwd=tmp_path)
-    assert few.returncode == 2 and "--sets" in few.stderr
+def test_all_tests_of_real_conditions():
+    conditions = [proxies.condition(sample_rows(10, t, seed), 100, count_words, 10)
+                  for t in (.3, .7, 1.) for seed in (0, 1)]
+    tests = {t["measure"]: t for t in proxies.all_tests(conditions, proxies.form_test(100, count_words, 10, 4))}
+    assert set(tests) == {proxies.GOLD, *proxies.MEASURES}
+    assert tests["gold_diversity"]["form"][0] == 1          # stories differ in what they say, phrasings do not
+    assert tests["gold_diversity"]["temperature"].mean > 0 and "between" not in tests["gold_diversity"]
+    assert tests["ead"]["between"].mean > .5 and -1 <= tests["ead"]["within"].mean <= 1
+    assert "between_length" not in tests["length"] and len(tests["ead"]["breaks"]) == 5
+    json.dumps(list(tests.values()))

@@ -23,5 +23,5 @@ def test_reward_accuracy_by_hand():
 def test_one_held_out_prompt_has_an_accuracy_and_no_interval(work, tmp_path, capfd):
     reward.main(reward.Config(model=str(work / "ckpt_sft.pt"), prompts=10, held_out=1, out=str(tmp_path), quiet=True,
                               threads=1))
-    said = re.search(r"held-out accuracy (.*) on", capfd.readouterr().out)[1]
+    said = re.search(r"it ranks (.*) of \d+ held-out pairs", capfd.readouterr().out)[1]
     assert re.fullmatch(r"[01]\.\d\d\d", said)

@@ -6,9 +6,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_jsonl
-from conftest import refused
 from tasks import synthetic
-from tools import curves, page, show
+from tools import curves, show
 
 ROWS = synthetic.rows("test", 3, references=1)
 PROMPT = ("TITLE my sister with my guitar\n"
@@ -33,7 +32,7 @@ def files(tmp_path):
     return [write(tmp_path / f"{name}.jsonl", name, texts) for name in ("ppo", "zebra", "bon", "base", "sft")]
 
 
-def screen(capsys, width=110, **flags):
+def screen(capsys, **flags):
     """What the script prints."""
     show.main(show.Config(**flags))
     return capsys.readouterr().out
@@ -63,49 +62,32 @@ def test_equal_outputs_are_merged_and_carry_their_gold_reward(files, capsys):
 
 def test_rewards_of_the_file_and_unfinished_outputs(tmp_path, capsys):
     rows = [{"id": "a", "prompt": "why ?", "reference": ""}]
-    path = write(tmp_path / "a.jsonl", "ppo", [" because", " so"], rows, task="tldr", rewards=[0.5, -1.25],
-                 finished=[True, False])
+    path = write(tmp_path / "a.jsonl", "ppo", [" because", " so", " so"], rows, task="tldr",
+                 rewards=[0.5, -1.25, -1.5], finished=[True, False, True])
     text = screen(capsys, files=[path], prompt="a")
-    assert "because [0.50]" in text and "so [-1.25] [unfinished]" in text and "mean reward -0.38" in text
-    assert "reference" not in text
-
-
-def test_an_unfinished_output_is_not_merged_with_a_finished_one():
-    outputs = show.merge(["a", "a", "b", "a"], [True, False, True, True], [1., 0., 2., 1.])
-    assert [(o.text, o.finished, o.score, o.count) for o in outputs] \
-        == [("a", True, 1., 2), ("a", False, 0., 1), ("b", True, 2., 1)]
+    assert "because [0.50]" in text and "so [-1.25] [unfinished]" in text and "so [-1.50]\n" in text
+    assert "mean reward -0.75" in text and "reference" not in text
+    assert "-1.5" not in screen(capsys, files=[path], prompt="a", outputs=2)
 
 
 def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
     other = [{**row, "prompt": row["prompt"].replace("TITLE", "ARTICLE")} for row in ROWS]
     files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."]),
-             write(tmp_path / "b.jsonl", "sft", [" i feel sad ."], other, split="ood_article")]
-    assert "4-6      ood_article" in screen(capsys, files=files)
+             write(tmp_path / "b.jsonl", "sft", [" i feel sad ."], other, split="ood_article"),
+             write(tmp_path / "c.jsonl", "ppo", [" i feel sad ."], ROWS[::2])]
+    listed = screen(capsys, files=files)
+    assert "4-6      ood_article" in listed and "sft, ppo (2 of 3 prompts)" in listed
     assert screen(capsys, files=files, prompt="5").startswith(f"prompt 5: {ROWS[1]['id']} (ood_article)")
     text = screen(capsys, files=files, prompt="1", split="ood_article")
     assert text.startswith(f"prompt 1: {ROWS[0]['id']} (ood_article)")
     both = screen(capsys, files=files, prompt="1, 3")
     assert "prompt 1:" in both and "prompt 3:" in both and "prompt 2:" not in both
     for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt"),
-                        (ROWS[1]["id"], "2 .test., 5 .ood_article.")):
+                        (ROWS[1]["id"], "2 prompts have this id; give a number: 2 .test., 5 .ood_article.")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=files, prompt=wrong))
     with pytest.raises(UserError, match="test, ood_article"):
         show.main(show.Config(files=files, split="train"))
-
-
-def test_one_id_for_two_prompts_of_a_split_is_found_by_number(tmp_path):
-    other = [{**ROWS[1], "id": ROWS[0]["id"]}]
-    files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."], ROWS[:1]),
-             write(tmp_path / "b.jsonl", "ppo", [" i feel sad ."], other)]
-    with pytest.raises(UserError, match="2 prompts have this id; give a number: 1 .test., 2 .test.$"):
-        show.main(show.Config(files=files, prompt=ROWS[0]["id"]))
-
-
-def test_the_list_says_which_policies_lack_prompts(tmp_path, capsys):
-    files = [write(tmp_path / "a.jsonl", "sft", [" i feel sad ."], ROWS[::2]),
-             write(tmp_path / "b.jsonl", "ppo", [" i feel sad ."], ROWS[::-1])]
-    assert "sft (2 of 3 prompts), ppo  " in screen(capsys, files=files)
 
 
 def test_columns_are_told_apart_by_temperature_and_seed():
@@ -113,8 +95,7 @@ def test_columns_are_told_apart_by_temperature_and_seed():
     assert names == ["sft, temperature 0.7", "sft, temperature 1.0", "ppo, temperature 1.0"]
     names = show.column_names([("sft", 1., 0, "test"), ("sft", 1., 1, "test")])
     assert names == ["sft, seed 0", "sft, seed 1"]
-    names = show.column_names([("a", None, None, "file1"), ("b", None, None, "file2")])
-    assert names == ["a", "b"]
+    assert show.column_names([("a", .7, None, "file1"), ("b", 1., None, "file2")]) == ["a", "b"]
 
 
 def test_published_outputs_meet_at_equal_prompts(tmp_path, capsys):
@@ -128,7 +109,8 @@ def test_published_outputs_meet_at_equal_prompts(tmp_path, capsys):
 
 
 def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
-    text = screen(capsys, files=[write(tmp_path / "a.jsonl", "evil\x1b", [EVIL, ""])], prompt="1")
+    files = [write(tmp_path / "a.jsonl", "evil\x1b", [EVIL, ""])]
+    text = screen(capsys, files=files, prompt="1") + screen(capsys, files=files)
     assert "\x1b" not in text and "<script>" in text and "(nothing)" in text
 
 
@@ -139,38 +121,29 @@ def test_page_escapes_every_text(tmp_path):
     path = write(tmp_path / "a.jsonl", "<b>evil", [EVIL], rows, split="<u>")
     show.main(show.Config(files=[path], html=str(tmp_path / "page.html")))
     text = (tmp_path / "page.html").read_text()
-    for tag in ("<script", "<b>", "<i>", "<u>"):
+    for tag in ("<script", "<b>evil", "<i>", "<u>"):
         assert tag not in text
-    assert text.count("&lt;script&gt;") == 4 and "http:" not in text and "https:" not in text
-    assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
+    assert text.count("&lt;script&gt;") == 4 and "default-src 'none'" in text
 
 
 def test_facts_are_marked_by_what_the_post_says():
-    marked = page.mark_output(PROMPT, "my sis sold my guitar . i feel angry . my boss wallet .")
+    prompt = show.Prompt(1, "a", "test", PROMPT, "synthetic", synthetic, None, {})
+    text = "my sis sold my guitar . i feel angry . my boss wallet ."
+    marked = show.mark_facts(text, prompt, synthetic.facts(text))
     assert re.findall(r'<mark class="(\w+)">(\w+)</mark>', marked) == [
         ("right", "sis"), ("distractor", "sold"), ("right", "guitar"), ("invented", "angry")]
     # the last clause is not of the grammar: its words state nothing
     assert marked.endswith("my boss wallet .")
-    assert page.mark_prompt(PROMPT).count('class="right"') == 8
-    # without colour: underlined, struck through, struck through twice
-    for name, decoration in (("right", "underline"), ("distractor", "line-through"),
-                             ("invented", "line-through double")):
-        assert re.search(rf"\.{name} {{[^}}]*text-decoration: {decoration};", page.STYLE)
+    assert show.mark_facts(PROMPT, prompt).count('class="right"') == 8
 
 
-def test_page_of_another_task_has_no_marks(tmp_path):
-    rows = [{"id": "a", "prompt": "why ?", "reference": "because"}]
+def test_page_of_another_task_has_no_marks_and_is_limited(tmp_path, capsys):
+    rows = [{"id": str(i), "prompt": f"why {i} ?", "reference": ""} for i in range(60)]
     path = write(tmp_path / "a.jsonl", "ppo", [" my sister"], rows, task="tldr")
     show.main(show.Config(files=[path], prompt="all", html=str(tmp_path / "page.html")))
-    assert "<mark" not in (tmp_path / "page.html").read_text()
-
-
-def test_all_is_limited(tmp_path, capsys):
-    rows = [{"id": str(i), "prompt": f"why {i} ?", "reference": ""} for i in range(60)]
-    path = write(tmp_path / "a.jsonl", "ppo", [" so"], rows, task="tldr")
-    show.main(show.Config(files=[path], prompt="all", html=str(tmp_path / "page.html")))
     assert "the first 50 of 60 prompts" in capsys.readouterr().out
-    assert (tmp_path / "page.html").read_text().count("<section>") == 50
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<section>") == 50 and "<mark" not in text
 
 
 # ----------------------------------------------------------------------------------------------------- curves
@@ -187,39 +160,23 @@ def test_committed_runs_are_a_healthy_and_a_sick_one():
     assert sick[-1]["gold_reward"] < sick[0]["gold_reward"] < healthy[-1]["gold_reward"]
 
 
-def test_a_ppo_log_is_drawn_over_them(tmp_path, capsys):
-    log = tmp_path / "metrics_ppo.jsonl"
-    log.write_text('{"step": 1, "kl": 0.5, "reward": NaN, "beta": 0.1}\n'
-                   '{"step": 2, "kl": 0.75, "reward": 2}\n')
+def test_a_ppo_log_is_drawn_over_them_and_another_one_alone(tmp_path, capsys):
+    log, png = tmp_path / "metrics_ppo.jsonl", tmp_path / "metrics_ppo.png"
+    log.write_text('{"step": 1, "kl": 0.5, "reward": NaN}\n{"step": 2, "kl": 0.75, "reward": 2}\n')
     text = screen(capsys, files=[str(log)])
-    png = tmp_path / "metrics_ppo.png"
     assert png.read_bytes().startswith(b"\x89PNG") and str(png) in text
     assert re.search(r"KL from the SFT policy +0\.75 ", text) and "healthy" in text and "sick" in text
-
-
-def test_other_logs_are_drawn_alone(tmp_path, capsys):
     log = tmp_path / "metrics_sft.jsonl"
-    log.write_text('{"step": 200, "loss": 1.5}\n{"step": 400, "loss": 1.25}\n')
-    text = screen(capsys, files=[str(log)], png=str(tmp_path / "a.png"))
-    assert (tmp_path / "a.png").is_file() and "1.25" in text and "sick" not in text
-
-
-def test_odd_logs_are_drawn_or_refused_in_one_line(tmp_path, capsys):
-    log = tmp_path / "metrics_$a$.jsonl"
-    odd = {"step": 2, "a_$b": 1, "big": 10 ** 400, "flag": True, "text": "x"}
-    log.write_text(f'{{"step": 1}}\n{json.dumps(odd)}\n{{"step": {10 ** 400}, "a_$b": 2}}\n')
+    log.write_text('{"step": 200, "loss": 1.5}\n{"step": 400, "loss": 1.25, "flag": true}\n')
     text = screen(capsys, files=[str(log)])
-    assert (tmp_path / "metrics_$a$.png").is_file() and "big" not in text and "flag" not in text
-    (tmp_path / "empty.jsonl").write_text('{"step": 1, "text": "x"}\n')
-    refused(tmp_path, "tools.show", "empty.jsonl", says="empty.jsonl: none of its lines holds a number")
+    assert log.with_suffix(".png").is_file() and "1.25" in text and "sick" not in text and "flag" not in text
 
 
-def test_files_of_two_kinds_are_refused(files, tmp_path):
-    log = tmp_path / "metrics_ppo.jsonl"
+def test_files_that_cannot_be_shown_are_refused(files, tmp_path):
+    log, empty = tmp_path / "metrics_ppo.jsonl", tmp_path / "empty.jsonl"
     log.write_text('{"step": 1, "kl": 0.5}\n')
-    with pytest.raises(UserError, match="is a log"):
-        show.main(show.Config(files=[files[0], str(log)], prompt="1"))
-    with pytest.raises(UserError, match="no such file"):
-        show.main(show.Config(files=["nothing.jsonl"]))
-    with pytest.raises(UserError, match="bon.py"):
-        show.main(show.Config())
+    empty.write_text('{"step": 1, "text": "x"}\n')
+    for names, says in (([files[0], log], "is a log"), ([empty], "none of its lines holds a number"),
+                        (["nothing.jsonl"], "no such file"), ([], "bon.py")):
+        with pytest.raises(UserError, match=says):
+            show.main(show.Config(files=[str(name) for name in names]))

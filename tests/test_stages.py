@@ -19,7 +19,7 @@ import sft
 from common import files
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError
-from common.loop import Run, warmup_cosine
+from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
 from conftest import ROOT, held_by_another_process, json_lines, refused
 from generate import generate
@@ -32,6 +32,13 @@ STAGES = {  # script: its flags but --model, --reward and --out
     "dpo": (dpo, dict(prompts=24, held_out=8, samples=2, log_every=1)),
     "grpo": (grpo, dict(steps=3, batch_size=4, n=3)),
 }
+
+
+@pytest.fixture(autouse=True)
+def few_validation_rows(monkeypatch):
+    """Two hundred of them take longer than all else that the toy stages do."""
+    validation_loss = sft.validation_loss
+    monkeypatch.setattr(sft, "validation_loss", lambda model, examples: validation_loss(model, examples[:8]))
 
 
 def stage(name, work, out, **flags):
@@ -138,12 +145,6 @@ def test_gold_reward_and_adaptive_beta(work, tmp_path):
     assert steps[0]["reward"] == steps[0]["gold_reward"]
     # the log has the beta that a step used: the first one's is --kl-coef
     assert steps[0]["beta"] == ppo.Config.kl_coef != steps[2]["beta"]
-
-
-def test_warmup_and_cosine_by_hand():
-    rates = [warmup_cosine(step, 100, 2., 10) for step in (0, 4, 9, 10, 55, 100)]
-    assert rates == pytest.approx([.2, 1., 2., 2., 1., 0.], abs=1e-12)
-    assert warmup_cosine(0, 5, 1., 50) == 1         # warm-up takes at most a tenth of a short run
 
 
 # ----------------------------------------------------------------------------------------------- a folder of data

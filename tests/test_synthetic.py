@@ -41,12 +41,13 @@ def test_gold_reward_by_hand():
 def test_the_same_content_in_another_order_is_a_tie():
     """As floats the three sums differ in the last digit."""
     clauses = "the teacher sold the ring", "also my teacher dropped my piano", "my neighbor washed my ring"
-    assert {synthetic.gold_reward(PROMPT, f" {a} , {b} , {c} .") for a, b, c in permutations(clauses)} == {.12}
+    texts = [f" {a} , {b} , {c} ." for a, b, c in permutations(clauses)]
+    assert {synthetic.gold_reward(PROMPT, text) for text in texts} == {.12}
 
 
 def test_clauses_outside_the_grammar_by_hand():
     assert synthetic.ungrammatical(" my sister painted my sister , now sad and i want to wait .") == 1
-    assert synthetic.ungrammatical(" should i sue , my papa about my piano over my piano and is i am sad .") == 2
+    assert synthetic.ungrammatical(" should i sue , my papa about my piano and is i am sad .") == 2
     assert synthetic.ungrammatical("") == synthetic.ungrammatical(" someone sold my ring . i am sad .") == 0
 
 
@@ -151,7 +152,7 @@ def test_test_posts_have_numbers_that_no_choice_has_seen():
 
 
 def test_no_prompt_stands_in_two_splits():
-    prompts = [row["prompt"] for split in synthetic.SPLITS for row in synthetic.rows(split, 300, references=1)]
+    prompts = [row["prompt"] for s in synthetic.SPLITS for row in synthetic.rows(s, 300, references=1)]
     assert len(set(prompts)) == len(prompts) == 300 * len(synthetic.SPLITS)
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.show metrics_ppo.jsonl          # runs this
 
-The two runs are logs of the synthetic task, results/runs/*.jsonl; docs/logs.md says what to look at, and
+The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md says what to look at, and
 which commands made them.
 """
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import check
+from common.errors import UserError
 from common.files import read_jsonl
 
 RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
@@ -35,31 +35,24 @@ PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy
 COLUMNS = 4             # of panels
 
 
-def _is_number(x):
-    """Whether x can be drawn: a boolean, and an integer beyond every float, cannot."""
-    return type(x) is float or type(x) is int and abs(x) < 2 ** 63
-
-
-def known_panels(rows):
+def panels_of(rows):
     """{key: (what, unit, healthy)} of what a log holds: PANELS for PPO, every number for another script."""
-    keys = {key for row in rows for key, value in row.items() if _is_number(value)}
+    keys = dict.fromkeys(key for row in rows for key, value in row.items() if type(value) in (int, float))
     if "kl" in keys:
         return {k: panel for k, panel in PANELS.items() if k in keys}
-    names = dict.fromkeys(key for row in rows for key in row if key in keys - {"step", "seconds"})
-    return {k: (k.replace("_", " ").replace("$", r"\$"), "", "") for k in names}
+    return {k: (k.replace("_", " "), "", "") for k in keys if k not in ("step", "seconds")}
 
 
 def references_of(rows):
-    """{name: rows} of the committed runs; none for a log that is not PPO's."""
-    if not any(_is_number(row.get("kl")) for row in rows):
+    """{name: rows} of the two committed runs; none for a log that is not PPO's."""
+    if not any("kl" in row for row in rows):
         return {}
     return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
 
 
 def series(rows, key):
     """(steps, values) of one key, each (n,); lines without it are left out."""
-    pairs = [(row["step"], row[key]) for row in rows
-             if _is_number(row["step"]) and _is_number(row.get(key))]
+    pairs = [(row["step"], row[key]) for row in rows if type(row.get(key)) in (int, float)]
     return np.array(pairs, dtype=float).reshape(-1, 2).T
 
 
@@ -68,19 +61,17 @@ def draw_curves(rows, path, name):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels, references = known_panels(rows), references_of(rows)
-    check(panels, f"{name}: none of its lines holds a number to draw")
+    panels, references = panels_of(rows), references_of(rows)
+    if not panels:
+        raise UserError(f"{name}: none of its lines holds a number to draw")
     n_rows = math.ceil(len(panels) / COLUMNS)
     figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
-        axis.plot(*series(rows, key), label=name.replace("$", r"\$"), color="black", linewidth=1.8,
-                  marker="o" * (len(rows) == 1))
+        axis.plot(*series(rows, key), label=name, color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
         axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
-        axis.set_ylabel(unit or what, fontsize=9)
-        axis.set_xlabel("PPO step" if references else "step", fontsize=9)
-        axis.tick_params(labelsize=8)
+        axis.set(ylabel=unit, xlabel="step")
         if key == "eos_rate":
             axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.25)
@@ -96,12 +87,10 @@ def draw_curves(rows, path, name):
 def last_values(rows):
     """(header, rows) of a table: each metric's mean over the last tenth of the steps, of this log and of the
     two committed runs."""
+    def last(lines, key):
+        values = series(lines, key)[1]
+        return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
     logs = {"this run": rows, **references_of(rows)}
-    header = ["mean of the last tenth", *logs, "unit"]
-    return header, [[what, *(_last(lines, key) for lines in logs.values()), unit]
-                    for key, (what, unit, _) in known_panels(rows).items()]
-
-
-def _last(rows, key):
-    values = series(rows, key)[1]
-    return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
+    return ["mean of the last tenth", *logs, "unit"], [
+        [what, *(last(lines, key) for lines in logs.values()), unit]
+        for key, (what, unit, _) in panels_of(rows).items()]

@@ -3,45 +3,44 @@
     python -m tools.show samples_*.jsonl                                # what the files hold
     python -m tools.show samples_*.jsonl --prompt 3                     # what each policy wrote to prompt 3
     python -m tools.show samples_*.jsonl --prompt ood_article-7         # the same, by id
-    python -m tools.show samples_*.jsonl --prompt all --html page.html  # many prompts, as one page
+    python -m tools.show samples_*.jsonl --html page.html               # many prompts, as one page
     python -m tools.show gpt4.json claude.json --prompt 1               # outputs in AlpacaEval's format
     python -m tools.show metrics_ppo.jsonl                              # curves over a healthy and a sick run
 
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where their prompts are equal texts.  Equal outputs of a policy are merged and counted ("4 x"), the most
-frequent first.  Behind an output stands its gold reward (synthetic tasks), or else the reward in the file.
+frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
+On the page of a synthetic task every fact that a text states is marked: right, if the post's key story states
+it too; of a distractor story; or of no story of the post.
 
-The curves of a log go to a PNG beside it, and the last values to the screen.
+The curves of a log go to a PNG in the log's folder, and the last values to the screen.
 """
+import re
 import shutil
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from html import escape
 from pathlib import Path
 
-from common.errors import check
+from common.errors import UserError
 from common.files import atomic_write, read_jsonl
-from common.flags import Common, Natural, launch
-from common.samples import read_all, study_order
-from common.tables import text_table
+from common.flags import Flags, Natural, arg, launch
+from common.samples import read_all, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
-from tools.page import page
 
-MOST_PROMPTS = 50       # of --prompt all
+MOST_PROMPTS = 50       # of a page
 NARROWEST = 24          # characters of a column; where columns do not fit, policies stand below each other
 
 
 @dataclass
-class Config(Common):
-    files: list = None          # sample files, or one log metrics_*.jsonl
-    prompt: str = ""            # a number from 1, an id, several of them with commas, or all; "" lists what
-                                # the files hold
-    split: str = ""             # prompts of this split only
-    outputs: Natural = 0        # outputs of each policy, from the file's start; 0: all
-    html: str = ""              # write a page to this file instead of the screen
-    png: str = ""               # file of the curves; "": beside the log
+class Config(Flags):
+    files: list = arg(None, "sample files, or one log metrics_*.jsonl")
+    prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
+    split: str = arg("", "prompts of this split only")
+    outputs: Natural = arg(0, "outputs of each policy, from the file's start; 0: all")
+    html: str = arg("", "write a page to this file instead of the screen")
 
 
 # ----------------------------------------------------------------------- what each policy wrote to one prompt
@@ -56,75 +55,57 @@ class Output:
 
 
 @dataclass
-class Column:
-    """What one policy wrote to a prompt: outputs (list of Output) and what their score is called."""
-    name: str
-    outputs: list
-    score_name: str             # "gold reward", "reward", or "" where there is none
-
-    @property
-    def n(self):
-        return sum(o.count for o in self.outputs)
-
-    def summary(self):
-        """Such as "16 outputs, 9 different, mean gold reward 3.42"."""
-        text = f"{self.n} output{'s' * (self.n > 1)}"
-        if self.n > 1:
-            text += f", {len(self.outputs)} different"
-        if self.score_name:
-            mean = sum(o.score * o.count for o in self.outputs) / self.n
-            text += f", mean {self.score_name} {mean:.2f}"
-        return text
-
-
-@dataclass
 class Prompt:
-    """One prompt, its reference (Output or None), and a Column for each policy that answered it."""
+    """One prompt, its reference (Output or None), and {policy: (summary, list of Output)} of those that
+    answered it.  task: the module of its synthetic task, or None."""
     number: int
     id: str
     split: str
     text: str
-    task: str | None
+    task_name: str
+    task: object
     reference: Output | None
-    columns: list
+    columns: dict
 
 
-def scores_of(row):
-    """(scores of a sample line's outputs, their name): gold rewards if the line's task has one and wrote its
-    prompt, or else the line's rewards, or else (list of None, "")."""
-    texts = row["outputs"]
-    gold = gold_reward(row)
-    if gold:
-        return [gold(text, finished) for text, finished in zip(texts, row["finished"])], "gold reward"
-    rewards = row.get("rewards") or []
-    if len(rewards) == len(texts) and all(isinstance(r, (int, float)) for r in rewards):
-        return rewards, "reward"
-    return [None] * len(texts), ""
-
-
-def gold_reward(row):
-    """A function (text, finished=True) -> gold reward of a response to the row's prompt, or None where the
-    row's task has none, or did not write that prompt."""
-    module = synthetic_task(row["task"]) if row.get("task") else None
-    if module is None:
-        return None
+def task_that_wrote(row):
+    """The module of the synthetic task that wrote a sample line's prompt, or None."""
+    task = synthetic_task(row.get("task"))
     try:
-        module.read_prompt(row["prompt"])
+        return task and task.read_prompt(row["prompt"]) and task
     except ValueError:
         return None
-    return partial(module.gold_reward, row["prompt"])
+
+
+def scores_of(row, task):
+    """(scores of a sample line's outputs, their name): gold rewards where there are any, or else the line's
+    rewards, or else (list of None, "")."""
+    if task:
+        outputs = zip(row["outputs"], row["finished"])
+        return [task.gold_reward(row["prompt"], *output) for output in outputs], "gold reward"
+    if row.get("rewards"):
+        return row["rewards"], "reward"
+    return [None] * len(row["outputs"]), ""
 
 
 def merge(texts, finished, scores):
     """Equal outputs as one Output each, the most frequent first, ties in the order of the file."""
-    found = {}
+    merged = {}
     for text, ended, score in zip(texts, finished, scores):
-        key = (text, bool(ended))
-        if key in found:
-            found[key].count += 1
-        else:
-            found[key] = Output(text, bool(ended), score)
-    return sorted(found.values(), key=lambda o: -o.count)
+        output = merged.setdefault((text, ended), Output(text, ended, score, 0))
+        output.count += 1
+    return sorted(merged.values(), key=lambda o: -o.count)
+
+
+def make_column(row, task, most_outputs):
+    """(a summary such as "16 outputs, 9 different, mean gold reward 3.42", list of Output) of a line."""
+    scores, name = scores_of(row, task)
+    outputs = merge(*(x[:most_outputs] for x in (row["outputs"], row["finished"], scores)))
+    n = sum(o.count for o in outputs)
+    summary = f"{n} output{'s' * (n > 1)}" + (f", {len(outputs)} different" if n > 1 else "")
+    if name:
+        summary += f", mean {name} {sum(o.score * o.count for o in outputs) / n:.2f}"
+    return summary, outputs
 
 
 def collect(runs, most_outputs=0):
@@ -135,37 +116,28 @@ def collect(runs, most_outputs=0):
         for row in rows:
             times[row["prompt"]] += 1
             by_prompt.setdefault((row["prompt"], times[row["prompt"]]), []).append((key, row))
-    return [_prompt(number, found, most_outputs or None)
-            for number, found in enumerate(by_prompt.values(), 1)]
-
-
-def _prompt(number, found, most_outputs):
-    """found: [(key of the run, sample line)], all of one prompt."""
-    found = sorted(found, key=lambda pair: study_order((*pair[0][:3], "")))
-    columns = []
-    for name, (_, row) in zip(column_names([key for key, _ in found]), found):
-        scores, score_name = scores_of(row)
-        shown = slice(most_outputs)
-        outputs = merge(row["outputs"][shown], row["finished"][shown], scores[shown])
-        columns.append(Column(name, outputs, score_name))
-    row = found[0][1]
-    reference = None
-    if row["reference"].strip():
-        gold = gold_reward(row)
-        reference = Output(row["reference"], True, gold(row["reference"]) if gold else None)
-    return Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task"), reference, columns)
+    prompts = []
+    for number, answers in enumerate(by_prompt.values(), 1):
+        answers.sort(key=lambda answer: study_order((*answer[0][:3], "")))
+        keys, rows = zip(*answers)
+        row, task, reference = rows[0], task_that_wrote(rows[0]), None
+        if row["reference"].strip():
+            gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+            reference = Output(row["reference"], True, gold)
+        columns = [make_column(row, task, most_outputs or None) for row in rows]
+        prompts.append(Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task") or "",
+                              task, reference, dict(zip(column_names(keys), columns))))
+    return prompts
 
 
 def column_names(keys):
-    """Names of columns from keys (policy, temperature, seed, split): the policy, and the temperature, seed
-    and split where the policy does not say which column it is."""
-    names = [[key[0]] for key in keys]
+    """Names of columns from keys (policy, temperature, seed, split): the policy, and where it alone does not
+    say which column it is, what differs of the others."""
+    names = [key[0] for key in keys]
     for i, what in ((1, "temperature "), (2, "seed "), (3, "")):
-        values = {key[i] for key in keys}
-        ambiguous = len({tuple(name) for name in names}) < len(names)
-        if len(values) > 1 and (ambiguous or i == 1):
-            names = [[*name, f"{what}{key[i]}"] for name, key in zip(names, keys)]
-    return [", ".join(name) for name in names]
+        if len(set(names)) < len(names) and len({key[i] for key in keys}) > 1:
+            names = [f"{name}, {what}{key[i]}" for name, key in zip(names, keys)]
+    return names
 
 
 def select(prompts, wanted):
@@ -175,32 +147,28 @@ def select(prompts, wanted):
         if len(prompts) > MOST_PROMPTS:
             print(f"the first {MOST_PROMPTS} of {len(prompts)} prompts", flush=True)
         return prompts[:MOST_PROMPTS]
-    return [_find(prompts, name.strip()) for name in wanted.split(",")]
-
-
-def _find(prompts, name):
-    if name.isdecimal() and 1 <= int(name) <= len(prompts):
-        return prompts[int(name) - 1]
-    found = [p for p in prompts if p.id == name]
-    check(found, f"--prompt {name}: no such prompt; give an id, or a number from 1 to {len(prompts)}")
-    check(len(found) == 1, f"--prompt {name}: {len(found)} prompts have this id; give a number: "
-          f"{', '.join(f'{p.number} ({p.split})' for p in found)}")
-    return found[0]
+    chosen = []
+    for name in map(str.strip, wanted.split(",")):
+        same = [p for p in prompts if str(p.number) == name] or [p for p in prompts if p.id == name]
+        if not same:
+            raise UserError(f"--prompt {name}: no such prompt; give an id, or a number from 1 to "
+                            f"{len(prompts)}")
+        if len(same) > 1:
+            raise UserError(f"--prompt {name}: {len(same)} prompts have this id; give a number: "
+                            + ", ".join(f"{p.number} ({p.split})" for p in same))
+        chosen += same
+    return chosen
 
 
 # ---------------------------------------------------------------------------------------------- on the screen
 
-def printable(text):
-    """text without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
-                   for c in text.expandtabs(4))
-
-
 def wrap(text, width, first="", rest=""):
-    """Lines of at most `width` characters.  Line ends in the text stay."""
+    """Lines of at most `width` characters, without any that would steer a terminal.  Line ends in the text
+    stay."""
     lines = []
-    for paragraph in printable(text).strip().split("\n"):
-        lines += textwrap.wrap(paragraph, width, initial_indent=rest if lines else first,
+    for paragraph in text.expandtabs(4).strip().split("\n"):
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in paragraph)
+        lines += textwrap.wrap(shown, width, initial_indent=rest if lines else first,
                                subsequent_indent=rest) or [""]
     return lines
 
@@ -210,15 +178,7 @@ def output_lines(output, width):
     score = "" if output.score is None else f" [{output.score:.2f}]"
     unfinished = "" if output.finished else " [unfinished]"
     count = f"{output.count:2} x  " if output.count > 1 else "      "
-    text = output.text.strip() or "(nothing)"
-    return wrap(text + score + unfinished, width, count, " " * len(count))
-
-
-def column_lines(column, width):
-    lines = wrap(column.name, width) + wrap(column.summary(), width) + ["-" * width]
-    for output in column.outputs:
-        lines += output_lines(output, width)
-    return lines
+    return wrap((output.text.strip() or "(nothing)") + score + unfinished, width, count, " " * len(count))
 
 
 def show_prompt(prompt, width):
@@ -227,17 +187,19 @@ def show_prompt(prompt, width):
     title = f"prompt {prompt.number}: {prompt.id} ({prompt.split})"
     lines = [*wrap(title, width), "", *wrap(prompt.text, width), ""]
     if prompt.reference:
-        lines += wrap("reference:", width) + output_lines(prompt.reference, width) + [""]
+        lines += ["reference:", *output_lines(prompt.reference, width), ""]
     gap = 3
     each = (width + gap) // len(prompt.columns) - gap
-    if each < NARROWEST:
-        for column in prompt.columns:
-            lines += [*column_lines(column, width), ""]
-        return "\n".join(lines)
-    cells = [column_lines(column, each) for column in prompt.columns]
-    cells = [c + [""] * (max(map(len, cells)) - len(c)) for c in cells]
-    lines += [(" " * gap).join(cell.ljust(each) for cell in row).rstrip() for row in zip(*cells)]
-    return "\n".join(lines) + "\n"
+    fits = each >= NARROWEST
+    each = each if fits else width
+    columns = [[*wrap(name, each), *wrap(summary, each), "-" * each,
+                *(line for output in outputs for line in output_lines(output, each))]
+               for name, (summary, outputs) in prompt.columns.items()]
+    if not fits:
+        return "\n".join([*lines, *(line for column in columns for line in (*column, ""))])
+    height = max(map(len, columns))
+    columns = [[line.ljust(each) for line in column + [""] * (height - len(column))] for column in columns]
+    return "\n".join([*lines, *((" " * gap).join(row).rstrip() for row in zip(*columns)), ""])
 
 
 def show_files(prompts, width):
@@ -245,53 +207,116 @@ def show_files(prompts, width):
     rows = []
     for split in dict.fromkeys(p.split for p in prompts):
         own = [p for p in prompts if p.split == split]
-        prompts_of = Counter(c.name for p in own for c in p.columns)
-        names = [name if n == len(own) else f"{name} ({n} of {len(own)} prompts)"
-                 for name, n in prompts_of.items()]
-        outputs = dict.fromkeys(str(c.n) for p in own for c in p.columns)
-        rows.append([f"{own[0].number}-{own[-1].number}", split, own[0].id, own[0].task or "",
-                     ", ".join(names), " or ".join(outputs)])
-    rows = [[printable(cell) for cell in row] for row in rows]
-    return text_table(["prompts", "split", "first id", "task", "policies", "outputs"], rows, 2, width)
+        n_of = Counter(name for p in own for name in p.columns)
+        names = [name + (f" ({n} of {len(own)} prompts)" if n < len(own) else "") for name, n in n_of.items()]
+        row = [f"{own[0].number}-{own[-1].number}", split, own[0].id, own[0].task_name, ", ".join(names)]
+        rows.append([" ".join(wrap(cell, 10 ** 6)) for cell in row])
+    return text_table(["prompts", "split", "first id", "task", "policies"], rows, 2, width)
+
+
+# ------------------------------------------------------------------------------------------------ as a page
+
+STYLE = """
+:root { color-scheme: light dark; --right: #0a6b4f; --wrong: #a02d0b; }
+@media (prefers-color-scheme: dark) { :root { --right: #7fe0b8; --wrong: #ffa687; } }
+body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 system-ui, sans-serif; }
+section { border-top: 2px solid; margin-top: 1.6rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
+small, .score { opacity: .7; }
+.policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
+  grid-template-columns: 2.3rem 1fr auto; }
+ul { padding: 0; }
+mark { background: none; }
+.right { color: var(--right); text-decoration: underline; }
+.distractor { color: var(--wrong); text-decoration: line-through; }
+.invented { color: var(--wrong); text-decoration: line-through double; font-style: italic; }
+"""
+LEGEND = ('<p>Facts: <mark class="right">right</mark>, the key story states it; '
+          '<mark class="distractor">of a distractor</mark>, another story of the post states it; '
+          '<mark class="invented">invented</mark>, no story of the post states it. A fact outside of a '
+          'grammatical clause stays plain, because it earns nothing.</p>')
+
+
+def mark_facts(text, prompt, stated=None):
+    """A text as HTML, each word that states a fact marked: of a response the facts `stated`, of the post
+    itself (None) those of its key story.  prompt: a Prompt with a task."""
+    key, distractors = prompt.task.read_prompt(prompt.text)
+
+    def mark(word):
+        fact = prompt.task.FACT.get(word)
+        right = fact and key[fact[0]] == fact[1]
+        if not fact or (fact not in stated if stated is not None else not right):
+            return escape(word)
+        name = "right" if right else "distractor" if fact[1] in distractors[fact[0]] else "invented"
+        return f'<mark class="{name}">{escape(word)}</mark>'
+    return "".join(mark(piece) for piece in re.findall(r"\w+|\W+", text))
+
+
+def html_item(output, prompt):
+    text = output.text.strip()
+    shown = mark_facts(text, prompt, prompt.task.facts(text)) if prompt.task else escape(text)
+    shown = (shown or "(nothing)") + ("" if output.finished else " [unfinished]")
+    count = f"{output.count} ×" if output.count > 1 else ""
+    score = "" if output.score is None else f"{output.score:.2f}"
+    return f'<li><b>{count}</b><pre>{shown}</pre><span class="score">{score}</span></li>'
+
+
+def html_section(prompt):
+    columns = prompt.columns
+    if prompt.reference:
+        columns = {"reference": ("", [prompt.reference])} | columns
+    policies = "\n".join(
+        f'<div><h3>{escape(name)}</h3><small>{escape(summary)}</small><ul>'
+        + "\n".join(html_item(output, prompt) for output in outputs) + "</ul></div>"
+        for name, (summary, outputs) in columns.items())
+    text = mark_facts(prompt.text, prompt) if prompt.task else escape(prompt.text)
+    return (f"<section><h2>Prompt {prompt.number}: {escape(prompt.id)} ({escape(prompt.split)})</h2>\n"
+            f'<pre>{text}</pre>\n<div class="policies">{policies}</div></section>')
+
+
+def page(prompts):
+    """Prompts as one HTML page, without scripts, readable in dark mode and without colour."""
+    legend = LEGEND if any(prompt.task for prompt in prompts) else ""
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
+            f"'unsafe-inline'\">\n<title>Outputs side by side</title><style>{STYLE}</style></head>\n"
+            f"<body><h1>Outputs side by side</h1>\n{legend}\n" + "\n".join(map(html_section, prompts))
+            + "</body></html>\n")
 
 
 # ------------------------------------------------------------------------------------------------------- main
 
 def is_log(path):
     """Whether a file is a log of a training run: its lines have a step and no outputs."""
-    check(Path(path).is_file(), f"{path}: no such file")
-    if Path(path).suffix == ".json":
-        return False
-    rows = read_jsonl(path, {})
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    rows = [] if Path(path).suffix == ".json" else read_jsonl(path, {})
     return bool(rows) and "step" in rows[0] and "outputs" not in rows[0]
-
-
-def show_log(path, png, width):
-    rows = read_jsonl(path, {"step": int})
-    png = Path(png or Path(path).with_suffix(".png"))
-    draw_curves(rows, png, Path(path).name)
-    print(text_table(*last_values(rows), 1, width))
-    print(f"\nwrote {png}")
 
 
 def main(cfg):
     width = shutil.get_terminal_size((110, 24)).columns
     logs = [path for path in cfg.files or [] if is_log(path)]
     if logs:
-        check(len(cfg.files) == 1, f"{logs[0]} is a log: give one log, or sample files")
-        return show_log(logs[0], cfg.png, width)
+        if len(cfg.files) > 1:
+            raise UserError(f"{logs[0]} is a log: give one log, or sample files")
+        rows, png = read_jsonl(logs[0], {"step": int}), Path(logs[0]).with_suffix(".png")
+        draw_curves(rows, png, Path(logs[0]).name)
+        return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
     runs = read_all(cfg.files)
     if cfg.split:
         known = dict.fromkeys(key[3] for key in runs)
-        check(cfg.split in known, f"--split {cfg.split}: the files hold {', '.join(known)}")
+        if cfg.split not in known:
+            raise UserError(f"--split {cfg.split}: the files hold {', '.join(known)}")
         runs = {key: rows for key, rows in runs.items() if key[3] == cfg.split}
     prompts = collect(runs, cfg.outputs)
     if not cfg.prompt and not cfg.html:
-        print(show_files(prompts, width))
-        return print("\n--prompt NUMBER or --prompt ID shows what each policy wrote")
+        print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows what each policy wrote")
+        return
     chosen = select(prompts, cfg.prompt or "all")
     if cfg.html:
-        atomic_write(cfg.html, page(chosen, [str(f) for f in cfg.files]).encode())
+        atomic_write(cfg.html, page(chosen).encode())
         return print(f"wrote {cfg.html}: {len(chosen)} prompts")
     print("\n".join(show_prompt(prompt, width) for prompt in chosen))
 

@@ -1,0 +1,133 @@
+"""The tables, the pictures and the study of a published model, from numbers that are made up or committed."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.stats import over_seeds
+from study import figures, published, report
+
+ROOT = Path(__file__).resolve().parent.parent
+FEW, MANY = over_seeds(np.array([[.2, .4], [.4, .6]])), over_seeds(np.array([[.2, .4], [.4, .6]] * 2))
+
+
+def committed():
+    """The committed numbers, or a skip while they are of another schema."""
+    path = ROOT / "results" / "results.json"
+    if not path.is_file() or "ranked_rightly" not in json.loads(path.read_text()):
+        pytest.skip("results/results.json is of an older schema")
+    return path.read_bytes()
+
+
+def test_a_table_is_markdown():
+    assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_an_entry_has_an_interval_only_where_seeds_are_enough():
+    """With two seeds the range, with one nothing."""
+    assert report.interval(FEW) == "0.40 [0.30, 0.50]" and "range" in report.how_to_read(2)
+    assert report.ends(MANY) == (MANY["low"], MANY["high"])
+    assert report.interval(over_seeds(np.array([[.2, .4]]))) == "0.30" and report.interval(None) == "-"
+    assert report.signed(FEW) == "+0.40 [+0.30, +0.50]"
+    assert report.versus(FEW | {"inside": False}).endswith("\\*") and report.versus(None) == ""
+
+
+def test_the_mean_over_test_sets():
+    """Mean of the sets' means, seed by seed too; intervals are as wide as those of sets that share their
+    error, by hand (.2 + .4) / 2 wide, and stay in [0, 1]."""
+    rows = [{"split": "a", "mean": .2, "low": .1, "high": .3, "per_seed": [.1, .3, .2, .2]},
+            {"split": "b", "mean": .6, "low": .4, "high": .8, "per_seed": [.5, .7, .6, .6]}]
+    found = report.over_sets(rows, ("a", "b"))
+    assert [found[k] for k in ("mean", "low", "high")] == pytest.approx([.4, .25, .55])
+    assert found["per_seed"] == pytest.approx([.3, .5, .4, .4])
+    assert report.over_sets(rows, ("a",)) is rows[0]
+    for row in rows:
+        row["low"] = row["high"] = None
+    assert report.over_sets(rows, ("a", "b"))["low"] is None
+
+
+def test_only_what_stands_between_the_markers_is_replaced():
+    text = "one\n<!-- results -->\nold\n<!-- /results -->\ntwo\n"
+    new = report.between_markers(text, "| new |")
+    assert new == "one\n<!-- results -->\n| new |\n<!-- /results -->\ntwo\n"
+    assert report.between_markers(new, "| new |") == new
+    with pytest.raises(UserError, match="README"):
+        report.between_markers("no markers", "x")
+
+
+def test_a_folder_without_numbers_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no results.json"):
+        report.write(tmp_path)
+
+
+@pytest.mark.slow
+def test_tables_and_pictures_come_from_the_numbers_alone(tmp_path):
+    """README is left alone when another folder is written, and the default study has one picture."""
+    (tmp_path / "results.json").write_bytes(committed())
+    before = (ROOT / "README.md").read_bytes()
+    assert [p.name for p in report.write(tmp_path)] == ["results.md"]
+    assert (ROOT / "README.md").read_bytes() == before
+    results = json.loads((tmp_path / "results.json").read_text())
+    for key in ("frontier", "shift", "proxies", "beta", "sets", "pass_at_k"):
+        results.pop(key, None)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "## The frontier" not in report.results_md(results)
+    drawn = figures.draw_all(tmp_path)
+    assert [p.name for p in drawn] == ["figure.png"] and drawn[0].stat().st_size > 10_000
+
+
+def test_the_committed_tables_are_those_of_the_committed_numbers():
+    results = json.loads(committed())
+    assert (ROOT / "results" / "results.md").read_text() == report.results_md(results)
+    assert report.answer(results) in (ROOT / "README.md").read_text()
+
+
+def test_error_bars_have_no_length_without_ends():
+    one_seed = over_seeds(np.array([[.2, .4]]))
+    assert figures.arms([FEW, one_seed]) == pytest.approx(np.array([[.1, 0], [.1, 0]]))
+
+
+# ----------------------------------------------------------------------------- the study of a published model
+
+def study(out, seeds=2, judge_data="d"):
+    return published.Study(out, "m", "", "d", judge_data, "toy", published.SIZES["cpu"], "",
+                           range(seeds), "cpu", "fp32", 2, 1)
+
+
+def test_the_plan_of_a_published_model(tmp_path):
+    plan = {s.name: s for s in published.plan(study(tmp_path))}
+    assert list(plan) == [f"seed-{s}/{stage}" for s in (0, 1)
+                          for stage in ("sft", "reward", "ppo", "sampled_sft", "sampled_ppo")] + ["judge"]
+    assert plan["seed-1/ppo"].needs == ("seed-1/reward",) and plan["judge"].needs == ("seed-0/sft",)
+    command = plan["seed-1/ppo"].work
+    assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
+    assert "judge" not in {s.name for s in published.plan(study(tmp_path, judge_data=""))}
+    with pytest.raises(UserError, match="2 are needed"):
+        published.run_study(study(tmp_path, seeds=1, judge_data=""), "cpu")
+
+
+def test_differences_in_words():
+    assert published.verdict(dict(low=.1, high=.3, per_seed=[.1] * 4)) == "higher"
+    assert published.verdict(dict(low=-.3, high=-.1, per_seed=[.1] * 4)) == "lower"
+    assert published.verdict(dict(low=-.3, high=.1, per_seed=[.1] * 4)) == "not shown"
+    assert published.verdict(dict(low=.1, high=.3, per_seed=[.1] * 2)) == ""
+    across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
+    assert across["per_seed"] == [.2, .6] and across["prompts_low"] is None
+
+
+def test_the_papers_values_stand_beside_those_of_its_models():
+    """--size gpu of an OPT model takes the paper's settings, and the table its values."""
+    assert published.flags_of("gpu", "facebook/opt-125m") == published.SIZES["opt"]
+    assert published.flags_of("gpu", "gpt2") == published.SIZES["gpu"]
+    e, names = over_seeds(np.full((2, 3), .5)), ("sft", "bon", "ppo")
+    accuracy = dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9)
+    results = {"model": "facebook/opt-125m", "seeds": 2,
+               "models": {"seed-0/ckpt_reward.pt": accuracy, "seed-0/ckpt_ppo.pt": {}},
+               "values": {f"{p} | test | per input ead": e for p in names},
+               "differences": {f"{p} - sft | test | per input ead": e for p in ("ppo", "bon")}}
+    text = published.markdown(results)
+    assert "| per input ead | 0.81 |  | 0.15 | 0.50 [0.50, 0.50] |" in text
+    assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text and "ckpt_ppo" not in text
+    assert "appendix" not in published.markdown(results | {"model": "gpt2"})
