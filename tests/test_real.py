@@ -73,9 +73,9 @@ def instructions(folder):
 @pytest.mark.parametrize("build", [tldr, instructions])
 def test_the_whole_chain_on_real_text(build, tmp_path, capfd):
     far = build(tmp_path)
-    same = dict(quiet=True, threads=2, out=str(tmp_path))
-    sft.main(sft.Config(data=str(tmp_path), rows=64, context=256, n_words=1000, **same))
-    reward.main(reward.Config(model=str(tmp_path / "ckpt_sft.pt"), prompts=64, held_out=32, **same))
+    same = dict(quiet=True, threads=1, out=str(tmp_path))
+    sft.main(sft.Config(data=str(tmp_path), rows=32, context=256, n_words=1000, **same))
+    reward.main(reward.Config(model=str(tmp_path / "ckpt_sft.pt"), prompts=16, held_out=16, **same))
     ppo.main(ppo.Config(model=str(tmp_path / "ckpt_sft.pt"), reward=str(tmp_path / "ckpt_reward.pt"), steps=1,
                         batch_size=8, **same))
     for name, scored in (("sft", str(tmp_path / "ckpt_reward.pt")), ("ppo", "")):
