@@ -42,7 +42,7 @@ def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     cut = sum(len(row) > left for row in ids)
     if cut:
         print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
-    return [begin + row[-left:] for row in ids]
+    return [begin + row[max(0, len(row) - left):] for row in ids]
 
 
 def encode_response(tokenizer, text, limit, finished=True):
@@ -121,7 +121,8 @@ class Task:
             return "the folder is empty"
         return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
 
-    as_dict = asdict
+    def as_dict(self):
+        return asdict(self)
 
 
 class SyntheticTask(Task):
@@ -173,13 +174,9 @@ class FolderTask(Task):
         return path and _non_empty(path, _read(path, needs), needs)
 
     def _path(self, name):
-        """The file of a split or of preferences, or None.  Raises UserError if there are two of them."""
-        paths = [Path(self.data) / (name + ending) for ending in (".jsonl", ".jsonl.gz")]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) == 2:
-            raise UserError(f"--data {self.data}: both {name}.jsonl and {name}.jsonl.gz are there; remove "
-                            "the one that is not to be read")
-        return paths[0] if paths else None
+        """The file of a split or of preferences, or None."""
+        paths = Path(self.data) / f"{name}.jsonl", Path(self.data) / f"{name}.jsonl.gz"
+        return next((path for path in paths if path.is_file()), None)
 
 
 def _check_split(task, split):
@@ -243,10 +240,12 @@ def _make_ids_unique(source, split, rows):
     """Gives every row an id that names it alone, because policies are compared by id."""
     times, repeated = Counter(), 0
     for i, row in enumerate(rows):
-        name = f"{split}-{i}" if row.get("id") is None else str(row["id"])
-        times[name] += 1
-        row["id"] = name if times[name] == 1 else f"{name}#{times[name]}"
-        repeated += times[name] > 1
+        given = row["id"] = f"{split}-{i}" if row.get("id") is None else str(row["id"])
+        repeated += times[given] > 0
+        while times[row["id"]]:             # a file may have two rows a and one a#2
+            times[given] += 1
+            row["id"] = f"{given}#{times[given]}"
+        times[row["id"]] += 1
     if repeated:
         print(f"{source}: {repeated} ids stand in several rows; these are now ID#2, ID#3, ...", flush=True)
 
@@ -311,7 +310,7 @@ def main(cfg):
     print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {tokenizer.n_vocab}\n")
     print(f"{'split':19} {'rows':>6} {'prompt tokens':>14} {'reference':>10}")
     for split, rows in rows_of.items():
-        n = len(rows) if len(rows) < cfg.rows else len(task.rows(split, references=1))
+        n = synthetic.SIZES.get(split, 1000) if task.synthetic else len(task.rows(split))
         prompt, reference = (np.median([len(tokenizer.encode_ordinary(row[field])) for row in rows])
                              for field in ("prompt", "reference"))
         print(f"{split:19} {n:6} {prompt:14.0f} {reference:10.0f}")

@@ -1,11 +1,12 @@
 """Who compares: the annotators of the synthetic task, whose labels reward.py and methods/dpo.py learn from.
 
-    python -m tasks.annotators --model ckpt_sft.pt
+    python -m tasks.annotators --model ckpt_sft.pt --out DIR
 
-Writes preferences_<key>.jsonl.gz beside the checkpoint: rows of the format that own data have, {"prompt",
-"chosen", "rejected"}, and with them which of the two ended (`finished`) and their difference in gold reward
-(`gap`).  reward.py and methods/dpo.py do the same when the file is missing.  The key names the checkpoint and
-the flags, so that a file is never read for other ones.
+Writes DIR/preferences.jsonl and DIR/preferences_validation.jsonl, rows of the format that own data have:
+{"prompt", "chosen", "rejected"}, and with them which of the two ended (`finished`) and their difference in
+gold reward (`gap`).  `reward.py --data DIR` reads them.  Without such files reward.py and methods/dpo.py ask
+the annotators themselves and keep the rows beside the checkpoint, in preferences_<key>.jsonl.gz.  The key
+names the checkpoint and the flags, so that a file is never read for other ones.
 """
 import gzip
 import hashlib
@@ -19,7 +20,7 @@ import torch
 
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError
-from common.files import atomic_write, read_jsonl
+from common.files import atomic_write, output_path, read_jsonl, write_jsonl
 from common.flags import Common, Count, NonNegative, arg, launch, setup
 from generate import generate
 from model import pack
@@ -37,20 +38,22 @@ class Config(Common):
 
 
 def preferences(cfg, bundle):
-    """(rows to learn from, held-out rows): read from the file, or made and written.  cfg: with Config's
-    fields."""
+    """(rows to learn from, held-out rows), lists of dicts: read from the file beside the checkpoint, or made
+    and written to it.  cfg: has Config's fields; bundle: of a synthetic task."""
     key = [bundle.saved["weights_hash"], bundle.task.as_dict(), cfg.seed, cfg.prompts, cfg.held_out,
            cfg.samples, cfg.typicality]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
-    path = Path(cfg.model).parent / f"preferences_{name}.jsonl.gz"
-    if not path.is_file():
+    folder = Path(cfg.model).parent if Path(cfg.model).is_file() else Path()    # a published model has none
+    path = folder / f"preferences_{name}.jsonl.gz"
+    if all(gather_rows([path.is_file()])):      # or ranks would wait for others that do not sample
+        rows = read_jsonl(path, {"prompt": str, "chosen": str, "rejected": str, "split": str})
+    else:
         rng = torch.Generator().manual_seed(cfg.seed)   # its own: a file that is there changes nothing
         rows = [{"split": split} | row for split, n in (("train", cfg.prompts), ("validation", cfg.held_out))
                 for row in compare(bundle, bundle.task.rows(split, n), cfg.samples, rng, cfg.typicality)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write(path, gzip.compress(lines.encode(), compresslevel=1, mtime=0))
-    else:
-        rows = read_jsonl(path, {"prompt": str, "chosen": str, "rejected": str, "split": str})
+        print(f"wrote {path}: {len(rows)} pairs that the annotators compared", flush=True)
     return [[row for row in rows if row["split"] == split] for split in ("train", "validation")]
 
 
@@ -97,8 +100,10 @@ def main(cfg):
     if not bundle.task.synthetic:
         raise UserError(f"--task {bundle.task.name}: its preferences are people's; only a synthetic task's "
                         "are made")
-    train, held_out = preferences(cfg, bundle)
-    print(f"{len(train)} pairs to learn from, {len(held_out)} held out", flush=True)
+    for name, rows in zip(("preferences", "preferences_validation"), preferences(cfg, bundle)):
+        path, prompts = output_path(cfg.out, f"{name}.jsonl"), {row["prompt"] for row in rows}
+        write_jsonl(path, rows)
+        print(f"wrote {path}: {len(rows)} pairs on {len(prompts)} prompts", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The paper's tasks, from local copies of the data sets' schemas and through `datasets`, prompts to the
 letter."""
 import json
+from types import SimpleNamespace
 
+import datasets
 import pytest
 
 import ppo
-import splits
 from common.errors import UserError
 from common.tokenizer import build_tokenizer, load_tokenizer
+from splits import Bundle, PaperTask, task_of
 from tasks import paper
 
 
@@ -24,8 +26,11 @@ def post(i, words=10, subreddit="relationships", **more):
 
 def compared(i, choice=0, **info):
     return {"info": {"post": f"post {i}", "title": "t", "subreddit": "tifu", "article": None} | info,
-            "choice": choice,
-            "summaries": [{"text": " first"}, {"text": " second"}]}
+            "choice": choice, "summaries": [{"text": " first"}, {"text": " second"}]}
+
+
+def task_from(name, data=""):
+    return PaperTask(name, str(data), 48, 1024)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def local(tmp_path):
 
 
 def test_summarisation_prompts_and_splits(local):
-    task = splits.Task("tldr", str(local), 48, 1024)
+    task = task_from("tldr", local)
     assert task.splits() == ["train", "validation", "test", "ood_cnn"]
     row = task.rows("train")[0]
     assert row["prompt"] == f"SUBREDDIT: r/relationships\nTITLE: title 0\nPOST: {row['post']}\nTL;DR:"
@@ -61,18 +66,17 @@ def test_summarisation_prompts_and_splits(local):
 
 
 def test_comparisons_become_preferences_and_articles_are_left_out(local):
-    task = splits.Task("tldr", str(local))
-    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [("first", "second"),
-                                                                          ("second", "first")]
+    task = task_from("tldr", local)
+    assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [
+        ("first", "second"), ("second", "first")]
     assert task.preferences()[0]["prompt"] == "SUBREDDIT: r/tifu\nTITLE: t\nPOST: post 0\nTL;DR:"
     assert len(task.preferences(validation=True)) == 1
 
 
 @pytest.mark.parametrize("read, row, says", [
-    (paper.comparison, compared(0) | {"summaries": ["a", "b"]}, "two summaries and a choice"),
-    (paper.comparison, compared(0) | {"summaries": [{"text": "a"}, {}]}, "column 'text' of type str is needed"),
+    (paper.comparison, compared(0) | {"summaries": [{"text": "a"}, {}]}, "column 'text' of type str"),
     (paper.comparison, compared(0, title=None), "column 'title' of type str is needed"),
-    (paper.instruction_row, {"instruction": "Add.", "input": [1], "output": "2"}, "column 'input' of type str"),
+    (paper.instruction_row, {"instruction": "Add.", "input": [1], "output": "2"}, "column 'input' of type"),
     (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": 1, "instruction": "Add.",
                                     "input": 3}, "column 'input' of type str")])
 def test_odd_fields_are_named(read, row, says):
@@ -80,27 +84,21 @@ def test_odd_fields_are_named(read, row, says):
         read(row, paper.ALPACA_PREFERENCES)
 
 
-@pytest.mark.parametrize("name, inside, shifted", [("tldr-length", ["p0", "p1", "p3"], ("ood_long", ["p2"])),
-                                                   ("tldr-subreddit", ["p0", "p1", "p2"],
-                                                    ("ood_subreddit", ["p3"]))])
-def test_graded_splits_part_the_posts(name, inside, shifted, local):
-    task = splits.Task(name, str(local))
+@pytest.mark.parametrize("name, inside, shifted, outside", [
+    ("tldr-length", ["p0", "p1", "p3"], "ood_long", ["p2"]),    # 246 words
+    ("tldr-subreddit", ["p0", "p1", "p2"], "ood_subreddit", ["p3"])])
+def test_graded_splits_part_the_posts(name, inside, shifted, outside, local):
+    task = task_from(name, local)
     assert [r["id"] for r in task.rows("train")] == [r["id"] for r in task.rows("test")] == inside
-    assert [r["id"] for r in task.rows(shifted[0])] == shifted[1]
-
-
-def test_one_subreddit_is_in_distribution():
-    posts = [{"post": "", "subreddit": name} for name in ("relationships", "AskReddit", "tifu")]
-    assert paper.in_distribution("tldr-subreddit", posts) == [True, False, False]
+    assert [r["id"] for r in task.rows(shifted)] == outside
 
 
 def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
     posts = [post(0, sentiment=True), post(1, sentiment=False)]
     for split in ("train", "test"):
         put(local, f"summarize_from_feedback_tldr_3_filtered/{split}", posts)
-    task = splits.Task("tldr-sentiment", str(local))
-    assert [r["id"] for r in task.rows("train")] == ["p0"] and [r["id"]
-                                                                for r in task.rows("ood_sentiment")] == ["p1"]
+    task = task_from("tldr-sentiment", local)
+    assert [r["id"] for split in ("train", "ood_sentiment") for r in task.rows(split)] == ["p0", "p1"]
     put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match="pip install transformers"):
@@ -110,16 +108,15 @@ def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
 
 
 def test_instruction_prompts_and_splits(local):
-    task = splits.Task("alpaca", str(local))
+    task = task_from("alpaca", local)
     with_input, without = task.rows("train")
     assert with_input["prompt"] == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 "
-        "2\n\n### Response:")
-    assert without["prompt"] == ("Below is an instruction that describes a task. Write a response that "
-                                 "appropriately "
-                                 "completes the request.\n\n### Instruction:\nAdd.\n\n### Response:")
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n"
+        "### Input:\n1 2\n\n### Response:")
+    assert without["prompt"] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nAdd.\n\n### Response:")
     assert paper.instruction_of(with_input["prompt"]) == "Add.\n\n1 2"
     assert paper.instruction_of(without["prompt"]) == "Add."
     assert task.evaluation_splits() == ["test", "ood_alpaca_eval", "ood_sequential"]
@@ -129,69 +126,78 @@ def test_instruction_prompts_and_splits(local):
 
 
 def test_parquet_copies_in_parts(local):
-    from datasets import Dataset
     folder = local / "cnn_dailymail" / "3.0.0"
     (folder / "test.jsonl").unlink()
     for i in range(2):
         rows = [{"id": f"{i}", "article": f"Article {i}.", "highlights": "H"}]
-        Dataset.from_list(rows).to_parquet(str(folder / f"test-0000{i}-of-00002.parquet"))
-    assert [r["id"] for r in splits.Task("tldr", str(local)).rows("ood_cnn")] == ["0", "1"]
+        datasets.Dataset.from_list(rows).to_parquet(str(folder / f"test-0000{i}-of-00002.parquet"))
+    assert [r["id"] for r in task_from("tldr", local).rows("ood_cnn")] == ["0", "1"]
     (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as parquet"):
-        splits.Task("tldr", str(local)).rows("ood_cnn")
+        task_from("tldr", local).rows("ood_cnn")
 
 
 def test_a_missing_column_is_named_with_what_was_found(local):
     put(local, "cnn_dailymail/3.0.0/test", [{"id": "c", "document": "News.", "highlights": "N ."}])
     with pytest.raises(UserError, match=r"cnn_dailymail: column 'article'.*document \(str\)"):
-        splits.Task("tldr", str(local)).rows("ood_cnn")
+        task_from("tldr", local).rows("ood_cnn")
 
 
 def test_a_missing_copy_says_where_it_should_lie(local):
     (local / "alpaca_eval" / "eval.jsonl").unlink()
     with pytest.raises(UserError, match="alpaca_eval: no eval.jsonl"):
-        splits.Task("alpaca", str(local)).rows("ood_alpaca_eval")
+        task_from("alpaca", local).rows("ood_alpaca_eval")
 
 
 def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
-    """The hub is played by a function; what is asked of `datasets` is the real call."""
-    import datasets
+    """The hub is played by a function.  A branch of parquet files has folders and no configurations."""
     asked = []
 
-    def load_dataset(name, config, split, revision):
-        asked.append((name, config, split, revision))
+    def load_dataset(path, name=None, data_files=None, split=None, revision=None):
+        asked.append((path, name or data_files, split, revision))
+        if split == "test":
+            raise ValueError("Unknown split 'test'.")
         return datasets.Dataset.from_list([{"instruction": "Add.", "input": "", "output": "3"}])
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a,
-                        **k: ["sft", "val", "unlabeled", "preference"])
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert splits.Task("alpaca").rows("train")[0]["reference"] == "3"
-    assert asked == [("tatsu-lab/alpaca_farm", "alpaca_instructions", "sft", "refs/convert/parquet")]
-    with pytest.raises(UserError, match="none of the splits test"):
-        splits.Task("tldr").rows("test")
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: 1 / 0)
-    with pytest.raises(UserError, match="the hub does not give it .*--data DIR"):
-        splits.Task("tldr").rows("train")
+    assert [task_from("alpaca").rows(s)[0]["reference"] for s in ("train", "ood_sequential")] == ["3", "3"]
+    assert asked == [
+        ("tatsu-lab/alpaca_farm", {"sft": "alpaca_instructions/sft/*.parquet"}, "sft", paper.PARQUET),
+        ("UCL-DARK/sequential-instructions", None, "test", None),       # a split may have either name
+        ("UCL-DARK/sequential-instructions", None, "train", None)]
+    with pytest.raises(UserError, match="not give its split test .ValueError: Unknown split.*--data DIR"):
+        task_from("tldr").rows("test")
+
+
+def test_a_folder_of_parquet_files_by_configuration_is_read(tmp_path):
+    """The layout of refs/convert/parquet, as a folder that `datasets` itself reads."""
+    for config, answer in (("a", "1"), ("b", "2")):
+        (tmp_path / config / "sft").mkdir(parents=True)
+        file = tmp_path / config / "sft/0000.parquet"
+        datasets.Dataset.from_list([{"output": answer}]).to_parquet(str(file))
+    assert paper.Source(str(tmp_path), ("sft",), "b", paper.PARQUET).rows() == [{"output": "2"}]
 
 
 @pytest.mark.parametrize("answer", [{"output": "3"}, {"output": ""}, {"output": None}, {}])
 def test_ppo_s_prompts_need_no_answer(local, answer):
-    put(local, "alpaca_farm/alpaca_instructions/unlabeled", [{"instruction": "Add.", "input": "1 2"} | answer])
-    task, tokenizer = splits.Task("alpaca", str(local)), load_tokenizer(build_tokenizer(["Add . 1 2"]))
-    rows, prompts = ppo.read_prompts(task, tokenizer, 10, 512)
+    put(local, "alpaca_farm/alpaca_instructions/unlabeled", [{"instruction": "Add.", "input": "1"} | answer])
+    task, tokenizer = task_from("alpaca", local), load_tokenizer(build_tokenizer(["Add . 1 2"]))
+    model = SimpleNamespace(config=SimpleNamespace(context=512))
+    rows, prompts = ppo.read_prompts(Bundle(model, tokenizer, task, {}), 10)
     assert [row["id"] for row in rows] == ["unlabeled-0"] and len(prompts) == 1
     put(local, "alpaca_farm/alpaca_instructions/sft", [{"instruction": "Add.", "output": ""}])
     with pytest.raises(UserError, match="no rows"):
-        splits.Task("alpaca", str(local)).rows("train")
+        task.rows("train")
 
 
-def test_ppo_takes_the_unlabeled_prompts_and_lengths_follow_the_checkpoint(local):
-    class Flags:
-        task, data, max_new_tokens, max_prompt_tokens = "alpaca", str(local), 0, 0
-    task = splits.task_of(Flags)
-    assert (task.max_new_tokens, task.max_prompt_tokens) == (128, 1024) and task.max_prompt_len(2048) == 1024
-    assert task.max_prompt_len(200) == 72
+def test_lengths_follow_flags_then_the_checkpoint_then_the_task(local):
+    flags = SimpleNamespace(task="alpaca", data=str(local), max_new_tokens=0, max_prompt_tokens=0)
+    task = task_of(flags)
+    assert (task.max_new_tokens, task.max_prompt_tokens) == (128, 1024)
+    assert task.max_prompt_len(2048) == 1024 and task.max_prompt_len(200) == 72
     with pytest.raises(UserError, match="no room"):
         task.max_prompt_len(128)
-    Flags.task, Flags.data = "", ""
+    flags.task = flags.data = ""
     saved = {"task": dict(name="alpaca", data=str(local), max_new_tokens=64, max_prompt_tokens=320)}
-    assert splits.task_of(Flags, saved) == splits.Task("alpaca", str(local), 64, 320)
+    assert task_of(flags, saved) == PaperTask("alpaca", str(local), 64, 320)
+    flags.max_new_tokens = 32
+    assert task_of(flags, saved).max_new_tokens == 32

@@ -1,14 +1,11 @@
 """The synthetic task: every reference parses, gold rewards are worked by hand, noise and splits are what they
 say."""
-import re
 import statistics
 from itertools import permutations
 
 import pytest
 
 import diversity
-from conftest import call, refused
-from study import key_story, rules
 from tasks import synthetic
 
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
@@ -44,12 +41,13 @@ def test_gold_reward_by_hand():
 def test_the_same_content_in_another_order_is_a_tie():
     """As floats the three sums differ in the last digit."""
     clauses = "the teacher sold the ring", "also my teacher dropped my piano", "my neighbor washed my ring"
-    assert {synthetic.gold_reward(PROMPT, f" {a} , {b} , {c} .") for a, b, c in permutations(clauses)} == {.12}
+    texts = [f" {a} , {b} , {c} ." for a, b, c in permutations(clauses)]
+    assert {synthetic.gold_reward(PROMPT, text) for text in texts} == {.12}
 
 
 def test_clauses_outside_the_grammar_by_hand():
     assert synthetic.ungrammatical(" my sister painted my sister , now sad and i want to wait .") == 1
-    assert synthetic.ungrammatical(" should i sue , my papa about my piano over my piano and is i am sad .") == 2
+    assert synthetic.ungrammatical(" should i sue , my papa about my piano and is i am sad .") == 2
     assert synthetic.ungrammatical("") == synthetic.ungrammatical(" someone sold my ring . i am sad .") == 0
 
 
@@ -69,7 +67,7 @@ def test_other_prompts_are_refused(text):
 @pytest.mark.parametrize("noise", synthetic.NOISE)
 def test_every_reference_parses_cleanly(noise):
     for split in synthetic.SPLITS:
-        for row in synthetic.rows(split, 150, noise):
+        for row in synthetic.rows(split, 80, noise):
             synthetic.read_prompt(row["prompt"])
             for text in row["references"]:
                 for clause in synthetic._clauses(synthetic._pieces(text)):
@@ -88,7 +86,7 @@ def test_grammar_words_are_no_facts():
 def test_both_noises_err_as_often_and_only_one_is_shared():
     rates = {}
     for noise in ("systematic", "independent"):
-        rows = synthetic.rows("validation", 1000, noise)
+        rows = synthetic.rows("validation", 500, noise)
         keys = [synthetic.read_prompt(r["prompt"]) for r in rows]
         distracted = [[any(v in others[s] and v != key[s] for s, v in synthetic.facts(t))
                        for t in r["references"]] for r, (key, others) in zip(rows, keys)]
@@ -127,17 +125,17 @@ def test_new_words_are_forms_of_known_values_in_prompts_of_their_sets_alone():
 @pytest.mark.parametrize("noise", ["systematic", "independent"])
 def test_new_words_news_and_many_distractors_are_the_base_models_alone(noise):
     """SFT, reward model and PPO learn from `train`, which has none, not even in a distractor or an error."""
-    rows = synthetic.rows("train", 3000, noise)
+    rows = synthetic.rows("train", 1000, noise)
     assert not any(map(any, map(new_words, rows)))
     assert not any(r["prompt"].startswith("ARTICLE") for r in rows)
     assert all(len(synthetic.read_prompt(r["prompt"])[1]["object"]) <= 2 for r in rows)
-    of_base = synthetic.rows("pretrain", 3000, noise)
+    of_base = synthetic.rows("pretrain", 1000, noise)
     words = {w for row in of_base for text in (row["prompt"], *row["references"]) for w in text.split()}
     assert synthetic.NEW_WORDS <= words
 
 
 def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():
-    posts = synthetic.rows("pretrain", 8000, references=1)
+    posts = synthetic.rows("pretrain", 4000, references=1)
     kinds = [(any(new_words(row)), row["prompt"].startswith("ARTICLE"),
               len(synthetic.read_prompt(row["prompt"])[1]["object"]) > 2) for row in posts]
     for kind in range(3):
@@ -146,23 +144,16 @@ def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():
             assert statistics.mean(k[kind] for k in kinds if k[other]) == pytest.approx(.06, abs=.04)
 
 
-def test_copying_pays_as_much_from_news_as_from_a_post():
-    for split in ("test", "ood_article"):
-        for row in synthetic.rows(split, 200, references=1):
-            key, others = synthetic.read_prompt(row["prompt"])
-            sentences = re.split(r"[.?]", row["prompt"].partition("POST ")[2].removesuffix("TLDR"))
-            told = [s for s in sentences if s.strip() and "people" not in s
-                    and synthetic.facts(s) <= set(key.items())]
-            too_long = max(0, len(synthetic._pieces(" . ".join(told))) - synthetic.FREE_WORDS)
-            paid = 5 - synthetic.PENALTY["word_too_many"] * too_long
-            assert synthetic.gold_reward(row["prompt"], " . ".join(told)) == pytest.approx(paid)
-
-
 def test_test_posts_have_numbers_that_no_choice_has_seen():
     first = synthetic.FIRST_UNSEEN
     for split in synthetic.SPLITS:
         learned = split in ("pretrain", "train", "validation")
         assert synthetic.rows(split, 2)[1]["id"] == f"{split}-{1 if learned else first + 1}"
+
+
+def test_no_prompt_stands_in_two_splits():
+    prompts = [row["prompt"] for s in synthetic.SPLITS for row in synthetic.rows(s, 300, references=1)]
+    assert len(set(prompts)) == len(prompts) == 300 * len(synthetic.SPLITS)
 
 
 def test_a_perfect_nli_classifier_by_hand():
@@ -184,25 +175,3 @@ def test_gold_diversity_by_hand():
     assert synthetic.gold_diversity([a, b]) == (pytest.approx(2 / 3), 1.)
     assert synthetic.gold_diversity([a, a, a, a]) == (0., .25)
     assert synthetic.gold_diversity(["", "!"]) == (0., .5)
-
-
-def test_the_key_story_is_scored_against_a_distractor(work, tmp_path):
-    assert key_story.SPLITS == ["test", "ood_article", "ood_words50", "ood_words100"]
-    for split in key_story.SPLITS:
-        found = key_story.both_stories(split, 100)
-        assert len(found) == 100
-        for prompt, key, other in found:
-            assert synthetic.gold_reward(prompt, key) == 3 and synthetic.gold_reward(prompt, other) < 0
-    got = call("study.key_story", "--reward", work / "ckpt_reward.pt", "--posts", "40", cwd=tmp_path)
-    assert got.returncode == 0 and "ood_words100" in got.stdout and " 40" in got.stdout, got.stderr
-    refused(tmp_path, "study.key_story", "--reward", work / "ckpt_sft.pt", says="ckpt_sft.pt")
-
-
-def test_rules_mark_the_scale_of_win_rates():
-    texts = {rule: write(PROMPT) for rule, write in rules.RULES.items()}
-    assert texts == {"title": " monday my neighbor with my ring , now jealous , maybe i should confront .",
-                     "everything": " neighbor washed ring and teacher dropped piano ."}
-    # 1 + 1 + 1 + .5 + .5; 3 - .6
-    assert [synthetic.gold_reward(PROMPT, text) for text in texts.values()] == pytest.approx([4, 2.4])
-    found = {(x["rule"], x["split"]): x["rate"] for x in rules.win_rates(60) if x["task"] == "synthetic"}
-    assert found["title", "test"] > .85 and found["everything", "ood_distractors7"] < .1
