@@ -4,17 +4,15 @@ ppo.py`.
     torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                      # one node
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two
 
-One idea serves several GPUs and small GPUs.  Every rank knows the rows of a step's batch.  Rank r takes rows
-r, r + world_size, ..., and forwards at most --micro-batch-size of them at a time.  A loss is a sum over the
-terms of a part, divided by the count of the *whole* batch.  Therefore the gradients of all parts add up to
-the batch's gradient, whether the parts are micro-batches, ranks or both.  Random numbers belong to rows, not
-to ranks.  So ranks and micro-batches change memory and time, and results only by rounding.
+Every rank knows the rows of a step's batch.  Rank r takes rows r, r + world_size, ..., and forwards at most
+--micro-batch-size of them at a time.  A loss is a sum over the terms of a part, divided by the count of the
+*whole* batch, so the gradients of all parts add up to the batch's.  Random numbers belong to rows, not to
+ranks.  So ranks and micro-batches change memory and time, and results only by rounding.
 
-Every rank holds the whole model and takes the same optimizer step.  This is plain data parallelism, written
-out, because the scripts call trunk, top and head of a model one by one, and DistributedDataParallel averages
-gradients behind one `forward` only.  With --shard a rank keeps its shard of each trained layer, of its
-gradient and of its optimizer state; then all ranks must make equally many passes, so --batch-size must divide
-by ranks x micro-batch.  Rank 0 writes the files and all ranks read them, so they need a common folder.
+Every rank holds the whole model and takes the same optimizer step.  DistributedDataParallel would average
+gradients after one `forward` only, and the scripts call trunk, top and head one by one.  With --shard a rank
+keeps its shard of each trained layer, of its gradient and of its optimizer state.  Rank 0 writes the files
+and all ranks read them, so they need a common folder.
 """
 import os
 

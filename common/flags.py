@@ -34,7 +34,6 @@ class Domain:
 
 Count = Annotated[int, Domain("an integer of at least 1", lambda x: x >= 1)]
 Natural = Annotated[int, Domain("an integer of at least 0", lambda x: x >= 0)]
-Threads = Annotated[int, Domain("an integer from 0 to 1024", lambda x: 0 <= x <= 1024)]
 Seed = Annotated[int, Domain("an integer from 0 to 2^63 - 1", lambda x: 0 <= x < 2 ** 63)]
 Positive = Annotated[float, Domain("a finite number above 0", lambda x: 0 < x < math.inf)]
 NonNegative = Annotated[float, Domain("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
@@ -78,7 +77,7 @@ class Common(Flags):
     out: str = arg(".", "folder of the files written; of a training script also a file name that ends in .pt")
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["fp32", "bf16"] = arg("fp32", "of matrix products; trained weights stay fp32")
-    threads: Threads = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
+    threads: Natural = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
     save_every: NonNegative = arg(60.0, "seconds between the states of which a killed run goes on")
 
 
@@ -157,30 +156,29 @@ def launch(main, config, doc, presets=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):      # texts of all languages, on a screen that may not know them
             stream.reconfigure(errors="backslashreplace")
+    status, said = 2, ""
     try:
         main(parse(config, doc, presets=presets))
         print(end="", flush=True)       # a full disk or a closed pipe shows here, not after the end
+        return
     except BrokenPipeError:             # whoever reads what is printed, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)                   # a shell's status for SIGPIPE
+        status = 141                    # a shell's status for SIGPIPE
     except (UserError, OSError) as error:       # OSError: a full disk, a folder without permission
-        sys.exit(_say(f"error: {error}", 2))
+        said = f"error: {error}"
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
             raise
-        sys.exit(_say("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
-                      "smaller model; docs/published-models.md says more", 2))
+        said = ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
+                "smaller model; docs/published-models.md says more")
     except Interrupted as stop:
-        sys.exit(_say(str(stop), 128 + stop.args[0]))
+        status, said = 128 + stop.args[0], str(stop)
     except KeyboardInterrupt:
-        sys.exit(_say("interrupted", 130))
+        status, said = 130, "interrupted"
     finally:
         dist.stop()
-
-
-def _say(line, status):
-    print(line, file=sys.stderr)
-    return status
+    print(said, end="\n" * bool(said), file=sys.stderr)
+    sys.exit(status)
 
 
 # ------------------------------------------------------------------------------------------- device and seeds

@@ -55,7 +55,7 @@ WRONG = [  # script, flag, value
     ("sft", "--log-every", "0"), ("reward", "--log-every", "0"), ("bon", "--seed", "-1"),
     ("reproduce", "--seed", "-1"), ("sft", "--seed", "99999999999999999999"),
     ("bon", "--max-new-tokens", "-3"), ("sft", "--max-new-tokens", "-1"), ("diversity", "--vocabulary", "1"),
-    ("diversity", "--max-n", "1000"), ("diversity", "--max-n", "0"), ("diversity", "--cut", "-1"),
+    ("diversity", "--max-n", "0"), ("diversity", "--cut", "-1"),
     ("ppo", "--max-grad-norm", "-1"), ("ppo", "--gamma", "nan"), ("ppo", "--kl-coef", "inf"),
     ("ppo", "--lam", "5"), ("ppo", "--clip-ratio", "-1"), ("sft", "--max-prompt-tokens", "-5"),
     ("sft", "--warmup", "-5"), ("sft", "--n-words", "-5"), ("ppo", "--kl-horizon", "0"),
