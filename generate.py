@@ -219,6 +219,11 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
     if not finite:
         raise UserError("sampling: the model's logits are not finite: damaged weights, or bf16 is too coarse "
                         "for them (--dtype fp32)")
+    return _without_padding(result)
+
+
+def _without_padding(result):
+    """(B, N, steps) ids, -1 where a sample had ended -> lists of lists of ids."""
     return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
 
 

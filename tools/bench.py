@@ -32,7 +32,7 @@ import reward
 import sft
 from common.errors import UserError
 from common.files import write_json
-from common.flags import ALL_THREADS, DTYPES, Count, Flags, Threads, arg, launch
+from common.flags import ALL_THREADS, DTYPES, Count, Flags, Natural, arg, launch
 from common.loop import Run
 from common.samples import text_table
 from generate import generate
@@ -51,7 +51,7 @@ class Config(Flags):
     work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
     sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
     repeats: Count = arg(5, "runs of each row; the median counts")
-    threads: Threads = arg(0, "CPU threads; 0: one for tiny, torch's choice for others")
+    threads: Natural = arg(0, "CPU threads; 0: one for tiny, torch's choice for others")
     out: str = arg("results", "folder of speed.json")
 
 

@@ -18,7 +18,7 @@ import torch
 import ppo
 import reward
 from common.errors import UserError
-from common.flags import Count, Flags, Seed, Threads, arg, launch, setup
+from common.flags import Count, Flags, Seed, Natural, arg, launch, setup
 from common.loop import Run
 from model import pack
 from splits import decode
@@ -31,7 +31,7 @@ class Config(Flags):
     reward: str = arg("ckpt_reward.pt", "the reward model")
     step: Count = arg(10, "step of PPO that is shown")
     seed: Seed = arg(0, "as of ppo.py")
-    threads: Threads = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
+    threads: Natural = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
 
 
 # ------------------------------------------------------------------------------------------------ Markdown
