@@ -276,11 +276,17 @@ def task_of(cfg, saved=None):
     max_new_tokens = getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens
     max_prompt_tokens = getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens
     task = type(base)(name, cfg.data or base.data, max_new_tokens, max_prompt_tokens)
-    if task.synthetic and task.data:
-        raise UserError(f"--task {name} takes no --data: it makes its own prompts")
-    if (task.data or name == "folder") and not Path(task.data or "?").is_dir():
-        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
+    _check_data(task)
     return task
+
+
+def _check_data(task):
+    if task.synthetic and task.data:
+        raise UserError(f"--task {task.name} takes no --data: it makes its own prompts")
+    if task.name == "folder" and not task.data:
+        raise UserError("--task folder: --data DIR is needed")
+    if task.data and not Path(task.data).is_dir():
+        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
 
 
 class Bundle(NamedTuple):
