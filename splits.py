@@ -188,6 +188,12 @@ def _class_of(name):
     return SyntheticTask if name in NOISE else PaperTask if name in paper.TASKS else FolderTask
 
 
+def _new_task(name):
+    """A task with its own lengths."""
+    max_prompt_tokens = MAX_PROMPT_TOKENS if name in paper.TASKS else 0
+    return _class_of(name)(name, "", MAX_NEW_TOKENS[name], max_prompt_tokens)
+
+
 def synthetic_task(name):
     """The module of a synthetic task, with rows, gold_reward, facts and gold_diversity; None of any other
     task."""
@@ -261,20 +267,26 @@ def task_from(saved):
 def task_of(cfg, saved=None):
     """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
     an unknown one, and on one whose data are not there."""
-    base = task_from(saved["task"]) if saved and saved["task"] else None
-    name = cfg.task or ("folder" if cfg.data else base.name if base else "synthetic")
+    base = task_from(saved["task"]) if saved and saved["task"] else _new_task("synthetic")
+    name = cfg.task or ("folder" if cfg.data else base.name)
     if name not in MAX_NEW_TOKENS:
         raise UserError(f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
-    if base is None or name != base.name:
-        base = Task(name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
+    if name != base.name:
+        base = _new_task(name)
     max_new_tokens = getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens
     max_prompt_tokens = getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens
-    task = _class_of(name)(name, cfg.data or base.data, max_new_tokens, max_prompt_tokens)
-    if task.synthetic and task.data:
-        raise UserError(f"--task {name} takes no --data: it makes its own prompts")
-    if (task.data or name == "folder") and not Path(task.data or "?").is_dir():
-        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
+    task = type(base)(name, cfg.data or base.data, max_new_tokens, max_prompt_tokens)
+    _check_data(task)
     return task
+
+
+def _check_data(task):
+    if task.synthetic and task.data:
+        raise UserError(f"--task {task.name} takes no --data: it makes its own prompts")
+    if task.name == "folder" and not task.data:
+        raise UserError("--task folder: --data DIR is needed")
+    if task.data and not Path(task.data).is_dir():
+        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
 
 
 class Bundle(NamedTuple):

@@ -103,7 +103,7 @@ def test_tasks_are_told_by_their_names(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    (dict(task="instruct"), "--task instruct: choose from"), (dict(task="folder"), "no such folder"),
+    (dict(task="instruct"), "--task instruct: choose from"), (dict(task="folder"), "is needed"),
     (dict(task="synthetic", data="."), "takes no --data"), (dict(data="no/folder"), "no such folder")])
 def test_wrong_tasks_are_refused(wrong, says):
     with pytest.raises(UserError, match=says):
