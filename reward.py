@@ -205,6 +205,10 @@ def normalise(model, scores):
 
 # --------------------------------------------------------------------------------------------------- training
 
+def pack_groups(groups, device):
+    return pack([g.prompt for g in groups], [g.responses for g in groups], device)
+
+
 def winners_and_losers(groups, device):
     """Two (n_pairs,) index tensors into the groups' responses, laid end to end."""
     first = np.cumsum([0] + [len(g.responses) for g in groups])
@@ -235,8 +239,7 @@ def main(cfg):
         n_pairs = sum(len(g.pairs) for g in batch)
         totals = torch.zeros(3)         # loss, accuracy, margin
         for part in run.micro_batches(batch):
-            packed = pack([g.prompt for g in part], [g.responses for g in part], device)
-            r = model.rewards(packed)                           # (R,), of all responses in the part
+            r = model.rewards(pack_groups(part, device))        # (R,), of all responses in the part
             winner, loser = winners_and_losers(part, device)
             loss = bradley_terry_loss(r[winner], r[loser], n_pairs)
             loss.backward()

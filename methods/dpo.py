@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from common.dist import all_reduce, full_copy, gather_rows, my_rows, param_groups, shard
 from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFlags, arg, launch, setup
 from common.loop import Run, check_batch, warmup_cosine
-from model import pack
 from ppo import make_policies
-from reward import accuracy, comparisons, winners_and_losers
+from reward import accuracy, comparisons, pack_groups, winners_and_losers
 from splits import length_bucketed_batches, load_bundle
 
 
@@ -71,10 +70,6 @@ def log_ratios(policy, ref_policy, packed):
 
 
 # --------------------------------------------------------------------------------------------------- training
-
-def pack_groups(groups, device):
-    return pack([g.prompt for g in groups], [g.responses for g in groups], device)
-
 
 @torch.no_grad()
 def implicit_rewards(policy, ref_policy, groups, batch_size=8):
