@@ -1,20 +1,18 @@
-"""Published weights, in and out: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia) as Hugging Face directories.
+"""Reads published weights: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia).  published/export.py writes them.
 
     python sft.py --model gpt2                          # a hub name or a directory; no checkpoint is needed
-    python -m tools.convert --model ckpt_sft.pt --export DIR    # writes a directory that transformers loads
 
-A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
-tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
-fetches a hub name.  Weights are held in fp32.
+A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the tokenizer
+(tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`, fetches a hub name.
+Weights are held in fp32.
 """
-import json
 import re
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
@@ -96,11 +94,8 @@ FAMILIES = {
 # ------------------------------------------------------------------------------------------------ in, and out
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
-    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
-    carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
-    if not name:
-        raise UserError(f"{flag} is empty: name a checkpoint (ckpt_sft.pt), a hub name (gpt2) or a Hugging "
-                        "Face directory")
+    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint carries
+    besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
@@ -108,8 +103,7 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
         model, spec = from_pretrained(folder), published_spec(folder)
         size, used = model.config.vocab_size, Published(spec).n_vocab
         if used > size:
-            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at "
-                            f"{size - 1}")
+            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at {size - 1}")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
     saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
@@ -117,37 +111,42 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
-def find(name_or_dir):
-    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
-    neither is to be had."""
-    if Path(name_or_dir).is_dir():
-        if not (Path(name_or_dir) / "config.json").is_file():
-            raise UserError(f"{name_or_dir}: a directory without config.json is no published model; it "
-                            "should hold config.json, the weights and the tokenizer")
-        return Path(name_or_dir)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_dir):
-        raise UserError(f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")
-    from huggingface_hub import snapshot_download       # takes a second
+def find(name):
+    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if neither
+    is to be had."""
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        folder = Path(snapshot_download(name_or_dir, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
+        from huggingface_hub import snapshot_download       # takes a second
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
         # one kind of weights: hubs often hold the same ones three times
         for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name_or_dir, allow_patterns=[pattern]))
+            folder = Path(snapshot_download(name, allow_patterns=[pattern]))
             if any(folder.glob(pattern)):
                 break
         return folder
     except Exception as error:      # no network, no such repository, a gated one, ...
-        raise UserError(f"{name_or_dir}: no such file or directory, and the hub does not give it "
+        raise UserError(f"{name}: no such file or directory, and the hub does not give it "
                         f"({type(error).__name__}: {first_line(error)})") from None
 
 
-def from_pretrained(name_or_dir):
-    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
-    implemented, missing or damaged."""
-    folder = find(name_or_dir)
-    hf, kind, config = read_config(folder)
+def from_pretrained(folder):
+    """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on what is
+    not implemented, missing or damaged."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: a directory without config.json is no published model; it should hold config.json, "
+                        "the weights and the tokenizer")
+    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    kind, config = config_of(hf)
     family, theirs = FAMILIES[kind], read_weights(folder)
-    config = settle_tied(folder, family, config, theirs)
+    head = theirs.get("lm_head.weight")
+    if config.tied and head is not None:        # as in transformers a file may hold the one matrix under either name
+        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
+            del theirs["lm_head.weight"]
+        else:
+            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says", flush=True)
+            config = replace(config, tied=False)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
     check_memory(model.n_params(), 4, f"{folder}")
@@ -159,12 +158,13 @@ def from_pretrained(name_or_dir):
             state[name] = torch.zeros(x.shape)
             continue
         names = their_names(family, name)
-        if missing := [n for n in names if n not in theirs]:
-            raise UserError(f"{folder}: the weights lack {', '.join(missing)}")
-        state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
-        if state[name].shape != x.shape:
-            raise UserError(f"{folder}: {', '.join(names)} make a {name} of shape "
-                            f"{tuple(state[name].shape)}, config.json says {tuple(x.shape)}")
+        try:
+            state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
+        except (KeyError, RuntimeError):        # not there, or of a shape that cannot be regrouped
+            pass
+        if name not in state or state[name].shape != x.shape:
+            raise UserError(f"{folder}: the weights lack {', '.join(names)}, or their shape is not config.json's, which "
+                            f"makes a {name} of {tuple(x.shape)}")
     if theirs:
         raise UserError(f"{folder}: weights that a {kind} of this configuration has no place for: "
                         f"{', '.join(sorted(theirs)[:5])}")
@@ -172,55 +172,6 @@ def from_pretrained(name_or_dir):
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
-
-
-def settle_tied(folder, family, config, theirs):
-    """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
-    one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
-    and leaves in `theirs` what it needs."""
-    head = theirs.get("lm_head.weight")
-    if config.tied and head is not None:
-        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
-            theirs.pop("lm_head.weight")
-        else:
-            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says",
-                  flush=True)
-            config = replace(config, tied=False)
-    return config
-
-
-def export(model, spec, folder):
-    """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
-    tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
-    names written.  Raises UserError as `hf_config` does."""
-    folder, config, kept = Path(folder), model.config, spec.get("kept", {})
-    kind, hf = hf_config(config)
-    family, theirs = FAMILIES[kind], {}
-    for name, x in model.state_dict().items():
-        if name == "head.weight" and config.tied:
-            continue
-        names = [family.head + ".weight"] if name == "head.weight" else [
-            family.prefix + their_name for their_name in their_names(family, name)]
-        for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
-            theirs[their_name] = part.float().cpu().contiguous()
-    files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
-    if spec["kind"] == "bpe":
-        tokenizer, named = Published(spec), kept.get("config.json", {})
-        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
-        ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
-        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
-                 "generation_config.json": kept.get("generation_config.json"),
-                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
-                 "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
-                     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
-                     "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
-    files = {name: content for name, content in files.items() if content}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1)
-        (folder / name).write_text(text, encoding="utf-8")
-    return ["model.safetensors", *files]
 
 
 def read_weights(folder):
@@ -266,32 +217,14 @@ def to_ours(family, config, name, parts):
     if family.transposed and MATRIX.search(name):
         parts = [p.T for p in parts]
     if family.interleaved and ".attn.qkv." in name:
-        parts = [_regroup(p, config.n_head, 3) for p in parts]
+        parts = [regroup(p, config.n_head, 3) for p in parts]
     if name.startswith("embed_position"):
         parts = [p[family.position_offset:] for p in parts]
     return torch.cat(parts).contiguous()
 
 
-def to_theirs(family, config, name, x):
-    """The inverse of `to_ours`: our parameter x -> their tensors, a list."""
-    parts = [x]
-    if len(their_names(family, name)) > 1:
-        q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
-        parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
-    if family.transposed and MATRIX.search(name):
-        parts = [p.T for p in parts]
-    if family.interleaved and ".attn.qkv." in name:
-        parts = [_regroup(p, 3, config.n_head) for p in parts]
-    if name.startswith("embed_position"):
-        parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
-    return parts
-
-
-def _regroup(x, outer, inner):
-    """Rows of x (outer * inner * E, ...) in the order inner, outer, E.  A wrong number of rows stays as it
-    is: the check of shapes names it."""
-    if len(x) % (outer * inner):
-        return x
+def regroup(x, outer, inner):
+    """Rows of x (outer * inner * E, ...) in the order inner, outer, E."""
     return x.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
@@ -328,22 +261,14 @@ ROPE = {    # type of rope scaling: its numbers
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
 
-def read_config(folder):
-    """config.json -> (dict without nulls, family name, GPTConfig).  Prints the names of fields that are not
-    known.  Raises UserError as `config_of` does."""
-    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
-    kind, config = config_of(hf)
-    if unknown := hf.keys() - KNOWN:
-        print(f"{folder}/config.json: not known here and not read: {', '.join(sorted(unknown))}", flush=True)
-    return hf, kind, config
-
-
 def config_of(hf):
     """config.json as a dict without nulls -> (family name, GPTConfig).  Raises UserError on an architecture,
     or a variant of one, that is not implemented."""
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"config.json: model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
+    if unknown := hf.keys() - KNOWN:
+        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
     try:
         refuse_variants(kind, hf)
         tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
@@ -351,10 +276,8 @@ def config_of(hf):
         with torch.device("meta"):
             GPT(config)         # fails on sizes that are none
         return kind, config
-    except KeyError as missing:
-        raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"config.json: {first_line(error)}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 
 
 def refuse_variants(kind, hf):
@@ -411,40 +334,3 @@ def _read_rope(kind, hf):
                 # of GPT-NeoX; in the others it is fixed
                 rope_part=float(rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25))),
                 rope_scaling=None if scaling == "default" else numbers)
-
-
-def hf_config(config):
-    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
-    on a shape that no published architecture has."""
-    c, kind = config, _family_of(config)
-    if not kind:
-        raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
-                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
-    family = FAMILIES[kind]
-    activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
-    hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
-          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
-          family.activation: activation}
-    hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
-    if kind == "opt":
-        hf["word_embed_proj_dim"] = c.d_model
-    if c.position == "rope":
-        rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
-               "attention_bias": c.bias, "mlp_bias": c.bias}
-    if kind == "gpt_neox":
-        rope["partial_rotary_factor"] = c.rope_part
-        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
-    return kind, hf
-
-
-def _family_of(c):
-    """The family that can hold a configuration, or None."""
-    for kind, family in FAMILIES.items():
-        holds = [c.activation in family.activations.values(),
-                 *(getattr(c, name) == value for name, value in family.fixed.items()),
-                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
-                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
-        if all(holds):
-            return kind

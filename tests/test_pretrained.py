@@ -23,6 +23,7 @@ from common.errors import UserError
 from common.tokenizer import load_tokenizer, same_ids
 from generate import generate
 from published import pretrained as P
+from published.export import export
 from published.tokenizer import byte_level
 from test_tokenizer import make_tokenizers
 
@@ -143,7 +144,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     ref = refs["models"][case]
     model, saved = P.load(str(write(tmp_path / "in", case, ref)))
     assert load_tokenizer(saved["tokenizer"]).encode_ordinary("abba") == [11, 4, 3]
-    P.export(model, saved["tokenizer"], tmp_path / "out")
+    export(model, saved["tokenizer"], tmp_path / "out")
     again, saved_again = P.load(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
     assert same_ids(saved_again["tokenizer"], saved["tokenizer"])
@@ -197,7 +198,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
     model, saved_in_checkpoint = P.load(str(tmp_path / "c.pt"))
     assert saved_in_checkpoint["tokenizer"] == saved["tokenizer"]
     out = tmp_path / "out"
-    assert set(P.export(model, saved_in_checkpoint["tokenizer"], out)) == {p.name for p in out.iterdir()}
+    assert set(export(model, saved_in_checkpoint["tokenizer"], out)) == {p.name for p in out.iterdir()}
     written = json.loads((out / "config.json").read_text())
     assert (written["pad_token_id"], written["eos_token_id"], written["bos_token_id"]) == (7, [39, 6], 38)
     assert json.loads((out / "generation_config.json").read_text()) == generation
@@ -224,7 +225,7 @@ def test_opt_s_begin_token_survives_export(refs, tmp_path):
     model, saved = P.load(str(folder))
     tokenizer = load_tokenizer(saved["tokenizer"])
     assert (tokenizer.bos, tokenizer.encode_ordinary("abba")) == (2, [11, 4, 3])
-    P.export(model, saved["tokenizer"], tmp_path / "out")
+    export(model, saved["tokenizer"], tmp_path / "out")
     assert same_ids(P.load(str(tmp_path / "out"))[1]["tokenizer"], saved["tokenizer"])
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     for directory in (folder, tmp_path / "out"):
@@ -288,7 +289,7 @@ def test_fields_that_are_not_known_are_named(refs, tmp_path, capsys):
 
 def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="no published architecture"):
-        P.export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
+        export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from common.tokenizer import load_tokenizer
 from generate import generate
 from model import pack
 from published import pretrained
+from published.export import export
 from splits import decode, encode_prompts
 
 
@@ -186,7 +187,7 @@ def main(cfg):
           f"heads ({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} "
           f"(tokenizer {tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
     if cfg.export:
-        print(f"wrote {cfg.export}: {', '.join(pretrained.export(model, saved['tokenizer'], cfg.export))}")
+        print(f"wrote {cfg.export}: {', '.join(export(model, saved['tokenizer'], cfg.export))}")
         if saved["tokenizer"]["kind"] != "bpe":
             print(f"a tokenizer of kind {saved['tokenizer']['kind']} has no Hugging Face form: not written")
         return
