@@ -1,10 +1,10 @@
 """Reads published weights: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia).  published/export.py writes them.
 
-    python sft.py --model gpt2                          # a hub name or a directory; no checkpoint is needed
+    python sft.py --model gpt2          # a hub name or a directory; no checkpoint is needed
 
-A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the tokenizer
-(tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`, fetches a hub name.
-Weights are held in fp32.
+A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
+tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
+fetches a hub name.  Weights are held in fp32.
 """
 import re
 import zipfile
@@ -94,8 +94,8 @@ FAMILIES = {
 # ------------------------------------------------------------------------------------------------ in, and out
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
-    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint carries
-    besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
+    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
+    carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
@@ -103,7 +103,8 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
         model, spec = from_pretrained(folder), published_spec(folder)
         size, used = model.config.vocab_size, Published(spec).n_vocab
         if used > size:
-            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at {size - 1}")
+            raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at "
+                            f"{size - 1}")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
     saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
@@ -112,8 +113,8 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
 
 
 def find(name):
-    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if neither
-    is to be had."""
+    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
+    neither is to be had."""
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -131,44 +132,39 @@ def find(name):
 
 
 def from_pretrained(folder):
-    """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on what is
-    not implemented, missing or damaged."""
+    """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on
+    what is not implemented, missing or damaged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: a directory without config.json is no published model; it should hold config.json, "
-                        "the weights and the tokenizer")
+        raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
+                        "config.json, the weights and the tokenizer")
     hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
     kind, config = config_of(hf)
     family, theirs = FAMILIES[kind], read_weights(folder)
     head = theirs.get("lm_head.weight")
-    if config.tied and head is not None:        # as in transformers a file may hold the one matrix under either name
-        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
+    if config.tied and head is not None:
+        # as in transformers, a file may hold the one matrix under either name; two that differ are not tied
+        embed = theirs.setdefault(family.top["embed"] + ".weight", head)
+        config = replace(config, tied=torch.equal(embed, head))
+        if config.tied:
             del theirs["lm_head.weight"]
-        else:
-            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says", flush=True)
-            config = replace(config, tied=False)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
     check_memory(model.n_params(), 4, f"{folder}")
     state, zero = {}, zero_biases(kind, hf)
-    for name, x in model.state_dict().items():
-        if name == "head.weight" and config.tied:
-            continue
-        if zero and re.search(zero, name):
-            state[name] = torch.zeros(x.shape)
-            continue
-        names = their_names(family, name)
-        try:
-            state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
-        except (KeyError, RuntimeError):        # not there, or of a shape that cannot be regrouped
-            pass
-        if name not in state or state[name].shape != x.shape:
-            raise UserError(f"{folder}: the weights lack {', '.join(names)}, or their shape is not config.json's, which "
-                            f"makes a {name} of {tuple(x.shape)}")
-    if theirs:
-        raise UserError(f"{folder}: weights that a {kind} of this configuration has no place for: "
-                        f"{', '.join(sorted(theirs)[:5])}")
-    model.load_state_dict(state, assign=True, strict=not config.tied)
+    try:
+        for name, x in model.state_dict().items():
+            if zero and re.search(zero, name):
+                state[name] = torch.zeros(x.shape)
+            elif name != "head.weight" or not config.tied:
+                parts = [theirs.pop(their_name).float() for their_name in their_names(family, name)]
+                state[name] = to_ours(family, config, name, parts)
+        if theirs:
+            raise ValueError(f"no place for {', '.join(sorted(theirs)[:5])}")
+        model.load_state_dict(state, assign=True, strict=not config.tied)       # compares the shapes
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: weights missing, too many or not of the shape that config.json says "
+                        f"({' '.join(str(error).split())[:400]})") from None
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
@@ -245,17 +241,15 @@ ONLY = {"quantization_config": None, "auto_map": None, "pruned_heads": {}, "per_
         "add_cross_attention": False, "is_encoder_decoder": False, "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False, "do_layer_norm_before": True,
         "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True, "use_sliding_window": False}
-READ = """model_type vocab_size tie_word_embeddings attention_bias mlp_bias layer_types rope_theta
-    rope_scaling rope_parameters partial_rotary_factor rotary_pct rotary_emb_base word_embed_proj_dim
-    eos_token_id"""
-HARMLESS = """_name_or_path activation_dropout architectures attention_dropout attn_pdrop bos_token_id
-    classifier_dropout dropout dtype embd_pdrop hidden_dropout init_std initializer_range layerdrop
-    max_window_layers n_ctx pad_token_id prefix pretraining_tp reorder_and_upcast_attn resid_pdrop
-    sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id
-    use_cache"""
-KNOWN = {*ONLY, *READ.split(), *HARMLESS.split(), *SIZES.values()}
+READ = """model_type vocab_size tie_word_embeddings attention_bias mlp_bias rope_theta rope_scaling
+    rope_parameters rotary_pct rotary_emb_base eos_token_id layer_types partial_rotary_factor
+    word_embed_proj_dim"""
+KNOWN = {*ONLY, *READ.split(), *SIZES.values()}
 KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
+HARMLESS = re.compile(      # of training, of other heads, or without effect where nothing slides
+    r"\w*(dropout|pdrop|layerdrop)|init\w*|(bos|pad|unk)_token_id|(torch_)?dtype|summary_\w+|_name_or_path|"
+    "architectures|transformers_version|tokenizer_class|use_cache|n_ctx|prefix|pretraining_tp|"
+    "reorder_and_upcast_attn|task_specific_params|sliding_window|max_window_layers")
 ROPE = {    # type of rope scaling: its numbers
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
@@ -267,12 +261,14 @@ def config_of(hf):
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"config.json: model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
-    if unknown := hf.keys() - KNOWN:
+    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
         print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+    # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     try:
-        refuse_variants(kind, hf)
+        refuse_variants(kind, hf, rope)
         tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf))
+        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf, rope))
         with torch.device("meta"):
             GPT(config)         # fails on sizes that are none
         return kind, config
@@ -280,24 +276,21 @@ def config_of(hf):
         raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 
 
-def refuse_variants(kind, hf):
+def refuse_variants(kind, hf, rope):
     """Raises UserError that names a field whose value is not implemented."""
-    only = dict(ONLY)
-    if kind == "opt":
-        only["word_embed_proj_dim"] = hf["hidden_size"]     # embeddings of another width are opt-350m's
+    only = ONLY | {"word_embed_proj_dim": hf.get("hidden_size"),      # of another width: opt-350m
+                   "layer_types": ["full_attention"] * len(hf.get("layer_types", ()))}
     if kind == "qwen3":
         only["attention_bias"] = False
     if kind != "gpt_neox":
         only["partial_rotary_factor"] = 1
-    for name, value in (_rope_of(hf) | hf).items():
+    for name, value in (rope | hf).items():
         if name in only and value != only[name]:
-            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only {only[name]} "
-                            "is")
-    if set(hf.get("layer_types", ())) - {"full_attention"}:
-        raise UserError(f"config.json: layer_types {hf['layer_types']} are not implemented")
+            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only "
+                            f"{only[name]} is")
 
 
-def _read_fields(kind, hf):
+def _read_fields(kind, hf, rope):
     """Fields of GPTConfig but for vocab_size and tied."""
     family = FAMILIES[kind]
     if kind == "gpt2":          # which has two names for each
@@ -307,28 +300,22 @@ def _read_fields(kind, hf):
                               if theirs in hf or name not in family.defaults}
     name = hf.get(family.activation, next(iter(family.activations)))
     if name not in family.activations:
-        raise UserError(f"config.json: {family.activation} {name!r} is not implemented; "
-                        f"{', '.join(family.activations)} are")
+        raise UserError(f"config.json: {family.activation} {name!r} is not implemented, only "
+                        f"{', '.join(family.activations)}")
     ours["activation"] = family.activations[name]
     if kind == "llama":
         ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
     if family.fixed["position"] == "rope":
-        ours |= _read_rope(kind, hf)
+        ours |= _read_rope(kind, hf, rope)
     return ours | family.fixed
 
 
-def _rope_of(hf):
-    """The object that says how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters."""
-    return hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-
-
-def _read_rope(kind, hf):
-    rope, neox = _rope_of(hf), kind == "gpt_neox"
+def _read_rope(kind, hf, rope):
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ROPE:
-        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented; "
-                        f"{', '.join(ROPE)} are")
-    theta = hf.get("rotary_emb_base" if neox else "rope_theta", 10000.)
+        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented, only "
+                        f"{', '.join(ROPE)}")
+    theta = hf.get("rotary_emb_base" if kind == "gpt_neox" else "rope_theta", 10000.)
     numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
     return dict(rope_theta=float(rope.get("rope_theta", theta)),
                 # of GPT-NeoX; in the others it is fixed
