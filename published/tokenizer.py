@@ -60,11 +60,14 @@ def published_spec(folder):
             "tokenizer_config.json": named}
     try:
         if path.is_file():
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         else:
-            tokenizer = _from_vocabulary(folder, named, config.get("model_type"))
+            text = _from_vocabulary(folder, named, config.get("model_type")).to_str()
+        tokenizer = Tokenizer.from_str(text)
+        before = tokenizer.to_str()
         _complete(tokenizer, named)
         _prefix_space(folder, tokenizer, named.get("add_prefix_space"))
+        text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
         letter = tokenizer.encode("a")          # with what begins and ends every text
         if chat.is_file():
@@ -76,7 +79,7 @@ def published_spec(folder):
     begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
     if len(begin) > 1:
         raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
-    return {"kind": "bpe", "json": tokenizer.to_str(), "eos": eos, "bos": begin[0] if begin else None,
+    return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None,
             "kept": kept}
 
 
