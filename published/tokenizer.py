@@ -65,7 +65,7 @@ def published_spec(folder):
             text = _from_vocabulary(folder, named, config.get("model_type")).to_str()
         tokenizer = Tokenizer.from_str(text)
         before = tokenizer.to_str()
-        _complete(tokenizer, named)
+        _complete(tokenizer, named, read_json(folder / "added_tokens.json"))
         _prefix_space(folder, tokenizer, named.get("add_prefix_space"))
         text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
@@ -79,8 +79,11 @@ def published_spec(folder):
     begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
     if len(begin) > 1:
         raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
-    return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None,
-            "kept": kept}
+    stops = kept["generation_config.json"].get("eos_token_id", config.get("eos_token_id"))
+    if others := [i for i in (stops if isinstance(stops, list) else [stops]) if i not in (eos, None)]:
+        print(f"{folder}: its configuration ends responses with {', '.join(map(str, others))} too; here only "
+              f"{eos}, the tokenizer's end of sequence, ends one", flush=True)
+    return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None, "kept": kept}
 
 
 def _prefix_space(folder, tokenizer, wanted):
@@ -109,9 +112,10 @@ def _end_of_sequence(folder, named, config, tokenizer):
     return eos
 
 
-def _complete(tokenizer, named):
-    """Adds the tokens that tokenizer_config.json, `named`, lists, and makes special what it calls so."""
-    listed = named.get("added_tokens_decoder", {})
+def _complete(tokenizer, named, legacy):
+    """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
+    makes special what the first calls so."""
+    listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
     for name in ("additional_special_tokens", "extra_special_tokens"):
