@@ -25,21 +25,19 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import atomic_write, read_jsonl
-from common.flags import Flags, Natural, arg, launch
+from common.flags import Flags, arg, launch
 from common.samples import read_all, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
 MOST_PROMPTS = 50       # of a page
-NARROWEST = 24          # characters of a column; where columns do not fit, policies stand below each other
+NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
 
 @dataclass
 class Config(Flags):
     files: list = arg(None, "sample files, or one log metrics_*.jsonl")
     prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
-    split: str = arg("", "prompts of this split only")
-    outputs: Natural = arg(0, "outputs of each policy, from the file's start; 0: all")
     html: str = arg("", "write a page to this file instead of the screen")
 
 
@@ -97,10 +95,10 @@ def merge(texts, finished, scores):
     return sorted(merged.values(), key=lambda o: -o.count)
 
 
-def make_column(row, task, most_outputs):
+def make_column(row, task):
     """(a summary such as "16 outputs, 9 different, mean gold reward 3.42", list of Output) of a line."""
     scores, name = scores_of(row, task)
-    outputs = merge(*(x[:most_outputs] for x in (row["outputs"], row["finished"], scores)))
+    outputs = merge(row["outputs"], row["finished"], scores)
     n = sum(o.count for o in outputs)
     summary = f"{n} output{'s' * (n > 1)}" + (f", {len(outputs)} different" if n > 1 else "")
     if name:
@@ -108,7 +106,7 @@ def make_column(row, task, most_outputs):
     return summary, outputs
 
 
-def collect(runs, most_outputs=0):
+def collect(runs):
     """runs: as from `read_all`.  Returns a list of Prompt, one for each different prompt."""
     by_prompt = {}
     for key, rows in runs.items():
@@ -124,7 +122,7 @@ def collect(runs, most_outputs=0):
         if row["reference"].strip():
             gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
             reference = Output(row["reference"], True, gold)
-        columns = [make_column(row, task, most_outputs or None) for row in rows]
+        columns = [make_column(row, task) for row in rows]
         prompts.append(Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task") or "",
                               task, reference, dict(zip(column_names(keys), columns))))
     return prompts
@@ -141,8 +139,8 @@ def column_names(keys):
 
 
 def select(prompts, wanted):
-    """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there, and on an id that
-    names several prompts."""
+    """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there; an id may
+    name prompts of several splits."""
     if wanted == "all":
         if len(prompts) > MOST_PROMPTS:
             print(f"the first {MOST_PROMPTS} of {len(prompts)} prompts", flush=True)
@@ -153,9 +151,6 @@ def select(prompts, wanted):
         if not same:
             raise UserError(f"--prompt {name}: no such prompt; give an id, or a number from 1 to "
                             f"{len(prompts)}")
-        if len(same) > 1:
-            raise UserError(f"--prompt {name}: {len(same)} prompts have this id; give a number: "
-                            + ", ".join(f"{p.number} ({p.split})" for p in same))
         chosen += same
     return chosen
 
@@ -182,21 +177,16 @@ def output_lines(output, width):
 
 
 def show_prompt(prompt, width):
-    """A Prompt as text, `width` characters wide: columns side by side, or below each other where they are too
-    narrow."""
+    """A Prompt as text, `width` characters wide, its columns side by side."""
     title = f"prompt {prompt.number}: {prompt.id} ({prompt.split})"
     lines = [*wrap(title, width), "", *wrap(prompt.text, width), ""]
     if prompt.reference:
         lines += ["reference:", *output_lines(prompt.reference, width), ""]
     gap = 3
-    each = (width + gap) // len(prompt.columns) - gap
-    fits = each >= NARROWEST
-    each = each if fits else width
+    each = max(NARROWEST, (width + gap) // len(prompt.columns) - gap)
     columns = [[*wrap(name, each), *wrap(summary, each), "-" * each,
                 *(line for output in outputs for line in output_lines(output, each))]
                for name, (summary, outputs) in prompt.columns.items()]
-    if not fits:
-        return "\n".join([*lines, *(line for column in columns for line in (*column, ""))])
     height = max(map(len, columns))
     columns = [[line.ljust(each) for line in column + [""] * (height - len(column))] for column in columns]
     return "\n".join([*lines, *((" " * gap).join(row).rstrip() for row in zip(*columns)), ""])
@@ -305,12 +295,7 @@ def main(cfg):
         draw_curves(rows, png, Path(logs[0]).name)
         return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
     runs = read_all(cfg.files)
-    if cfg.split:
-        known = dict.fromkeys(key[3] for key in runs)
-        if cfg.split not in known:
-            raise UserError(f"--split {cfg.split}: the files hold {', '.join(known)}")
-        runs = {key: rows for key, rows in runs.items() if key[3] == cfg.split}
-    prompts = collect(runs, cfg.outputs)
+    prompts = collect(runs)
     if not cfg.prompt and not cfg.html:
         print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows what each policy wrote")
         return
