@@ -85,10 +85,9 @@ def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
 
 
 def test_columns_are_told_apart_by_temperature_and_seed():
-    names = show.column_names([("sft", .7, 0, "test"), ("sft", 1., 0, "test"), ("ppo", 1., 0, "test")])
-    assert names == ["sft, temperature 0.7", "sft, temperature 1.0", "ppo, temperature 1.0"]
-    names = show.column_names([("sft", 1., 0, "test"), ("sft", 1., 1, "test")])
-    assert names == ["sft, seed 0", "sft, seed 1"]
+    names = show.column_names([("sft", .7, 0, "test"), ("sft", 1., 0, "test")])
+    assert names == ["policy sft, temperature 0.7, seed 0, split test",
+                     "policy sft, temperature 1.0, seed 0, split test"]
     assert show.column_names([("a", .7, None, "file1"), ("b", 1., None, "file2")]) == ["a", "b"]
 
 

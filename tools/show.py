@@ -26,7 +26,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import atomic_write, read_jsonl
 from common.flags import Flags, arg, launch
-from common.samples import read_all, study_order, text_table
+from common.samples import read_all, run_name, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
@@ -129,13 +129,10 @@ def collect(runs):
 
 
 def column_names(keys):
-    """Names of columns from keys (policy, temperature, seed, split): the policy, and where it alone does not
-    say which column it is, what differs of the others."""
+    """Names of columns from keys (policy, temperature, seed, split): the policy, or all of the key where two
+    columns have one policy."""
     names = [key[0] for key in keys]
-    for i, what in ((1, "temperature "), (2, "seed "), (3, "")):
-        if len(set(names)) < len(names) and len({key[i] for key in keys}) > 1:
-            names = [f"{name}, {what}{key[i]}" for name, key in zip(names, keys)]
-    return names
+    return names if len(set(names)) == len(names) else [run_name(key) for key in keys]
 
 
 def select(prompts, wanted):
@@ -207,20 +204,15 @@ def show_files(prompts, width):
 # ------------------------------------------------------------------------------------------------ as a page
 
 STYLE = """
-:root { color-scheme: light dark; --right: #0a6b4f; --wrong: #a02d0b; }
-@media (prefers-color-scheme: dark) { :root { --right: #7fe0b8; --wrong: #ffa687; } }
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 system-ui, sans-serif; }
-section { border-top: 2px solid; margin-top: 1.6rem; }
+body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
-small, .score { opacity: .7; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
   grid-template-columns: 2.3rem 1fr auto; }
 ul { padding: 0; }
-mark { background: none; }
-.right { color: var(--right); text-decoration: underline; }
-.distractor { color: var(--wrong); text-decoration: line-through; }
-.invented { color: var(--wrong); text-decoration: line-through double; font-style: italic; }
+mark { background: none; color: #0a8a63; }
+.distractor { color: #c8501f; text-decoration: line-through; }
+.invented { color: #c8501f; text-decoration: line-through double; font-style: italic; }
 """
 LEGEND = ('<p>Facts: <mark class="right">right</mark>, the key story states it; '
           '<mark class="distractor">of a distractor</mark>, another story of the post states it; '
@@ -266,7 +258,7 @@ def html_section(prompt):
 
 
 def page(prompts):
-    """Prompts as one HTML page, without scripts, readable in dark mode and without colour."""
+    """Prompts as one HTML page, without scripts; wrong facts are struck out too."""
     legend = LEGEND if any(prompt.task for prompt in prompts) else ""
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
