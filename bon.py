@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from tqdm import tqdm
 
 from common.checkpoint import load_reward_model
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError
 from common.files import output_path, write_jsonl
 from common.flags import Common, Count, Domain, Mass, Natural, arg, launch, setup
-from common.loop import Run, say
+from common.loop import Run
 from common.samples import list_of_hashes, sample_line, sample_path
 from generate import generate
 from reward import score
@@ -170,8 +171,8 @@ def write_split(out, split, lines_of, pool):
         write_jsonl(sample_path(out, policy, split), lines)
     policy, lines = next(iter(lines_of.items()))
     unfinished = 1 - np.mean([line["finished"] for line in lines])
-    say(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
-        f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished")
+    tqdm.write(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
+               f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished")
 
 
 def main(cfg):

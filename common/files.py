@@ -16,15 +16,12 @@ LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 
 def output_path(out, default):
-    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Returns
-    a Path.  Raises UserError on a FILE.pt where no checkpoint is written: it may be one already."""
+    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Raises
+    UserError on a FILE.pt where no checkpoint is written: it may be one already."""
     if out.endswith(".pt") and not default.endswith(".pt"):
         raise UserError(f"--out {out}: this script writes {default}; name a folder for it")
     path = Path(out) if out.endswith(".pt") else Path(out) / default
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make the folder {path.parent} ({error.strerror})") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -63,8 +60,7 @@ def atomic_write(path, payload):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); the file that stood there before is "
-                        "unchanged") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); what stood there is unchanged") from None
 
 
 def hash_of(path):
@@ -80,8 +76,7 @@ def hash_of(path):
 
 
 def write_json(path, content, indent=1, allow_nan=False):
-    """Raises UserError on a number that is not finite, which JSON cannot spell, unless allow_nan: then only
-    Python reads the file."""
+    """Raises UserError on a number that is not finite, unless allow_nan: then only Python reads the file."""
     try:
         text = json.dumps(content, indent=indent, allow_nan=allow_nan)
     except ValueError:
@@ -94,15 +89,9 @@ def write_jsonl(path, rows):
 
 
 def loads(text):
-    """json.loads with strings that can be written again: half a surrogate pair, which JSON can spell and
-    UTF-8 cannot, becomes a question mark."""
-    def encodable(x):
-        if isinstance(x, str):
-            return x.encode("utf-8", "replace").decode()
-        if isinstance(x, list):
-            return [encodable(v) for v in x]
-        return {encodable(k): encodable(v) for k, v in x.items()} if isinstance(x, dict) else x
-    return encodable(json.loads(text))
+    """json.loads, but half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question
+    mark."""
+    return json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace"))
 
 
 def read_jsonl(path, needs):
@@ -125,9 +114,6 @@ def read_numbered(path, needs):
 def _parse_line(line, where, needs):
     try:
         row = loads(line)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text (byte {line[error.start]:#x} at {error.start}); save it as "
-                        "UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); a .jsonl file has one JSON object a line, and this "
                         f"one begins {line[:40].decode(errors='replace').strip()!r}") from None

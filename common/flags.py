@@ -2,21 +2,17 @@
 and its help text.
 
 Every script is a dataclass `Config` and a function `main(cfg)`.  `launch(main, Config, __doc__)` parses the
-command line and turns a UserError into one line and exit status 2.  A field's type says which values make
-sense (`Count`, `Positive`, `Fraction`, ...).  A Config checks them when it is built, so a main holds no range
-checks.
+command line and turns a UserError into one line and exit status 2.  A Config checks its values when it is
+built, so a main holds no range checks.
 """
 import argparse
 import dataclasses
 import math
 import os
-import random
-import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args, get_origin
 
-import numpy as np
 import torch
 
 from common import dist
@@ -121,16 +117,12 @@ def _add_flag(group, field):
 
 
 def parse(config, doc, argv=None, presets=None):
-    """Command line -> config.  Flags are the field names with dashes.  Booleans take --flag and --no-flag.
-
-    presets: {name: {field: value}}.  --preset NAME puts these in place of the defaults, and flags still
-    win."""
+    """Command line -> config.  Booleans take --flag and --no-flag.  presets: {name: {field: value}}, which
+    --preset NAME puts in place of the defaults; flags still win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
     if presets:
-        known = "; ".join(f"{name}: {' '.join(f'{k}={v}' for k, v in preset.items())}"
-                          for name, preset in presets.items())
-        own.add_argument("--preset", choices=presets, help=f"other defaults: {known}")
+        own.add_argument("--preset", choices=presets, help=f"other defaults: {presets}")
     own_first = sorted(dataclasses.fields(config), key=lambda f: f.name in TrainFlags.__dataclass_fields__)
     for field in own_first:
         _add_flag(shared if field.name in Common.__dataclass_fields__ else own, field)
@@ -142,24 +134,14 @@ def parse(config, doc, argv=None, presets=None):
     return config(**given)
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM, after the state was saved.  Arguments: signal number, the state's path, steps
-    done."""
-
-    def __str__(self):
-        _, path, step = self.args
-        return f"interrupted after step {step}: {path} holds the state; the same command continues from there"
-
-
 def launch(main, config, doc, presets=None):
     """The last line of every script."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):      # texts of all languages, on a screen that may not know them
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     status, said = 2, ""
     try:
         main(parse(config, doc, presets=presets))
-        print(end="", flush=True)       # a full disk or a closed pipe shows here, not after the end
         return
     except BrokenPipeError:             # whoever reads what is printed, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -171,8 +153,6 @@ def launch(main, config, doc, presets=None):
             raise
         said = ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
                 "smaller model; docs/published-models.md says more")
-    except Interrupted as stop:
-        status, said = 128 + stop.args[0], str(stop)
     except KeyboardInterrupt:
         status, said = 130, "interrupted"
     finally:
@@ -184,40 +164,31 @@ def launch(main, config, doc, presets=None):
 # ------------------------------------------------------------------------------------------- device and seeds
 
 def setup(cfg):
-    """Device and seeds of a run.  Returns (torch.device, rng: a CPU torch.Generator for sampling and data
-    order)."""
+    """Device and seeds of a run: (torch.device, a CPU torch.Generator for sampling and data order)."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = dist.start(_device(cfg.device))
     if dist.rank():
         sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
-    if cfg.dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("--dtype bf16: this GPU does not have it; use fp32")
     # threads add up the gradients of one position in any order; a fixed order costs next to nothing on a CPU
     # (not by use_deterministic_algorithms, which first imports torch's compiler: two seconds)
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False
-    random.seed(cfg.seed)
-    np.random.seed(cfg.seed % 2**32)
     torch.manual_seed(cfg.seed)
     return device, torch.Generator().manual_seed(cfg.seed)
 
 
 def use_threads(cfg, model):
-    """Sets the number of CPU threads, --threads or what suits the model, and prints it.
-
-    The operations of a small model are so short that two threads mostly wait for each other, above all where
-    another process wants the core too."""
+    """Sets the number of CPU threads, --threads or what suits the model, and prints it.  In a small one two
+    threads mostly wait for each other."""
     size = model.n_params()
-    n = cfg.threads or (1 if size < SMALL_MODEL else ALL_THREADS)
-    torch.set_num_threads(n)
+    torch.set_num_threads(cfg.threads or (1 if size < SMALL_MODEL else ALL_THREADS))
     if model.device.type == "cpu":
-        print(f"{size:,} parameters, {n} CPU thread{'s' * (n > 1)} (--threads)", flush=True)
+        print(f"{size:,} parameters, CPU threads (--threads): {torch.get_num_threads()}")
 
 
 def check_memory(n_params, bytes_each, what):
-    """Raises UserError if n_params parameters of bytes_each bytes cannot fit this machine.  what: the model,
-    in words."""
+    """Raises UserError if n_params parameters of bytes_each bytes cannot fit this machine."""
     needed, there = n_params * bytes_each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise UserError(f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine has "
@@ -228,11 +199,8 @@ def _device(name):
     """--device -> torch.device.  Raises UserError on one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = re.fullmatch(r"cpu|cuda(:\d+)?", name)
-    if not known:
-        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
-    n, index = torch.cuda.device_count(), int((known[1] or ":0")[1:])
-    if name != "cpu" and index >= n:
-        raise UserError(f"--device {name}: torch sees {n} GPUs here; use "
-                        f"{'cpu' if n == 0 else f'cuda:0 to cuda:{n - 1} or cpu'}")
+    n = torch.cuda.device_count()
+    here = ["cpu", *["cuda"][:n], *(f"cuda:{i}" for i in range(n))]
+    if name not in here:
+        raise UserError(f"--device {name}: torch sees {n} GPUs here; use auto, {', '.join(here)}")
     return torch.device(name)

@@ -8,7 +8,6 @@ Killed at any moment, the same command continues to the same result.  A state co
 inputs that it was made with.  Threads, device and micro-batches do not count, but only a run with the same
 ones is equal to the last bit.
 """
-import contextlib
 import hashlib
 import json
 import math
@@ -27,9 +26,10 @@ from common import dist
 from common.checkpoint import load_state, save_checkpoint, save_state
 from common.errors import UserError
 from common.files import lock, output_path, write_jsonl
-from common.flags import Interrupted
 
 MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
+# flags that change no result, or nothing but rounding
+NO_EFFECT = ("out", "quiet", "device", "threads", "save_every", "micro_batch_size", "recompute")
 # metrics that stand in the file but not on the screen, where a line has to fit
 FILE_ONLY = {"kl_k3", "entropy", "explained_variance", "pg_loss", "v_loss", "v_clipfrac", "ratio",
              "update_kl", "pg_norm", "v_norm", "lr", "peak_mb", "tokens_per_second"}
@@ -46,11 +46,10 @@ def warmup_cosine(step, steps, peak, warmup):
 def check_batch(cfg, minibatches=1):
     """Raises UserError unless --batch-size divides by ranks x --micro-batch-size x minibatches: then every
     rank makes equally many passes, and no result depends on the number of ranks."""
-    ranks, micro = dist.world_size(), cfg.micro_batch_size or 1
-    if cfg.batch_size % (ranks * micro * minibatches):
-        raise UserError(f"--batch-size {cfg.batch_size}: it must be a multiple of "
-                        f"{ranks * micro * minibatches}, which is {ranks} ranks x {micro} rows at once "
-                        f"(--micro-batch-size) x {minibatches} minibatches")
+    divisor = dist.world_size() * (cfg.micro_batch_size or 1) * minibatches
+    if cfg.batch_size % divisor:
+        raise UserError(f"--batch-size {cfg.batch_size}: it must be a multiple of {divisor}, which is "
+                        f"{dist.world_size()} ranks x --micro-batch-size x {minibatches} minibatches")
 
 
 class Run:
@@ -71,7 +70,9 @@ class Run:
         self.log_path = self.path.with_name(f"metrics_{self.path.stem.removeprefix('ckpt_')}.jsonl")
         self.state_path, self.lock_path = self.path.with_suffix(".resume"), self.path.with_suffix(".lock")
         self.lock = lock(self.lock_path) if dist.rank() == 0 else None
-        self.inputs_hash = _hash_of(cfg, inputs)
+        flags = {k: v for k, v in asdict(cfg).items() if k not in NO_EFFECT}
+        named = json.dumps([flags, inputs], sort_keys=True, default=str)
+        self.inputs_hash = hashlib.sha256(named.encode()).hexdigest()
         self.step, self.state, self.skipped, self.columns = 0, {}, 0, []
         if self.state_path.is_file():
             self._continue()
@@ -82,23 +83,28 @@ class Run:
         dist.all_reduce(torch.zeros(1))         # all ranks have read it
         if saved:
             self.step, self.state = saved
-            print(f"{self.state_path}: going on after step {self.step}", flush=True)
+            print(f"{self.state_path}: going on after step {self.step}")
             if "log" in self.state:             # without the lines of steps that are done again
                 write_jsonl(self.log_path, self.state["log"])
             return
         # kept, so that a mistyped flag costs no hours: stop, and move it back
-        print(f"{self.state_path} is of other flags or inputs: starting anew, it is now "
-              f"{self.state_path.name}.old", flush=True)
+        old = self.state_path.with_suffix(".resume.old")
+        print(f"{self.state_path} is of other flags or inputs: starting anew, it is now {old.name}")
         if dist.rank() == 0:
-            os.replace(self.state_path, f"{self.state_path}.old")
-
-    # -------- the loop
+            os.replace(self.state_path, old)
 
     def steps(self, total):
         """Yields the numbers of the steps that are not done yet, 0 ... total - 1.  Between steps it saves the
-        state every --save-every seconds and on SIGINT or SIGTERM, and then raises Interrupted."""
-        saved_at = time.monotonic()
-        with _remembered_signals() as signals:
+        state every --save-every seconds, and on SIGINT or SIGTERM, which then end the process."""
+        saved_at, signals = time.monotonic(), []
+
+        def remember(number, frame):
+            if signals:
+                raise KeyboardInterrupt
+            signals.append(number)
+            os.write(2, b"stops after this step and saves the state; signal again to stop at once\n")
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
             for step in tqdm(range(self.step, total), self.name, initial=self.step, total=total,
                              disable=self.cfg.quiet or None):
                 self.step = step
@@ -110,7 +116,12 @@ class Run:
                     self.save_state(step + 1)
                     saved_at = time.monotonic()
                 if number:
-                    raise Interrupted(number, self.state_path, step + 1)
+                    tqdm.write(f"interrupted after step {step + 1}: {self.state_path} holds the state; the "
+                               "same command continues from there", file=sys.stderr)
+                    sys.exit(128 + number)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def save_state(self, step):
         save_state(self.state_path, self.inputs_hash, step, self.state, self.rng, self.optimizer, self.models)
@@ -135,10 +146,8 @@ class Run:
 
     def step_optimizer(self, *models):
         """Sums the gradients over ranks, clips each model's to --max-grad-norm, takes a step and clears them.
-        Returns the list of gradient norms before clipping.
-
-        A step whose gradient is not finite is skipped.  Raises UserError after MAX_SKIPPED_STEPS of them in a
-        row."""
+        Returns the list of gradient norms before clipping.  Skips a step whose gradient is not finite, and
+        raises UserError after MAX_SKIPPED_STEPS in a row."""
         params_of = [model.trainable() for model in models]
         dist.sum_gradients([p for params in params_of for p in params])
         norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in params_of]
@@ -147,7 +156,7 @@ class Run:
             self.skipped, self.state["steps_taken"] = 0, self.state.get("steps_taken", 0) + 1
         else:
             self.skipped += 1
-            say(f"step {self.step + 1}: the gradient is not finite, skipped")
+            tqdm.write(f"step {self.step + 1}: the gradient is not finite, skipped")
             if self.skipped == MAX_SKIPPED_STEPS:
                 raise UserError(f"step {self.step + 1}: {self.skipped} gradients in a row were not finite; "
                                 "lower --lr. No checkpoint was written; what stood there before is unchanged")
@@ -155,38 +164,31 @@ class Run:
         return norms
 
     def log(self, **metrics):
-        """One flat dict a step: a line of the metrics file and, but for FILE_ONLY, of a table on the
-        screen."""
+        """A line of the metrics file and, but for FILE_ONLY, of a table on the screen."""
         row = {"step": self.step + 1, **metrics, "lr": self.optimizer.param_groups[0]["lr"],
                "peak_mb": round(peak_memory(next(iter(self.models.values())).device)),
                "seconds": round(time.monotonic() - self.began, 2)}
         row = {k: float(f"{v:.5g}") if isinstance(v, float) and k != "seconds" else v for k, v in row.items()}
-        lines = self.state.setdefault("log", [])
-        lines.append(row)
-        write_jsonl(self.log_path, lines)       # from memory, so a run that goes on leaves no torn line
-        if not self.cfg.quiet:
-            self._print({k: v for k, v in row.items() if k not in FILE_ONLY})
-
-    def _print(self, row):
-        widths = [max(len(name), 7) for name in row]
-        widths[0] -= 1          # of the step, so that the table of ppo.py fits 110 columns
-        if list(row) != self.columns:
-            self.columns = list(row)
-            say(" ".join(name.rjust(n) for name, n in zip(row, widths)))
-        say(" ".join(_cell(v).rjust(n) for v, n in zip(row.values(), widths)))
-
-    # -------- the end
+        self.state.setdefault("log", []).append(row)
+        write_jsonl(self.log_path, self.state["log"])       # whole, so a run that goes on leaves no torn line
+        if self.cfg.quiet:
+            return
+        shown = {name: v for name, v in row.items() if name not in FILE_ONLY}
+        if list(shown) != self.columns:
+            self.columns = list(shown)
+            tqdm.write(" ".join(name.rjust(7) for name in shown))
+        cells = {name: f"{v:.4f}" if isinstance(v, float) else str(v) for name, v in shown.items()}
+        tqdm.write(" ".join(cell.rjust(max(len(name), 7)) for name, cell in cells.items()))
 
     def save(self, model, spec, task, metrics, **args):
-        """Writes the checkpoint.  spec: of the tokenizer; metrics: {name: number, or None for what one number
-        cannot tell}; args: more than the flags to remember.  Raises UserError if no step was taken, or if a
-        metric is not finite."""
+        """Writes the checkpoint.  spec: of the tokenizer; metrics: {name: number or None}; args: to remember,
+        with the flags.  Raises UserError if no step was taken, or if a metric is not finite."""
         broken = [name for name, value in metrics.items() if value is not None and not math.isfinite(value)]
         if broken or not self.state.get("steps_taken"):
             what = f"{', '.join(broken)} of the trained model" if broken else "every gradient"
             raise UserError(f"{what} is not finite: lower --lr. No checkpoint was written")
-        args = asdict(self.cfg) | args
-        save_checkpoint(self.path, dist.full_copy(model), spec, task.as_dict(), args, metrics)
+        args, full = asdict(self.cfg) | args, dist.full_copy(model)
+        save_checkpoint(self.path, full, spec, task.as_dict(), args, metrics)
         self.finish()
 
     def finish(self):
@@ -194,46 +196,6 @@ class Run:
         if dist.rank() == 0:
             self.state_path.unlink(missing_ok=True)
             self.lock_path.unlink(missing_ok=True)
-            self.lock.close()
-
-
-def _hash_of(cfg, inputs):
-    """A name for flags and inputs.  Flags that change no result, or nothing but rounding, do not count."""
-    no_effect = ("out", "quiet", "device", "threads", "save_every", "micro_batch_size", "recompute")
-    flags = {k: v for k, v in asdict(cfg).items() if k not in no_effect}
-    return hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _remembered_signals():
-    """A list that gets the number of the first SIGINT or SIGTERM, so that a step can end.  A second one stops
-    at once."""
-    numbers = []
-
-    def remember(number, frame):
-        if numbers:
-            raise KeyboardInterrupt
-        numbers.append(number)
-        os.write(2, b"stops after this step and saves the state; signal again to stop at once\n")
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield numbers
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def say(line):
-    """Prints a line above the progress bar, which would otherwise stand on the same line."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
-def _cell(x):
-    """A number in seven characters, unless it is below -9999 or beyond a million."""
-    if not isinstance(x, float):
-        return str(x)
-    return f"{x:.{4 if abs(x) < 10 else 2 if abs(x) < 1000 else 0}f}"
 
 
 def peak_memory(device):
