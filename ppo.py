@@ -42,34 +42,39 @@ PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, steps=750, kl_coef=0.05, **_
 
 
 @dataclass
-class Config(TrainFlags):
+class PolicyFlags(TrainFlags):
+    """What methods/grpo.py shares with this script."""
     model: str = arg("ckpt_sft.pt", "policy to start from; also the reference policy, from which KL is "
                                     "measured")
     reward: str = arg("ckpt_reward.pt", "reward model, or gold: the synthetic task's gold reward")
     steps: Count = arg(45, "rollout batches")
-    batch_size: Count = arg(64, "rollouts a step, one a prompt; prompts come again if there are too few")
     epochs: Count = arg(2, "passes over a rollout batch; the paper's 4")
     minibatches: Count = arg(2, "optimizer steps a pass")
     freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  "
                               "The paper's 0.8")
     lr: Positive = arg(1e-3, "peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of "
                              "parameters")
+    temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
+    clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
+    kl_stop: NonNegative = arg(200.0, "nats a response, at which the policy has run away and the run stops; "
+                                      "0: never")
+    no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
+
+
+@dataclass
+class Config(PolicyFlags):
+    batch_size: Count = arg(64, "rollouts a step, one a prompt; prompts come again if there are too few")
     kl_coef: NonNegative = arg(0.1, "beta: one nat of KL costs this much reward (in standard deviations of "
                                     "the reward model's scores); the paper's 0.05")
     kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, which the authors' code has, "
                                                   "leads to another optimum (see kl_estimate)")
     kl_target: NonNegative = arg(0.0, "nats a response; above 0 beta adapts towards it")
     kl_horizon: Count = arg(2000, "responses over which beta adapts, at least a batch: more is slower")
-    temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
     gamma: Fraction = arg(1.0, "discount")
     lam: Fraction = arg(0.95, "GAE's lambda")
-    clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
     clip_value: Positive = arg(0.2, "value kept within this of its old prediction")
     vf_coef: NonNegative = arg(0.1, "weight of the value loss")
     ent_coef: NonNegative = arg(0.0, "weight of the entropy bonus, per nat a token")
-    kl_stop: NonNegative = arg(200.0, "nats a response, at which the policy has run away and the run stops; "
-                                      "0: never")
-    no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
     probe_every: Natural = arg(5, "steps between looks at the diversity of 8 responses to each of 8 prompts; "
                                   "0: never")
 
@@ -378,13 +383,12 @@ def probe(policy, prompts, max_new_tokens, eos, cfg):
     return sum(shares) / len(shares)
 
 
-def rollout_metrics(ro, score, gold, returns):
+def rollout_metrics(ro, score, gold):
     """Means over the responses of all ranks."""
     k1, k3 = (mean_over_ranks(kl_estimate(ro.logp, ro.ref_logp, kind).where(ro.mask, 0.).sum(1))
               for kind in ("k1", "k3"))
     gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
     return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,
-            "explained_variance": explained_variance(ro.values, returns, ro.mask),
             "eos_rate": mean_over_ranks(ro.finished), "length": mean_over_ranks(ro.mask.sum(1))}
 
 
@@ -432,7 +436,8 @@ def main(cfg):
         # 4. several epochs of clipped updates
         stats = update(policy, value_model, ro, whiten(advantages, ro.mask), returns, cfg, run)
 
-        metrics, seconds = rollout_metrics(ro, score, gold, returns), time.monotonic() - start
+        metrics, seconds = rollout_metrics(ro, score, gold), time.monotonic() - start
+        metrics["explained_variance"] = explained_variance(ro.values, returns, ro.mask)
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
             run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, eos, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}

@@ -19,8 +19,7 @@ from common.flags import DTYPES
 from common.tokenizer import same_ids
 from model import GPT, GPTConfig
 
-MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.pt",
-           "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
+MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.pt"}
 
 
 def read_checked(path):
@@ -37,8 +36,7 @@ def weights_hash(state):
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
-        if state[name].numel():
-            sha.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        sha.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
 
 
@@ -58,11 +56,8 @@ def _write(path, content):
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
     hostile or wrong file."""
-    if not path:
-        raise UserError(f"{flag} is empty: name a checkpoint; `python reward.py` writes ckpt_reward.pt")
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file; `{MADE_BY.get(path.name, MADE_BY[kind])}` makes one")
+    if not Path(path).is_file():
+        raise UserError(f"{flag} {path}: no such file; `{MADE_BY[kind]}` makes one")
     try:
         saved = read_checked(path)
         model = GPT(GPTConfig(**saved["config"]), scalar=saved["kind"] == "reward")
@@ -70,13 +65,11 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
         if weights_hash(state) != saved["weights_hash"]:
             raise ValueError("these are not the weights that were saved")
         model.load_state_dict(state)
-    except Exception as error:  # whatever a damaged file makes torch raise, the user needs the same line
-        # torch's own message may advise to load the file unsafely, so it is left out
+    except Exception as error:  # without torch's own message, which may advise to load the file unsafely
         raise UserError(f"{flag} {path}: not a checkpoint of this project, or damaged "
                         f"({type(error).__name__})") from None
     if saved["kind"] != kind:
-        raise UserError(f"{flag} {path}: this is a checkpoint of kind {saved['kind']!r}, {kind!r} is needed "
-                        "here")
+        raise UserError(f"{flag} {path}: a checkpoint of kind {saved['kind']!r}; {kind!r} is needed here")
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
@@ -85,9 +78,8 @@ def load_reward_model(path, policy, policy_path, spec, device, dtype):
     if the reward model cannot read what the policy writes."""
     model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
     if not same_ids(saved["tokenizer"], spec):
-        raise UserError(f"--reward {path} and --model {policy_path} have different tokenizers: the same ids "
-                        "would mean different words; train the reward model from this policy's family "
-                        "(python reward.py --model ...)")
+        raise UserError(f"--reward {path} and --model {policy_path} have different tokenizers; train the "
+                        "reward model from this policy's family (python reward.py --model ...)")
     if model.config.context < policy.config.context:
         raise UserError(f"--reward {path}: its context of {model.config.context} is shorter than the "
                         f"policy's {policy.config.context}")
@@ -97,9 +89,8 @@ def load_reward_model(path, policy, policy_path, spec, device, dtype):
 # --------------------------------------------------------------------------------- states of interrupted runs
 
 def save_state(path, name, step, state, rng, optimizer, models):
-    """What a run needs to continue after `step`.  name: hash of its flags and inputs; state: what the loop
-    carries from step to step; rng: torch.Generator; optimizer or None; models: {name: GPT}, of which the
-    trained parameters are kept."""
+    """What a run needs to continue after `step`: name, the hash of its flags and inputs; state, what the loop
+    carries from step to step; and of models, {name: GPT}, the trained parameters."""
     trained = {name: {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
                for name, model in models.items()}
     _write(path, _full_tensors({"name": name, "step": step, "state": state, "rng": rng.get_state(),
@@ -107,11 +98,9 @@ def save_state(path, name, step, state, rng, optimizer, models):
 
 
 def _full_tensors(x):
-    """Nested dicts and lists with their tensors on the CPU and unsharded."""
+    """Nested dicts with their tensors on the CPU and unsharded."""
     if isinstance(x, dict):
         return {k: _full_tensors(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [_full_tensors(v) for v in x]
     return dist.unshard(x).cpu() if isinstance(x, torch.Tensor) else x
 
 

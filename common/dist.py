@@ -48,8 +48,6 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# -------------------------------------------------------------------------------------------- rows of a batch
-
 def my_rows(rows):
     """This rank's rows: every world_size-th one, because neighbours in a batch have similar lengths."""
     return rows[rank()::world_size()]
@@ -66,8 +64,6 @@ def gather_rows(mine):
         together[r::world_size()] = rows
     return together
 
-
-# ------------------------------------------------------------------------------------------------- reductions
 
 def all_reduce(x, op="sum"):
     """The sum (or, op="max", the maximum) of a tensor over ranks, in place."""
@@ -121,8 +117,7 @@ def shard(*models):
 
 
 def is_sharded(x):
-    """Whether the tensor x is this rank's shard of a larger one (torch's DTensor, which is slow to
-    import)."""
+    """Whether the tensor x is this rank's shard of a larger one: torch's DTensor, slow to import."""
     return hasattr(x, "full_tensor")
 
 
@@ -140,8 +135,8 @@ def shard_like(x, other):
 
 
 def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none of them sharded (all ranks must call).
-    The copy uses the same tensors where nothing changes.  It is the model itself if nothing does."""
+    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call).  It is
+    the model itself if nothing changes."""
     weights = model.state_dict()
     full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(full[k] is p for k, p in weights.items()):
@@ -157,9 +152,8 @@ def full_copy(model, dtype=None):
 
 def param_groups(params):
     """Parameters in groups for an optimizer, because its kernels take sharded and other ones apart."""
-    sharded = [p for p in params if is_sharded(p)]
-    others = [p for p in params if not is_sharded(p)]
-    return [{"params": group} for group in (sharded, others) if group]
+    groups = ([p for p in params if is_sharded(p) is sharded] for sharded in (True, False))
+    return [{"params": group} for group in groups if group]
 
 
 def clip_grad_norm(params, max_norm):

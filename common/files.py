@@ -60,7 +60,7 @@ def atomic_write(path, payload):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); what stood there is unchanged") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); the old one stays") from None
 
 
 def hash_of(path):

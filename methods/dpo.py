@@ -29,9 +29,8 @@ from splits import length_bucketed_batches, load_bundle
 class Config(TrainFlags):
     model: str = arg("ckpt_sft.pt", "policy to start from, also the reference policy")
     loss: Literal["dpo", "ipo"] = arg("dpo", "ipo: a bounded target for the margin")
-    beta: Positive = arg(0.1, "strength of the pull to the reference policy: in the unit of the reward that "
-                              "explains the pairs, where PPO's is in standard deviations of the reward "
-                              "model's scores; of ipo its tau")
+    beta: Positive = arg(0.1, "strength of the pull to the reference policy (of ipo its tau), not in PPO's "
+                              "unit")
     prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
     held_out: Count = arg(500, "prompts of the held-out pairs")
     samples: Count = arg(5, "responses sampled for each prompt in the synthetic task, as in reward.py")
@@ -102,12 +101,11 @@ def main(cfg):
         totals = torch.zeros(4)         # loss, accuracy, log-ratio of the chosen and of the rejected
         for part in run.micro_batches(batch):
             ratio = log_ratios(policy, ref_policy, pack_groups(part, device))   # (R,), of all responses
-            winner, loser = winners_and_losers(part, device)
-            loss = LOSSES[cfg.loss](ratio[winner], ratio[loser], cfg.beta, n_pairs)
+            chosen, rejected = (ratio[rows] for rows in winners_and_losers(part, device))
+            loss = LOSSES[cfg.loss](chosen, rejected, cfg.beta, n_pairs)
             loss.backward()
-            chosen, rejected = ratio[winner].detach(), ratio[loser].detach()
-            totals += torch.stack((loss.detach(), (chosen > rejected).sum() / n_pairs, chosen.sum() / n_pairs,
-                                   rejected.sum() / n_pairs)).cpu()
+            sums = torch.stack(((chosen > rejected).sum(), chosen.sum(), rejected.sum())) / n_pairs
+            totals += torch.stack((loss, *sums)).detach().cpu()
         grad_norm, = run.step_optimizer(policy)
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
             names = ("loss", "accuracy", "chosen_log_ratio", "rejected_log_ratio")

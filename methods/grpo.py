@@ -21,37 +21,24 @@ import torch
 import model as M
 from common.dist import all_reduce, mean_over_ranks, my_rows, param_groups, rank, shard, world_size
 from common.errors import UserError
-from common.flags import (Count, Domain, Finite, Frozen, NonNegative, Positive, Temperature, TrainFlags, arg,
-                          launch, setup)
+from common.flags import Count, Domain, NonNegative, arg, launch, setup
 from common.loop import Run, check_batch
 from generate import generate
-from ppo import (build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean, policy_loss,
-                 read_prompts, stop_if_broken)
+from ppo import (PolicyFlags, build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean,
+                 policy_loss, read_prompts, rollout_metrics, stop_if_broken)
 from splits import load_bundle
 
 Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
 
 
 @dataclass
-class Config(TrainFlags):
-    model: str = arg("ckpt_sft.pt", "policy to start from; also the reference policy, from which KL is "
-                                    "measured")
-    reward: str = arg("ckpt_reward.pt", "reward model, or gold: the synthetic task's gold reward")
+class Config(PolicyFlags):
     advantage: Literal["grpo", "rloo"] = arg("grpo", "grpo: standardised within the group; rloo: minus the "
                                                      "mean of the others")
-    steps: Count = arg(45, "rollout batches")
     batch_size: Count = arg(8, "prompts a step")
     n: Group = arg(8, "responses to each of them")
-    epochs: Count = arg(2, "passes over a rollout batch")
-    minibatches: Count = arg(2, "optimizer steps a pass")
-    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint")
-    lr: Positive = arg(1e-3, "peak learning rate, linear to zero")
     kl_coef: NonNegative = arg(0.1, "beta: one nat of KL costs this much reward (RLOO), or this much loss "
                                     "(GRPO)")
-    temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
-    clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
-    kl_stop: NonNegative = arg(200.0, "nats a response, at which the policy has run away and the run stops")
-    no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
@@ -145,18 +132,6 @@ def minibatch_loss(policy, ro, advantages, n_tokens, cfg):
 
 # --------------------------------------------------------------------------------------------------- training
 
-def rollout_metrics(ro, score, gold):
-    """Means over the responses of all ranks; `distinct` is the mean fraction of different responses to one
-    prompt, which falls as the policy collapses."""
-    k1, k3 = (mean_over_ranks(kl_estimate(ro.logp, ro.ref_logp, kind).where(ro.mask, 0.).sum(1))
-              for kind in ("k1", "k3"))
-    distinct = torch.tensor([len(set(map(tuple, group))) / len(group) for group in ro.responses])
-    gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
-    return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,
-            "eos_rate": mean_over_ranks(ro.finished), "length": mean_over_ranks(ro.mask.sum(1)),
-            "distinct": mean_over_ranks(distinct)}
-
-
 def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg, cfg.minibatches)
@@ -181,15 +156,15 @@ def main(cfg):
         gold = gold_rewards(bundle, row_of_each, sum(ro.responses, []))
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. advantages within a group; RLOO's rewards bear the KL penalty, GRPO's loss does
-        rewards = score
-        if cfg.advantage == "rloo":
-            kl = kl_estimate(ro.logp, ro.ref_logp).where(ro.mask, 0.).sum(1)
-            rewards = score - cfg.kl_coef * kl
+        penalty = cfg.kl_coef * kl_estimate(ro.logp, ro.ref_logp).where(ro.mask, 0.).sum(1)
+        rewards = score - penalty if cfg.advantage == "rloo" else score
         advantages = ADVANTAGES[cfg.advantage](rewards.view(-1, cfg.n))
         # 3. clipped updates
         stats = update(policy, ro, advantages, cfg, run)
 
-        metrics = run.state["metrics"] = rollout_metrics(ro, score, gold)
+        distinct = torch.tensor([len(set(map(tuple, group))) / cfg.n for group in ro.responses])
+        metrics = rollout_metrics(ro, score, gold) | {"distinct": mean_over_ranks(distinct)}
+        run.state["metrics"] = metrics
         run.log(**metrics, **stats)
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
 
