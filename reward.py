@@ -34,18 +34,23 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=64, epochs=1, prompts=1
 
 
 @dataclass
-class Config(TrainFlags):
-    model: str = arg("ckpt_sft.pt", "checkpoint to start from, and in the synthetic task to sample from")
+class PairFlags(TrainFlags):
+    """What methods/dpo.py shares with this script."""
     prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
     held_out: Count = arg(500, "prompts of the held-out pairs")
     samples: Count = arg(5, "responses sampled for each prompt in the synthetic task, compared with each "
                             "other and with the reference")
     typicality: NonNegative = arg(0.0, "a: how much the synthetic task's annotators like what is typical")
+    warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
+    log_every: Count = arg(100, "steps between log lines")
+
+
+@dataclass
+class Config(PairFlags):
+    model: str = arg("ckpt_sft.pt", "checkpoint to start from, and in the synthetic task to sample from")
     freeze: Frozen = arg(-1.0, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint. "
                                " The paper's 0.8")
     lr: Positive = arg(1e-3, "peak learning rate, cosine to zero; the paper uses 3e-5")
-    warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
-    log_every: Count = arg(100, "steps between log lines")
 
 
 def bradley_terry_loss(chosen, rejected, n_pairs=None):

@@ -1,5 +1,4 @@
-"""Several processes compute what one computes: `torchrun --nproc_per_node=2 ppo.py ...` equals `python
-ppo.py`.
+"""Several processes compute what one computes: `torchrun ... ppo.py` equals `python ppo.py`.
 
     torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                      # one node
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two

@@ -26,9 +26,9 @@ def output_path(out, default):
 
 
 def lock(path):
-    """Makes the file `path` and holds it until it is closed or the process ends, so that two processes never
-    write the same results.  Returns the open file.  Raises UserError if another process holds it for
-    LOCK_SECONDS, in which a worker whose parent was killed has stopped."""
+    """Holds the new file `path` until it is closed or the process ends, so that no two processes write the
+    same results.  Raises UserError if another holds it for LOCK_SECONDS, in which a worker whose parent was
+    killed has stopped."""
     held, until = open(path, "w"), time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -44,8 +44,7 @@ def lock(path):
 
 
 def atomic_write(path, payload):
-    """Writes bytes so that `path` is afterwards either the old file or the new one, never half of it.  Only
-    rank 0 writes."""
+    """Writes bytes on rank 0, so that `path` is afterwards the old file or the new one, never half of it."""
     if dist.rank():
         return
     path = Path(path)
@@ -60,7 +59,7 @@ def atomic_write(path, payload):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); the old one stays") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); it is as before") from None
 
 
 def hash_of(path):
@@ -89,14 +88,12 @@ def write_jsonl(path, rows):
 
 
 def loads(text):
-    """json.loads, but half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question
-    mark."""
+    """json.loads, but half a surrogate pair, which UTF-8 cannot spell, becomes a question mark."""
     return json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace"))
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  Raises UserError that names file
-    and line."""
+    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  A UserError names the line."""
     return [row for _, row in read_numbered(path, needs)]
 
 

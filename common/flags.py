@@ -1,5 +1,4 @@
-"""A dataclass becomes the flags of a script: a field's type is its domain, `arg(default, help)` its default
-and its help text.
+"""A dataclass becomes the flags of a script: a field's type is its domain, `arg(default, help)` the rest.
 
 Every script is a dataclass `Config` and a function `main(cfg)`.  `launch(main, Config, __doc__)` parses the
 command line and turns a UserError into one line and exit status 2.  A Config checks its values when it is

@@ -18,27 +18,22 @@ import torch
 import torch.nn.functional as F
 
 from common.dist import all_reduce, full_copy, gather_rows, my_rows, param_groups, shard
-from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFlags, arg, launch, setup
+from common.flags import Frozen, Positive, arg, launch, setup
 from common.loop import Run, check_batch, warmup_cosine
 from ppo import make_policies
-from reward import accuracy, comparisons, pack_groups, winners_and_losers
+from reward import PairFlags, accuracy, comparisons, pack_groups, winners_and_losers
 from splits import length_bucketed_batches, load_bundle
 
 
 @dataclass
-class Config(TrainFlags):
+class Config(PairFlags):
     model: str = arg("ckpt_sft.pt", "policy to start from, also the reference policy")
     loss: Literal["dpo", "ipo"] = arg("dpo", "ipo: a bounded target for the margin")
-    beta: Positive = arg(0.1, "strength of the pull to the reference policy (of ipo its tau), not in PPO's "
-                              "unit")
-    prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
-    held_out: Count = arg(500, "prompts of the held-out pairs")
-    samples: Count = arg(5, "responses sampled for each prompt in the synthetic task, as in reward.py")
-    typicality: NonNegative = arg(0.0, "a: how much its annotators like what is typical, as in reward.py")
+    beta: Positive = arg(0.1, "strength of the pull to the reference policy: in the unit of the reward that "
+                              "explains the pairs, where PPO's is in standard deviations of the reward "
+                              "model's scores; of ipo its tau")
     freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint")
     lr: Positive = arg(5e-4, "peak learning rate, cosine to zero")
-    warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
-    log_every: Count = arg(100, "steps between log lines")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
