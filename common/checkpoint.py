@@ -19,7 +19,8 @@ from common.flags import DTYPES
 from common.tokenizer import same_ids
 from model import GPT, GPTConfig
 
-MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.pt"}
+MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.pt",
+           "ckpt_ppo.pt": "python ppo.py --model ckpt_sft.pt"}
 
 
 def read_checked(path):
@@ -56,8 +57,9 @@ def _write(path, content):
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
     hostile or wrong file."""
-    if not Path(path).is_file():
-        raise UserError(f"{flag} {path}: no such file; `{MADE_BY[kind]}` makes one")
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file; `{MADE_BY.get(path.name, MADE_BY[kind])}` makes one")
     try:
         saved = read_checked(path)
         model = GPT(GPTConfig(**saved["config"]), scalar=saved["kind"] == "reward")
