@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,11 +123,17 @@ def by_urgency(stages):
     return sorted(stages, key=lambda stage: -chain[stage.name])
 
 
-def run_stages(stages, folder, jobs=1):
-    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
-    fails; what runs beside it is finished first."""
+def run_stages(stages, folder, jobs=1, anew=False):
+    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  anew: starts over, in an
+    empty folder.  Raises UserError if one fails; what runs beside it is finished first."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with lock(Path(folder) / "running.lock"):
+        if anew:        # under the lock, so that no other run loses its files
+            for path in Path(folder).iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "running.lock":
+                    path.unlink()
         order, done, here = by_urgency(stages), marks(stages, folder), commit()
         others = {str(mark["commit"]) for mark in done.values()} - {str(here)}
         if others:
