@@ -1,7 +1,8 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
 A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
-and `score`, by the gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts, its diversity.
+and `score`, by the gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts,
+its diversity.
 """
 import json
 from functools import partial

@@ -127,9 +127,9 @@ def by_noise_and_policy(results, found, header, keys):
 
 def sets_part(results):
     yield "## Win rate by test set"
-    yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature {QUALITY:g}.  "
-           "`test` is in distribution, the other sets are not, and `ood` is their mean.  Matched: SFT at the "
-           "temperature at which it is as little varied as PPO.  Oracle: the best of 16 by the gold reward.")
+    yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
+           f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
+           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 by the gold reward.")
     rows = [x for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")]
     splits = [*SETS, "ood"]
     yield by_noise_and_policy(results, by(rows, "task", "policy", "split"), map(short, splits), splits)
@@ -138,9 +138,9 @@ def sets_part(results):
 def diversity_part(results):
     found = by(results["diversity"], "task", "policy", "measure")
     yield "## Diversity per input and across inputs"
-    yield (f"Of 16 outputs to one prompt, then of one output to each prompt; in distribution, temperature {DIVERSITY:g}.  "
-           "More is more varied, but of self-BLEU less is; `gold` compares the facts that outputs state; NLI is "
-           "by a classifier that knows them.")
+    yield (f"Of 16 outputs to one prompt, then of one output to each prompt; in distribution, temperature "
+           f"{DIVERSITY:g}.  More is more varied, but of self-BLEU less is; `gold` compares the facts that "
+           "outputs state; NLI is by a classifier that knows them.")
     for kind in ("per_input", "across"):
         measures = [m for m in diversity.COLUMNS if any(key[2] == f"{kind}_{m}" for key in found)]
         yield by_noise_and_policy(results, found, [diversity.COLUMNS[m] for m in measures],
@@ -149,9 +149,9 @@ def diversity_part(results):
 
 def claims_part(results):
     yield "## The paper's claims and ours"
-    yield (f"`agrees`: every interval lies on the side that the claim says (where it says `same`, within ±{SMALL:g}). "
-           "`differs`: one lies on the other side.  `not shown`: neither; `open`: not tested here.  The paper's "
-           "claims are from second-hand readings, not from its PDF.")
+    yield (f"`agrees`: every interval lies on the side that the claim says (where it says `same`, within "
+           f"±{SMALL:g}). `differs`: one lies on the other side.  `not shown`: neither; `open`: not tested "
+           "here.  The paper's claims are from second-hand readings, not from its PDF.")
     yield table(["source", "claim", "verdict", "measured here", "found"], [
         [c["source"], c["claim"], f"**{c['verdict']}**", c["here"],
          "; ".join(f"{e['of']} {signed(e)}".strip() for e in c["found"])] for c in results["claims"]])
@@ -172,9 +172,9 @@ def frontier_part(results):
                "gained_vs_bon": "gold reward - best-of-N's at equal KL",
                "kept_vs_ppo": "diversity - PPO's at equal gold reward"}
     yield "## The frontier: quality against diversity"
-    yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last four columns compare with a "
-           "point between those of another curve; \\* where that does not reach so far and its end was taken.  "
-           "KL is in nats from SFT, of best-of-N its bound.")
+    yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last four columns compare "
+           "with a point between those of another curve; \\* where that does not reach so far and its end "
+           "was taken.  KL is in nats from SFT, of best-of-N its bound.")
     yield "![The frontier](frontier.png)"
     yield table(["policy", "KL", "length", *columns.values(), *against.values()], [
         [point_name(x), f"{x['kl']:.2f}", f"{x['length']:.1f}", *(interval(x[m]) for m in columns),
@@ -187,8 +187,8 @@ def methods_part(results):
     titles = {"wins": "win rate", "wins_minus_ppo": "win rate - PPO's",
               "ungrammatical": "ungrammatical clauses"}
     yield "## The methods out of distribution"
-    yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of ungrammatical "
-           "clauses in an output, of which fewer is better.")
+    yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of "
+           "ungrammatical clauses in an output, of which fewer is better.")
     yield table(["", "policy", *map(short, SETS)], [
         [title, names[p], *(interval(rows[p, s][key]) for s in SETS)]
         for key, title in titles.items() for p in dict.fromkeys(p for p, _ in rows)])
@@ -201,9 +201,9 @@ def kinds_part(results):
     passed = by(results["pass_at_k"], "policy", "k")
     ks = list(dict.fromkeys(k for _, k in passed))
     yield "## What kind of diversity is lost"
-    yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: SFT's "
-           "bad outputs add to its diversity, and the choice among good outputs becomes narrower.  pass@k: how "
-           "often one of k outputs is good.")
+    yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
+           "SFT's bad outputs add to its diversity, and the choice among good outputs becomes narrower.  "
+           "pass@k: how often one of k outputs is good.")
     yield by_noise_and_policy(results, by(results["diversity"], "task", "policy", "measure"),
                               measures.values(), list(measures))
     yield table(["noise", "policy", *parts.values()], [
@@ -231,14 +231,14 @@ def shift_part(results):
         return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], floor {e['floor']:.3f}"
     yield "## The shift and the measures of diversity"
     yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a "
-           "classifier's area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's win "
-           "rate minus SFT's.")
+           "classifier's area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's "
+           "win rate minus SFT's.")
     yield "![The advantage against the shift](shift.png)"
     yield table(["test set", "JS divergence, bits", "classifier's AUC", "advantage"], [
         [short(x["split"]), shifted(x["js"]), shifted(x["auc"]), signed(x["advantage"])]
         for x in results["shift"]])
-    yield ("Which measure of diversity to believe: rank correlations with gold diversity and with what is known "
-           "to make outputs varied, 1 the best.  study/proxies.py explains the tests.")
+    yield ("Which measure of diversity to believe: rank correlations with gold diversity and with what is "
+           "known to make outputs varied, 1 the best.  study/proxies.py explains the tests.")
     yield "![The measures](proxies.png)"
     yield table(["measure", *proxies.TESTS.values()], [
         [proxies.NAMES[x["measure"]], *(str(Interval(*x[t])) if x.get(t) else "" for t in proxies.TESTS)]
