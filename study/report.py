@@ -129,7 +129,8 @@ def sets_part(results):
     yield "## Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
-           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 by the gold reward.")
+           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 by the "
+           "gold reward.")
     rows = [x for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")]
     splits = [*SETS, "ood"]
     yield by_noise_and_policy(results, by(rows, "task", "policy", "split"), map(short, splits), splits)
@@ -221,7 +222,7 @@ def reward_part(results):
     yield "How often it ranks two outputs to one prompt as the gold reward does."
     yield by_noise_and_policy(results, by(results["ranked_rightly"], "task", "policy", "split"),
                               map(short, SETS), SETS)
-    yield "Its accuracy on held-out pairs, by the annotators' labels and by the gold reward; means over seeds."
+    yield "Its accuracy on held-out pairs, by labels and by the gold reward; means over seeds."
     yield table(["noise", *keys.values()], [[NOISE_OF[x["task"]], *(f"{x[k]:.3f}" for k in keys)]
                                             for x in results["reward_model"]])
 
@@ -252,9 +253,9 @@ def speed_md(results):
         share = x.get("of_peak")
         return [x["work"], x["size"], *seconds, f"{x['rate']:.4g} {x['unit']}",
                 "" if share is None else f"{share:.0%}"]
-    return sections("# Speed", f"`python -m tools.bench` on {results['machine']}, torch {results['torch']}, "
-                    f"{results['date']}.", table(["work", "size", "median, s", "fastest, s", "rate", "of peak"],
-                                                 map(cells, results["rows"])))
+    made = f"`python -m tools.bench` on {results['machine']}, torch {results['torch']}, {results['date']}."
+    return sections("# Speed", made, table(["work", "size", "median, s", "fastest, s", "rate", "of peak"],
+                                           map(cells, results["rows"])))
 
 
 # -------------------------------------------------------------------------------------------------- the files
