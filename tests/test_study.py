@@ -220,6 +220,7 @@ def test_the_plan_of_the_study():
     assert sum(stage.seconds for stage in small) * 2 / 5 / 2 <= 10 * 60
 
 
+@pytest.mark.slow
 def test_sft_keeps_what_the_base_model_knows_of_words_it_does_not_meet(tmp_path):
     """Its embeddings and half of its layers are the base model's to the last bit; the reward model trains
     all."""
