@@ -129,8 +129,8 @@ def sets_part(results):
     yield "## Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
-           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 by the "
-           "gold reward.")
+           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 "
+           "by the gold reward.")
     rows = [x for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")]
     splits = [*SETS, "ood"]
     yield by_noise_and_policy(results, by(rows, "task", "policy", "split"), map(short, splits), splits)

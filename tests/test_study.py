@@ -324,7 +324,8 @@ def test_claims_turn_with_the_numbers(ppo, wins, loses):
     levels = {"sft": .5, "sft_matched": .5, "bon": .6, "ppo": ppo}
     beta = {key: {m: over_seeds(np.full((5, 20), .1)) for m in ("wins", "ead", "embedding", "gold_diversity")}
             for key in ("larger", "larger, k2")}
-    beta["no penalty"] = {m: over_seeds(np.full((5, 20), x)) for m, x in (("reward", .3), ("gold_reward", ppo - .5))}
+    beta["no penalty"] = {m: over_seeds(np.full((5, 20), x))
+                          for m, x in (("reward", .3), ("gold_reward", ppo - .5))}
     rows = {row["claim"]: row for row in claims.claims(ToyMeasures(levels), beta)}
 
     def said(start):
