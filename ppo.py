@@ -2,8 +2,8 @@
 
     python ppo.py --model ckpt_sft.pt                    # against ckpt_reward.pt
     python ppo.py --model ckpt_sft.pt --reward gold      # against the synthetic task's gold reward: a ceiling
-    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows; trained on, the gold reward
-                                                         # rises and then falls
+    python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows and grows; with more steps the
+                                                         # gold reward falls again
 
 Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
 1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
@@ -251,8 +251,7 @@ def update(policy, value_model, ro, advantages, returns, cfg, run):
     learned yet."""
     stats, norms, ratio_off = [], [], torch.zeros(())
     for _ in range(cfg.epochs):
-        # neighbours in a batch whose order is random: minibatches do not overlap, and every rank has a part
-        # of each
+        # equal slices of the batch, whose prompts were drawn in random order; every rank has a part of each
         for mb in torch.arange(len(ro)).chunk(cfg.minibatches):
             n_tokens, mb_stats = int(all_reduce(ro.mask[mb].sum())), torch.zeros(len(STATS))
             for idx in mb.split(cfg.micro_batch_size or len(mb)):
@@ -262,7 +261,8 @@ def update(policy, value_model, ro, advantages, returns, cfg, run):
                 mb_stats += part_stats.cpu()
                 if not stats:
                     ratio_off = torch.maximum(ratio_off, log_ratio.expm1().abs().max().cpu())
-            # the gradients are scaled down apart: the value model's is larger and would shrink the policy's
+            # sums gradients over ranks, clips them and takes the optimizer's step.  Each model is clipped by
+            # itself, because the value model's gradient is larger and would shrink the policy's
             norms.append(run.step_optimizer(policy, value_model))
             stats.append(mb_stats)
     means = all_reduce(torch.stack(stats)).mean(0).tolist()
@@ -289,7 +289,7 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, n_tokens, cfg):
 
 # -------------------------------------------------------------------------------------------- the four models
 
-def build_judge(cfg, bundle, device):
+def build_reward_model(cfg, bundle, device):
     """--reward -> (reward model, or None for the gold reward; hash of its weights, or "gold")."""
     if cfg.reward == "gold":
         if not bundle.task.synthetic:
@@ -331,7 +331,7 @@ def build(cfg, device):
     weights)."""
     bundle = load_bundle(cfg, device)
     policy, ref_policy = make_policies(cfg, bundle.model)
-    reward_model, reward_hash = build_judge(cfg, bundle, device)
+    reward_model, reward_hash = build_reward_model(cfg, bundle, device)
     value_model = make_value_model(policy, reward_model)
     value_model.recompute = cfg.recompute
     models = policy, ref_policy, value_model, reward_model
@@ -416,7 +416,7 @@ def main(cfg):
               policy=policy, value=value_model)
     beta = AdaptiveKL(run.state.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
 
-    for step in run.steps(cfg.steps):
+    for step in run.steps(cfg.steps):       # also saves the state that a killed run goes on from
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
         start, batch = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size)
         # 1. sample; everything that the update compares with is fixed here

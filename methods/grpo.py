@@ -25,7 +25,7 @@ from common.flags import (Count, Domain, Finite, Frozen, NonNegative, Positive, 
                           launch, setup)
 from common.loop import Run, check_batch
 from generate import generate
-from ppo import (build_judge, gold_rewards, kl_estimate, make_policies, masked_mean, policy_loss,
+from ppo import (build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean, policy_loss,
                  read_prompts, stop_if_broken)
 from splits import load_bundle
 
@@ -163,7 +163,7 @@ def main(cfg):
     bundle = load_bundle(cfg, device)
     task, eos = bundle.task, bundle.tokenizer.eot_token
     policy, ref_policy = make_policies(cfg, bundle.model)
-    reward_model, reward_hash = build_judge(cfg, bundle, device)
+    reward_model, reward_hash = build_reward_model(cfg, bundle, device)
     if cfg.shard:
         shard(*[model for model in (policy, ref_policy, reward_model) if model])
     rows, prompts = read_prompts(bundle, cfg.steps * cfg.batch_size)

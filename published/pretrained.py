@@ -1,20 +1,18 @@
-"""Published weights, in and out: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia) as Hugging Face directories.
+"""Reads published weights: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia).  published/export.py writes them.
 
-    python sft.py --model gpt2                          # a hub name or a directory; no checkpoint is needed
-    python -m tools.convert --model ckpt_sft.pt --export DIR    # writes a directory that transformers loads
+    python sft.py --model gpt2          # a hub name or a directory; no checkpoint is needed
 
 A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
 tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
 fetches a hub name.  Weights are held in fp32.
 """
-import json
 import re
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError, first_line
@@ -98,9 +96,6 @@ FAMILIES = {
 def load(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
     carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
-    if not name:
-        raise UserError(f"{flag} is empty: name a checkpoint (ckpt_sft.pt), a hub name (gpt2) or a Hugging "
-                        "Face directory")
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
@@ -117,110 +112,62 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
 
-def find(name_or_dir):
+def find(name):
     """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
     neither is to be had."""
-    if Path(name_or_dir).is_dir():
-        if not (Path(name_or_dir) / "config.json").is_file():
-            raise UserError(f"{name_or_dir}: a directory without config.json is no published model; it "
-                            "should hold config.json, the weights and the tokenizer")
-        return Path(name_or_dir)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_dir):
-        raise UserError(f"{name_or_dir}: no such file or directory, and not a hub name (owner/name)")
-    from huggingface_hub import snapshot_download       # takes a second
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        folder = Path(snapshot_download(name_or_dir, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
+        from huggingface_hub import snapshot_download       # takes a second
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
         # one kind of weights: hubs often hold the same ones three times
         for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name_or_dir, allow_patterns=[pattern]))
+            folder = Path(snapshot_download(name, allow_patterns=[pattern]))
             if any(folder.glob(pattern)):
                 break
         return folder
     except Exception as error:      # no network, no such repository, a gated one, ...
-        raise UserError(f"{name_or_dir}: no such file or directory, and the hub does not give it "
+        raise UserError(f"{name}: no such file or directory, and the hub does not give it "
                         f"({type(error).__name__}: {first_line(error)})") from None
 
 
-def from_pretrained(name_or_dir):
-    """A published language model as our class, fp32, nothing frozen.  Raises UserError on what is not
-    implemented, missing or damaged."""
-    folder = find(name_or_dir)
-    hf, kind, config = read_config(folder)
+def from_pretrained(folder):
+    """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on
+    what is not implemented, missing or damaged."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
+                        "config.json, the weights and the tokenizer")
+    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    kind, config = config_of(hf)
     family, theirs = FAMILIES[kind], read_weights(folder)
-    config = settle_tied(folder, family, config, theirs)
+    head = theirs.get("lm_head.weight")
+    if config.tied and head is not None:
+        # as in transformers, a file may hold the one matrix under either name; two that differ are not tied
+        embed = theirs.setdefault(family.top["embed"] + ".weight", head)
+        config = replace(config, tied=torch.equal(embed, head))
+        if config.tied:
+            del theirs["lm_head.weight"]
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
     check_memory(model.n_params(), 4, f"{folder}")
     state, zero = {}, zero_biases(kind, hf)
-    for name, x in model.state_dict().items():
-        if name == "head.weight" and config.tied:
-            continue
-        if zero and re.search(zero, name):
-            state[name] = torch.zeros(x.shape)
-            continue
-        names = their_names(family, name)
-        if missing := [n for n in names if n not in theirs]:
-            raise UserError(f"{folder}: the weights lack {', '.join(missing)}")
-        state[name] = to_ours(family, config, name, [theirs.pop(n).float() for n in names])
-        if state[name].shape != x.shape:
-            raise UserError(f"{folder}: {', '.join(names)} make a {name} of shape "
-                            f"{tuple(state[name].shape)}, config.json says {tuple(x.shape)}")
-    if theirs:
-        raise UserError(f"{folder}: weights that a {kind} of this configuration has no place for: "
-                        f"{', '.join(sorted(theirs)[:5])}")
-    model.load_state_dict(state, assign=True, strict=not config.tied)
+    try:
+        for name, x in model.state_dict().items():
+            if zero and re.search(zero, name):
+                state[name] = torch.zeros(x.shape)
+            elif name != "head.weight" or not config.tied:
+                parts = [theirs.pop(their_name).float() for their_name in their_names(family, name)]
+                state[name] = to_ours(family, config, name, parts)
+        if theirs:
+            raise ValueError(f"no place for {', '.join(sorted(theirs)[:5])}")
+        model.load_state_dict(state, assign=True, strict=not config.tied)       # compares the shapes
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: weights missing, too many or not of the shape that config.json says "
+                        f"({' '.join(str(error).split())[:400]})") from None
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
-
-
-def settle_tied(folder, family, config, theirs):
-    """What the weights `theirs` say about a head that config.json ties to the embedding.  A file may hold the
-    one matrix under either name.  Two that differ are not tied, as in transformers.  Returns the GPTConfig,
-    and leaves in `theirs` what it needs."""
-    head = theirs.get("lm_head.weight")
-    if config.tied and head is not None:
-        if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
-            theirs.pop("lm_head.weight")
-        else:
-            print(f"{folder}: the head differs from the embedding: not tied, whatever config.json says",
-                  flush=True)
-            config = replace(config, tied=False)
-    return config
-
-
-def export(model, spec, folder):
-    """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
-    tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
-    names written.  Raises UserError as `hf_config` does."""
-    folder, config, kept = Path(folder), model.config, spec.get("kept", {})
-    kind, hf = hf_config(config)
-    family, theirs = FAMILIES[kind], {}
-    for name, x in model.state_dict().items():
-        if name == "head.weight" and config.tied:
-            continue
-        names = [family.head + ".weight"] if name == "head.weight" else [
-            family.prefix + their_name for their_name in their_names(family, name)]
-        for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
-            theirs[their_name] = part.float().cpu().contiguous()
-    files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
-    if spec["kind"] == "bpe":
-        tokenizer, named = Published(spec), kept.get("config.json", {})
-        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
-        ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
-        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
-                 "generation_config.json": kept.get("generation_config.json"),
-                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
-                 "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
-                     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
-                     "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
-    files = {name: content for name, content in files.items() if content}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1)
-        (folder / name).write_text(text, encoding="utf-8")
-    return ["model.safetensors", *files]
 
 
 def read_weights(folder):
@@ -266,32 +213,14 @@ def to_ours(family, config, name, parts):
     if family.transposed and MATRIX.search(name):
         parts = [p.T for p in parts]
     if family.interleaved and ".attn.qkv." in name:
-        parts = [_regroup(p, config.n_head, 3) for p in parts]
+        parts = [regroup(p, config.n_head, 3) for p in parts]
     if name.startswith("embed_position"):
         parts = [p[family.position_offset:] for p in parts]
     return torch.cat(parts).contiguous()
 
 
-def to_theirs(family, config, name, x):
-    """The inverse of `to_ours`: our parameter x -> their tensors, a list."""
-    parts = [x]
-    if len(their_names(family, name)) > 1:
-        q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
-        parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
-    if family.transposed and MATRIX.search(name):
-        parts = [p.T for p in parts]
-    if family.interleaved and ".attn.qkv." in name:
-        parts = [_regroup(p, 3, config.n_head) for p in parts]
-    if name.startswith("embed_position"):
-        parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
-    return parts
-
-
-def _regroup(x, outer, inner):
-    """Rows of x (outer * inner * E, ...) in the order inner, outer, E.  A wrong number of rows stays as it
-    is: the check of shapes names it."""
-    if len(x) % (outer * inner):
-        return x
+def regroup(x, outer, inner):
+    """Rows of x (outer * inner * E, ...) in the order inner, outer, E."""
     return x.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
@@ -312,30 +241,18 @@ ONLY = {"quantization_config": None, "auto_map": None, "pruned_heads": {}, "per_
         "add_cross_attention": False, "is_encoder_decoder": False, "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False, "do_layer_norm_before": True,
         "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True, "use_sliding_window": False}
-READ = """model_type vocab_size tie_word_embeddings attention_bias mlp_bias layer_types rope_theta
-    rope_scaling rope_parameters partial_rotary_factor rotary_pct rotary_emb_base word_embed_proj_dim
-    eos_token_id"""
-HARMLESS = """_name_or_path activation_dropout architectures attention_dropout attn_pdrop bos_token_id
-    classifier_dropout dropout dtype embd_pdrop hidden_dropout init_std initializer_range layerdrop
-    max_window_layers n_ctx pad_token_id prefix pretraining_tp reorder_and_upcast_attn resid_pdrop
-    sliding_window summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id
-    use_cache"""
-KNOWN = {*ONLY, *READ.split(), *HARMLESS.split(), *SIZES.values()}
+READ = """model_type vocab_size tie_word_embeddings attention_bias mlp_bias rope_theta rope_scaling
+    rope_parameters rotary_pct rotary_emb_base eos_token_id layer_types partial_rotary_factor
+    word_embed_proj_dim"""
+KNOWN = {*ONLY, *READ.split(), *SIZES.values()}
 KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
+HARMLESS = re.compile(      # of training, of other heads, or without effect where nothing slides
+    r"\w*(dropout|pdrop|layerdrop)|init\w*|(bos|pad|unk)_token_id|(torch_)?dtype|summary_\w+|_name_or_path|"
+    "architectures|transformers_version|tokenizer_class|use_cache|n_ctx|prefix|pretraining_tp|"
+    "reorder_and_upcast_attn|task_specific_params|sliding_window|max_window_layers")
 ROPE = {    # type of rope scaling: its numbers
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-
-
-def read_config(folder):
-    """config.json -> (dict without nulls, family name, GPTConfig).  Prints the names of fields that are not
-    known.  Raises UserError as `config_of` does."""
-    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
-    kind, config = config_of(hf)
-    if unknown := hf.keys() - KNOWN:
-        print(f"{folder}/config.json: not known here and not read: {', '.join(sorted(unknown))}", flush=True)
-    return hf, kind, config
 
 
 def config_of(hf):
@@ -344,37 +261,36 @@ def config_of(hf):
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"config.json: model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
+    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
+        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+    # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     try:
-        refuse_variants(kind, hf)
+        refuse_variants(kind, hf, rope)
         tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf))
+        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf, rope))
         with torch.device("meta"):
             GPT(config)         # fails on sizes that are none
         return kind, config
-    except KeyError as missing:
-        raise UserError(f"config.json: {missing} is missing, which a {kind} model needs") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"config.json: {first_line(error)}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 
 
-def refuse_variants(kind, hf):
+def refuse_variants(kind, hf, rope):
     """Raises UserError that names a field whose value is not implemented."""
-    only = dict(ONLY)
-    if kind == "opt":
-        only["word_embed_proj_dim"] = hf["hidden_size"]     # embeddings of another width are opt-350m's
+    only = ONLY | {"word_embed_proj_dim": hf.get("hidden_size"),      # of another width: opt-350m
+                   "layer_types": ["full_attention"] * len(hf.get("layer_types", ()))}
     if kind == "qwen3":
         only["attention_bias"] = False
     if kind != "gpt_neox":
         only["partial_rotary_factor"] = 1
-    for name, value in (_rope_of(hf) | hf).items():
+    for name, value in (rope | hf).items():
         if name in only and value != only[name]:
-            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only {only[name]} "
-                            "is")
-    if set(hf.get("layer_types", ())) - {"full_attention"}:
-        raise UserError(f"config.json: layer_types {hf['layer_types']} are not implemented")
+            raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only "
+                            f"{only[name]} is")
 
 
-def _read_fields(kind, hf):
+def _read_fields(kind, hf, rope):
     """Fields of GPTConfig but for vocab_size and tied."""
     family = FAMILIES[kind]
     if kind == "gpt2":          # which has two names for each
@@ -384,67 +300,24 @@ def _read_fields(kind, hf):
                               if theirs in hf or name not in family.defaults}
     name = hf.get(family.activation, next(iter(family.activations)))
     if name not in family.activations:
-        raise UserError(f"config.json: {family.activation} {name!r} is not implemented; "
-                        f"{', '.join(family.activations)} are")
+        raise UserError(f"config.json: {family.activation} {name!r} is not implemented, only "
+                        f"{', '.join(family.activations)}")
     ours["activation"] = family.activations[name]
     if kind == "llama":
         ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
     if family.fixed["position"] == "rope":
-        ours |= _read_rope(kind, hf)
+        ours |= _read_rope(kind, hf, rope)
     return ours | family.fixed
 
 
-def _rope_of(hf):
-    """The object that says how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters."""
-    return hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-
-
-def _read_rope(kind, hf):
-    rope, neox = _rope_of(hf), kind == "gpt_neox"
+def _read_rope(kind, hf, rope):
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ROPE:
-        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented; "
-                        f"{', '.join(ROPE)} are")
-    theta = hf.get("rotary_emb_base" if neox else "rope_theta", 10000.)
+        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented, only "
+                        f"{', '.join(ROPE)}")
+    theta = hf.get("rotary_emb_base" if kind == "gpt_neox" else "rope_theta", 10000.)
     numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
     return dict(rope_theta=float(rope.get("rope_theta", theta)),
                 # of GPT-NeoX; in the others it is fixed
                 rope_part=float(rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25))),
                 rope_scaling=None if scaling == "default" else numbers)
-
-
-def hf_config(config):
-    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
-    on a shape that no published architecture has."""
-    c, kind = config, _family_of(config)
-    if not kind:
-        raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
-                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
-    family = FAMILIES[kind]
-    activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
-    hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
-          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
-          family.activation: activation}
-    hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
-    if kind == "opt":
-        hf["word_embed_proj_dim"] = c.d_model
-    if c.position == "rope":
-        rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
-               "attention_bias": c.bias, "mlp_bias": c.bias}
-    if kind == "gpt_neox":
-        rope["partial_rotary_factor"] = c.rope_part
-        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
-    return kind, hf
-
-
-def _family_of(c):
-    """The family that can hold a configuration, or None."""
-    for kind, family in FAMILIES.items():
-        holds = [c.activation in family.activations.values(),
-                 *(getattr(c, name) == value for name, value in family.fixed.items()),
-                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
-                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
-        if all(holds):
-            return kind

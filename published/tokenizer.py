@@ -51,58 +51,71 @@ class Published:
 
 def published_spec(folder):
     """The specification of the tokenizer in a Hugging Face directory (Path).  Raises UserError on damaged
-    files, and where no file names the end of sequence."""
+    files, on variants that are not implemented, and where no file names the end of sequence."""
     config, named = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
-    generation, path = read_json(folder / "generation_config.json"), folder / "tokenizer.json"
+    path, chat = folder / "tokenizer.json", folder / "chat_template.jinja"
     if "added_tokens_decoder" not in named:     # a newer file says everything itself
         named |= read_json(folder / "special_tokens_map.json")
+    kept = {"config.json": config, "generation_config.json": read_json(folder / "generation_config.json"),
+            "tokenizer_config.json": named}
     try:
-        kind = config.get("model_type")
-        text = read_text(path) if path.is_file() else _from_vocabulary(folder, named, kind)
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+        else:
+            text = _from_vocabulary(folder, named, config.get("model_type")).to_str()
         tokenizer = Tokenizer.from_str(text)
         before = tokenizer.to_str()
         _complete(tokenizer, named, read_json(folder / "added_tokens.json"))
+        _prefix_space(folder, tokenizer, named.get("add_prefix_space"))
         text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
         letter = tokenizer.encode("a")          # with what begins and ends every text
-    except (UserError, KeyboardInterrupt):
+        if chat.is_file():
+            kept["chat_template.jinja"] = chat.read_text(encoding="utf-8")
+    except UserError:
         raise
-    except BaseException as error:              # odd values of odd types; the library raises, and panics
+    except Exception as error:                  # odd values of odd types; the library raises Exception itself
         raise UserError(f"{folder}: damaged tokenizer ({first_line(error)})") from None
     begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
     if len(begin) > 1:
         raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
-    stops = generation.get("eos_token_id", config.get("eos_token_id"))
+    stops = kept["generation_config.json"].get("eos_token_id", config.get("eos_token_id"))
     if others := [i for i in (stops if isinstance(stops, list) else [stops]) if i not in (eos, None)]:
         print(f"{folder}: its configuration ends responses with {', '.join(map(str, others))} too; here only "
               f"{eos}, the tokenizer's end of sequence, ends one", flush=True)
-    kept = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": named}
-    if (folder / "chat_template.jinja").is_file():
-        kept["chat_template.jinja"] = read_text(folder / "chat_template.jinja")
     return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None, "kept": kept}
+
+
+def _prefix_space(folder, tokenizer, wanted):
+    """Applies tokenizer_config.json's add_prefix_space (True, False or None) as transformers does: to a
+    tokenizer of GPT-2's kind.  Raises UserError where another kind does not do so already."""
+    pre, normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
+    if wanted is not None and isinstance(pre, pre_tokenizers.ByteLevel):
+        pre.add_prefix_space = wanted
+    text = normalizer.normalize_str("a") if normalizer else "a"
+    pieces = [piece for piece, _ in pre.pre_tokenize_str(text)] if pre else [text]
+    if wanted is not None and wanted != ("".join(pieces) != "a"):
+        raise UserError(f"{folder}: tokenizer_config.json's add_prefix_space = {wanted} is not what its "
+                        "tokenizer.json does, and not implemented; save the tokenizer anew with transformers")
 
 
 def _end_of_sequence(folder, named, config, tokenizer):
     """The id that ends a response: tokenizer_config.json's eos_token, else config.json's eos_token_id, the
     first one where it is a list (Llama 3)."""
     name, eos = _content(named.get("eos_token")), config.get("eos_token_id")
+    eos = eos[0] if isinstance(eos, list) and eos else eos
     if name is not None:
         eos = tokenizer.token_to_id(name)
-        if eos is None:
-            raise UserError(f"{folder}: tokenizer_config.json's eos_token {name!r} has no id")
-    eos = eos[0] if isinstance(eos, list) and eos else eos
     if type(eos) is not int or eos < 0:
-        raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names an end of sequence "
-                        "(eos_token, eos_token_id)")
+        raise UserError(f"{folder}: neither tokenizer_config.json's eos_token ({name}) nor config.json's "
+                        "eos_token_id names an end of sequence that the tokenizer has")
     return eos
 
 
 def _complete(tokenizer, named, legacy):
-    """Adds the tokens that other files name, and makes special what these call so, as transformers does.
-    named: tokenizer_config.json; legacy: added_tokens.json, {text: id}."""
-    listed = named.get("added_tokens_decoder")
-    if listed is None:
-        listed = {i: {"content": content} for content, i in legacy.items()}
+    """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
+    makes special what the first calls so."""
+    listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
     for name in ("additional_special_tokens", "extra_special_tokens"):
@@ -118,7 +131,7 @@ def _content(token):
 
 
 def _from_vocabulary(folder, named, model_type):
-    """A tokenizer.json of GPT-2's kind, as text, from vocab.json and merges.txt (OPT)."""
+    """A Tokenizer of GPT-2's kind from vocab.json and merges.txt (OPT)."""
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
         raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; transformers makes "
                         "one of SentencePiece's tokenizer.model")
@@ -126,39 +139,20 @@ def _from_vocabulary(folder, named, model_type):
     if kind != "GPT2Tokenizer" or model_type not in (None, "gpt2", "opt"):
         raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} "
                         "model cuts text; save its tokenizer.json beside them")
-    lines = read_text(folder / "merges.txt").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    bos = _content(named.get("bos_token")) if named.get("add_bos_token") else None
-    return byte_level(read_json(folder / "vocab.json"), merges, bos).to_str()
-
-
-def byte_level(vocab, merges, bos=None):
-    """A Tokenizer of GPT-2's kind.  vocab: {token: id}; merges: [(left, right)]; bos: a token that begins
-    every text."""
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    if bos is not None:
-        special = [(bos, vocab[bos])]
+    if named.get("add_bos_token"):
+        bos = _content(named["bos_token"])
+        special = [(bos, tokenizer.token_to_id(bos))]
         tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=special)
     return tokenizer
 
 
-def read_text(path):
-    """The text of a UTF-8 file (Path).  Raises UserError if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from None
-
-
 def read_json(path):
-    """The dict that a JSON file (Path) holds; a file that is not there is empty.  Raises UserError on what
-    is no JSON object."""
+    """The dict that a JSON file (Path) holds; a file that is not there is empty.  Raises UserError on what is
+    no JSON object."""
     try:
-        found = loads(read_text(path)) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object is needed")
-    return found
+        return dict(loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a JSON object ({first_line(error)})") from None

@@ -116,7 +116,6 @@ def draw_frontier(plt, results):
 PROXY_TESTS = {  # test: (what it asks, chance)
     "between": ("orders policies\nas gold diversity\ndoes", 0),
     "within": ("orders prompts\nas gold diversity\ndoes", 0),
-    "across": ("the first,\nacross inputs", 0),
     "temperature": ("rises with\ntemperature", 0),
     "content": ("rises with\nprompts mixed", 0),
     "form": ("stories above\nphrasings of\none, how often", .5)}

@@ -1,8 +1,8 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
 A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
-and `score`, by the gold reward; at the temperature of quality `beats_sft`, head to head; `unfinished`, a
-fraction; `length`, words; and per prompt, or across prompts, its diversity.
+and `score`, by the gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts,
+its diversity.
 """
 import json
 from functools import partial
@@ -18,7 +18,7 @@ from common.stats import over_seeds
 from common.tokenizer import load_tokenizer
 from generalisation import gold_scores, reward_scores, wins
 from splits import synthetic_task, task_from
-from study.names import DIVERSITY, QUALITY, SETS
+from study.names import DIVERSITY, QUALITY, SETS, SHIFTED
 from tasks import synthetic
 
 
@@ -45,14 +45,12 @@ def measure(here, name):
     synthetic task."""
     encode, _ = encoder_of(here / "ckpt_sft.pt")
     task, lines, vocabulary = synthetic_task(name), [], vocabulary_of_references()
-    sft = [read_samples(path) for path in here.glob(f"t{QUALITY:g}/samples_sft_*.jsonl")]
-    gold_of = {rows[0]["split"]: gold_scores(rows)[0] for rows in sft}
     for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
                         *here.glob("resampled/samples_bon_*.jsonl")]):
         rows = read_samples(path)
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
-        lines += measure_file(rows, task, encode, vocabulary, gold_of)
+        lines += measure_file(rows, task, encode, vocabulary)
     # outputs without n-grams: nan
     found = {"samples": lines, **measure_reward_model(here)}
     write_json(here / "measures.json", found, indent=None, allow_nan=True)
@@ -80,16 +78,14 @@ def agreement(scores, gold):
     return np.where(pairs, hits.sum(axis=1) / np.maximum(pairs, 1), np.nan)
 
 
-def measure_file(rows, task, encode, vocabulary, gold_of):
+def measure_file(rows, task, encode, vocabulary):
     """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's.  task:
-    module of the synthetic task; gold_of: {split: SFT's gold rewards at that temperature}."""
+    module of the synthetic task."""
     key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
     scores, references = gold_scores(rows)
     line = key | {"wins": wins(scores, references).tolist(), "score": float(np.mean(scores)),
                   "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
                   "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
-    if key["temperature"] == QUALITY:
-        line["beats_sft"] = wins(scores, gold_of[key["split"]]).tolist()
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
     if key["temperature"] == DIVERSITY:
         found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
@@ -163,9 +159,8 @@ class Measures:
 
     def estimate(self, task, policy, split, temperature, measure):
         """As `common.stats.over_seeds`."""
-        rates = ("wins", "beats_sft", "good")
-        return over_seeds(self.get(task, policy, split, temperature, measure),
-                          rate=measure in rates or measure.endswith("gold_diversity"))
+        rate = measure in ("wins", "good") or measure.endswith("gold_diversity")
+        return over_seeds(self.get(task, policy, split, temperature, measure), rate)
 
 
 def matched_temperatures(r, task):
@@ -173,24 +168,56 @@ def matched_temperatures(r, task):
     return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
 
 
+def known(rows):
+    """[(fields, estimate)] as rows of results.json, without what could not be measured at all."""
+    return [fields | estimate for fields, estimate in rows if estimate]
+
+
+def win_rates(r):
+    """Rows {task, policy, split, temperature} of every sample file, and of the mean over the sets out of
+    distribution, split "ood", at the temperature of quality."""
+    fields = "task", "policy", "split", "temperature"
+    rows = [(dict(zip(fields, key)), r.estimate(*key, "wins")) for key in r.keys()]
+    for task, policy, split, temperature in r.keys():
+        if split == SHIFTED[0] and temperature in (QUALITY, "matched"):
+            mean = over_seeds(r.wins(task, policy, *SHIFTED), rate=True)
+            rows.append((dict(zip(fields, (task, policy, "ood", temperature))), mean))
+    return known(rows)
+
+
+def diversities(r):
+    """Rows {task, policy, split, temperature, measure} where the paper measures diversity."""
+    kinds, rows = ("per_input_", "across_", "good", "utility"), []
+    for task, policy, split, temperature in r.keys():
+        if (split, temperature) == ("test", DIVERSITY):
+            fields = {"task": task, "policy": policy, "split": split, "temperature": temperature}
+            line = r.lines[task, policy, split, temperature, r.seeds[0]]
+            rows += [(fields | {"measure": m}, r.estimate(task, policy, split, temperature, m))
+                     for m in line if m.startswith(kinds)]
+    return known(rows)
+
+
+def reward_model(r, task):
+    """Means over seeds of what reward.py measures on held-out pairs."""
+    seeds = [r.reward[task, seed] for seed in r.seeds]
+    return {"task": task, **{m: float(np.mean([seed[m] for seed in seeds])) for m in seeds[0]}}
+
+
+def unfinished(r, task, split):
+    """The largest fraction of unfinished outputs of any policy and seed."""
+    return max(float(r.get(task, p, split, QUALITY, "unfinished").max()) for p in ("sft", "bon", "ppo"))
+
+
 def tables(r, loss_of):
     """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
     loss_of: of study/claims.py."""
-    rows = [(dict(zip(("task", "policy", "split", "temperature"), key)), key) for key in r.keys()]
-    at_1 = [(row, key, r.lines[(*key, r.seeds[0])]) for row, key in rows if key[2:] == ("test", DIVERSITY)]
-    kinds = ("per_input_", "across_", "good", "utility")
-    return {"win_rate": [row | r.estimate(*key, "wins") for row, key in rows],
-            "diversity": [row | {"measure": m} | r.estimate(*key, m) for row, key, line in at_1 for m in line
-                          if m.startswith(kinds)],
-            "loss": [{"task": task, "policy": policy} | {part: over_seeds(x) for part, x in loss_of(
-                r, task, policy).items()} for task in r.tasks for policy in ("bon", "ppo")],
-            "reward_model": [
-                {"task": task, **{m: float(np.mean([r.reward[task, seed][m] for seed in r.seeds]))
-                                  for m in r.reward[task, r.seeds[0]]}} for task in r.tasks],
-            "ranked_rightly": [{"task": task, "policy": policy, "split": split}
-                               | over_seeds(r.ranked_rightly(task, policy, split), rate=True)
-                               for task in r.tasks for policy in ("sft", "ppo") for split in SETS],
+    losses = [({"task": task, "policy": policy}, loss_of(r, task, policy))
+              for task in r.tasks for policy in ("bon", "ppo")]
+    ranked = [({"task": task, "policy": policy, "split": split},
+               over_seeds(r.ranked_rightly(task, policy, split), rate=True))
+              for task in r.tasks for policy in ("sft", "ppo") for split in SETS]
+    return {"win_rate": win_rates(r), "diversity": diversities(r),
+            "loss": [fields | {part: over_seeds(x) for part, x in parts.items()} for fields, parts in losses],
+            "reward_model": [reward_model(r, task) for task in r.tasks], "ranked_rightly": known(ranked),
             "matched_temperature": {task: matched_temperatures(r, task) for task in r.tasks},
-            "unfinished": {task: {split: float(max(r.get(task, p, split, QUALITY, "unfinished").max()
-                                                   for p in ("sft", "bon", "ppo"))) for split in SETS}
-                           for task in r.tasks}}
+            "unfinished": {task: {split: unfinished(r, task, split) for split in SETS} for task in r.tasks}}

@@ -49,12 +49,3 @@ ON_ALL_SETS = [names[BETA] for names in TRAINED.values()]
 
 def short(split):
     return split.removeprefix("ood_")
-
-
-def pick(rows, **wanted):
-    """The one row of a list of dicts whose fields are as wanted.  Raises KeyError if there is not exactly
-    one."""
-    found = [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
-    if len(found) != 1:
-        raise KeyError(f"{len(found)} rows with {wanted}")
-    return found[0]

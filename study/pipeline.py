@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,27 +108,18 @@ def cost(stages, folder):
 
 # ------------------------------------------------------------------------------------------------- the runner
 
-def by_urgency(stages):
-    """The stages, those first that the longest chain of others waits for.  Raises ValueError on a stage that
-    stands before one that it needs."""
-    chain, known = {}, set()        # chain: seconds from a stage's start to the end of what follows from it
-    for stage in stages:
-        if not set(stage.needs) <= known:
-            raise ValueError(f"{stage.name} needs {', '.join(set(stage.needs) - known)}, which must stand "
-                             "before it")
-        known.add(stage.name)
-    for stage in reversed(stages):
-        after = [chain[s.name] for s in stages if stage.name in s.needs]
-        chain[stage.name] = stage.seconds + max(after, default=0)
-    return sorted(stages, key=lambda stage: -chain[stage.name])
-
-
-def run_stages(stages, folder, jobs=1):
-    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  Raises UserError if one
-    fails; what runs beside it is finished first."""
+def run_stages(stages, folder, jobs=1, anew=False):
+    """Does what is not done yet, `jobs` stages at a time, each in a worker process.  anew: starts over, in an
+    empty folder.  Raises UserError if one fails; what runs beside it is finished first."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with lock(Path(folder) / "running.lock"):
-        order, done, here = by_urgency(stages), marks(stages, folder), commit()
+        if anew:        # under the lock, so that no other run loses its files
+            for path in Path(folder).iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "running.lock":
+                    path.unlink()
+        done, here = marks(stages, folder), commit()
         others = {str(mark["commit"]) for mark in done.values()} - {str(here)}
         if others:
             print(f"{folder}: {len(done)} of {len(stages)} stages stand, some of commit "
@@ -135,19 +127,19 @@ def run_stages(stages, folder, jobs=1):
         for stage in stages:        # else a mark would count again once what its stage needs is done anew
             if stage.name not in done:
                 Path(folder, f"{stage.name}.done").unlink(missing_ok=True)
-        _run(order, done, folder, jobs, here)
+        _run(stages, done, folder, jobs, here)
 
 
-def _run(order, done, folder, jobs, here):
+def _run(stages, done, folder, jobs, here):
     running = {}        # {future: (stage, when it started)}
-    with _bar(order) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
-        while len(done) < len(order):
+    with _bar(stages, done) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+        while len(done) < len(stages):
             busy = {stage.name for stage, _ in running.values()}
-            ready = [stage for stage in order if stage.name not in done and stage.name not in busy
+            ready = [stage for stage in stages if stage.name not in done and stage.name not in busy
                      and all(name in done for name in stage.needs)]
             for stage in ready[:jobs - len(running)]:
                 running[pool.submit(do_stage, stage, folder, here)] = stage, time.monotonic()
-            _show(bar, order, done, running.values(), jobs)
+            _show(bar, stages, done, running.values())
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                 stage, _ = running.pop(future)
                 try:
@@ -155,39 +147,22 @@ def _run(order, done, folder, jobs, here):
                 except Exception as error:
                     log = Path(folder) / f"{stage.name}.log"
                     raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
-        _show(bar, order, done, (), jobs)
+        _show(bar, stages, done, ())
 
 
-def _bar(stages):
-    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed{postfix}"
+def _bar(stages, done):
+    """Counts the seconds that stages usually take; the time left is of the pace seen since the start."""
+    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}"
     # a log file gets a line now and then, a terminal sees it move
     return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look,
+                initial=sum(stage.seconds for stage in stages if stage.name in done),
                 mininterval=0.5 if sys.stderr.isatty() else 60)
 
 
-def time_left(order, done, passed, jobs):
-    """Seconds that the rest takes on `jobs` workers, if it goes at the pace seen so far.  done: {name: mark};
-    passed: {name: seconds since its start}."""
-    usual = {stage.name: stage.seconds for stage in order}
-    # twenty seconds of the usual pace, so that the first stages do not decide alone
-    pace = (20 + sum(mark["seconds"] for mark in done.values())) / (20 + sum(usual[name] for name in done))
-    rest = sum(max(usual[name] * pace - passed.get(name, 0.), 0.) for name in usual if name not in done)
-    return rest / min(jobs, max(1, len(order) - len(done)))
-
-
-def duration(seconds):
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
-
-
-def _show(bar, order, done, running, jobs):
-    passed = {stage.name: time.monotonic() - start for stage, start in running}
-    bar.n = sum(stage.seconds for stage in order if stage.name in done) + sum(
-        min(passed[stage.name], 0.95 * stage.seconds) for stage, _ in running)
-    left = duration(time_left(order, done, passed, jobs))
-    bar.set_postfix_str(f"about {left} left: {', '.join(passed)}" if passed else "", refresh=False)
+def _show(bar, stages, done, running):
+    bar.n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
+        min(time.monotonic() - start, 0.95 * stage.seconds) for stage, start in running)
+    bar.set_postfix_str(", ".join(stage.name for stage, _ in running), refresh=False)
     if time.time() - bar.last_print_t >= bar.mininterval:
         bar.refresh()
         bar.last_print_t = time.time()

@@ -25,7 +25,7 @@ import numpy as np
 import diversity
 from common.files import write_json
 from common.samples import read_samples
-from common.stats import auc, auc_interval, bootstrap_statistic, mean_interval, ranks, spearman
+from common.stats import auc, auc_interval, bootstrap_statistic, mean_interval, spearman
 from study.measures import encoder_of, vocabulary_of_references
 from tasks import synthetic
 
@@ -94,19 +94,16 @@ def gold_test(conditions, measure):
     groups = list(by_policy(conditions).values())
     if len(groups) < 3:
         return {}
-    out = {"between": _between(groups, measure, "per_input", False),
-           "within": _within(groups, measure, False),
-           "across": _between(groups, measure, "across", False)}
+    out = {"between": _between(groups, measure, False), "within": _within(groups, measure, False)}
     if measure != "length":
-        out |= {"between_length": _between(groups, measure, "per_input", True),
-                "within_length": _within(groups, measure, True),
-                "across_length": _between(groups, measure, "across", True)}
+        out |= {"between_length": _between(groups, measure, True),
+                "within_length": _within(groups, measure, True)}
     return out
 
 
-def _between(groups, measure, kind, fix_length):
-    """Over conditions.  kind: per_input or across."""
-    means = [np.array([[np.nanmean(c[kind][m]) for m in (measure, GOLD, "length")] for c in group])
+def _between(groups, measure, fix_length):
+    """Over conditions."""
+    means = [np.array([[np.nanmean(c["per_input"][m]) for m in (measure, GOLD, "length")] for c in group])
              for group in groups]       # (conditions of a group, 3) each
 
     def statistic(picks):
@@ -127,19 +124,6 @@ def _within(groups, measure, fix_length):
 def _known_mean(correlations):
     """The mean of those that exist: a measure that is the same everywhere has no ranks.  An Interval."""
     return mean_interval([x for x in correlations if not np.isnan(x)] or [np.nan])
-
-
-def breaks(conditions, measure):
-    """Where a measure orders conditions least as gold diversity does: (policy, temperature, its rank by the
-    measure, its rank by gold diversity, conditions), 1 the most varied.  Seeds are averaged."""
-    groups = by_policy(conditions)
-
-    def places(m):      # of the groups by a measure
-        return len(groups) - ranks([np.mean([np.nanmean(c["per_input"][m]) for c in group])
-                                    for group in groups.values()])
-    by_measure, by_gold = places(measure), places(GOLD)
-    worst = int(np.argmax(np.abs(by_measure - by_gold)))
-    return (*list(groups)[worst], int(by_measure[worst]), int(by_gold[worst]), len(groups))
 
 
 def temperature_test(conditions, measure):
@@ -163,22 +147,14 @@ def temperature_test(conditions, measure):
 
 def content_test(conditions, measure):
     """(rank correlation with the number of prompts m, how often two prompts' outputs measure as more
-    varied than one's), Intervals.  Both are averaged over conditions, whose number makes the interval; one
-    condition's sets are bootstrapped.  (None, None) without any."""
+    varied than one's), Intervals.  Both are averaged over conditions, whose number makes the interval.
+    (None, None) without any."""
     chosen = [c["content"] for c in conditions if measure in c["content"] and 2 in c["content"]["m"]]
     if not chosen:
         return None, None
     pairs = [(np.array(c["m"]), np.array(c[measure])) for c in chosen]
-    if len(chosen) == 1:
-        (m, x), = pairs
-        return (bootstrap_statistic(lambda picks: spearman(m[picks], x[picks]), len(m), 200),
-                bootstrap_statistic(lambda picks: _two_above_one(m[picks], x[picks]), len(m), 200))
     return (_known_mean([spearman(m, x) for m, x in pairs]),
-            mean_interval([_two_above_one(m, x) for m, x in pairs]))
-
-
-def _two_above_one(m, x):
-    return auc(x[m == 1], x[m == 2])
+            mean_interval([auc(x[m == 1], x[m == 2]) for m, x in pairs]))
 
 
 def form_test(vocabulary, encode, sets=100, k=16):
@@ -201,18 +177,15 @@ def all_tests(conditions, form):
         content, two_prompts = content_test(conditions, m)
         line = {"measure": m, "temperature": temperature_test(conditions, m), "form": form.get(m),
                 "content": content, "two_prompts": two_prompts}
-        against_gold = gold_test(conditions, m) if GOLD in known and m != GOLD else {}
-        if against_gold:
-            line |= against_gold | {"breaks": breaks(conditions, m)}
-        out.append(line)
+        out.append(line | (gold_test(conditions, m) if GOLD in known and m != GOLD else {}))
     return out
 
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
 TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
-         "within_length": "length fixed", "across": "across inputs", "across_length": "length fixed",
-         "temperature": "temperature", "content": "content", "two_prompts": "2 prompts > 1", "form": "form"}
+         "within_length": "length fixed", "temperature": "temperature", "content": "content",
+         "two_prompts": "2 prompts > 1", "form": "form"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 

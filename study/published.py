@@ -61,12 +61,6 @@ POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 PAIRS = (("ppo", "sft"), ("bon", "sft"), ("ppo", "bon"))
 VOCABULARY = 50257      # V of EAD, the authors'
 CUT = 20                # words of an output on which diversity is measured once more: length confounds it
-# what the paper reports of TL;DR in distribution, second-hand (appendix J.4, tables 11 and 12):
-# {name on the hub, or of a local copy's folder: {measure: {policy: value}}}
-PAPER = {"opt-125m": {"per input ead": {"sft": .81, "ppo": .15}},
-         "opt-6.7b": {"per input ead": {"sft": .79, "ppo": .07},
-                      "per input embedding": {"sft": .45, "ppo": .06},
-                      "across ead": {"sft": .87, "ppo": .87, "bon": .86}}}
 
 
 def flags_of(size, model):
@@ -193,9 +187,9 @@ def results_of(study, device):
 
 def verdict(difference):
     """A difference in words, by its interval over seeds and prompts."""
-    low, high = difference["low"], difference["high"]
-    if len(difference["per_seed"]) < ENOUGH_SEEDS:
+    if difference is None or len(difference["per_seed"]) < ENOUGH_SEEDS:
         return ""       # so few seeds decide nothing
+    low, high = difference["low"], difference["high"]
     return "higher" if low > 0 else "lower" if high < 0 else "not shown"
 
 
@@ -203,29 +197,21 @@ def markdown(results):
     """replication.md as a string."""
     splits = sorted({key.split(" | ")[1] for key in results["values"]}, key=lambda s: (s != "test", s))
     measures = dict.fromkeys(key.split(" | ")[2] for key in results["values"])
-
-    def row(measure, split):
-        values = [results["values"][f"{p} | {split} | {measure}"] for p in POLICIES]
-        minus_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
-        return [measure, split, *(interval(v, 3) for v in values),
-                *(f"{signed(d, 3)} {verdict(d)}".strip() for d in minus_sft)]
-    known = PAPER.get(Path(results["model"]).name, {}) if "test" in splits else {}
-    of_paper = [[m, *(f"{of[p]:.2f}" if p in of else "" for p in POLICIES),
-               *(interval(results["values"][f"{p} | test | {m}"]) for p in POLICIES)]
-              for m, of in known.items()]
     models = [[name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
                f"{m['longer_wins']:.3f}", str(m["pairs"])]
               for name, m in results["models"].items() if "accuracy" in m]
     return sections(
         f"Model {results['model']}, {results['seeds']} seeds.  {how_to_read(results['seeds'])}",
         table(["measure", "split", *POLICIES.values(), "PPO - SFT", "best-of-N - SFT"],
-              [row(m, s) for m in measures for s in splits]),
-        *(["The paper's values for this model (TL;DR, appendix J.4, second-hand) and ours.  The paper's "
-           "embeddings are Sentence-BERT's.",
-           table(["measure", *(f"paper: {name}" for name in POLICIES.values()), *POLICIES.values()],
-                 of_paper)]
-          if of_paper else []),
+              [_row(results, measure, split) for measure in measures for split in splits]),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], models))
+
+
+def _row(results, measure, split):
+    values = [results["values"][f"{p} | {split} | {measure}"] for p in POLICIES]
+    minus_sft = [results["differences"][f"{p} - sft | {split} | {measure}"] for p in ("ppo", "bon")]
+    return [measure, split, *(interval(v, 3) for v in values),
+            *(f"{signed(d, 3)} {verdict(d)}".strip() for d in minus_sft)]
 
 
 def run_study(study, device):

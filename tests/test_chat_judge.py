@@ -7,7 +7,6 @@ import time
 import pytest
 
 from common.errors import UserError
-from common.samples import read_samples
 from tools import chat_judge as J
 
 KEY = "sk-secret-0123456789"
@@ -170,24 +169,15 @@ def test_the_key_is_sent_but_never_written_or_shown(fake, endpoint, capfd):
     assert KEY not in endpoint.path.read_text() and KEY not in "".join(capfd.readouterr())
 
 
-def picky(handler, request):
-    """An endpoint that wants max_completion_tokens and no temperature, one complaint at a time."""
-    for name, other in (("max_tokens", "'max_completion_tokens'"), ("temperature", "the default")):
-        if name in request:
-            return handler.reply(400, f"Unsupported parameter: '{name}'; use {other}")
-    assert request["max_completion_tokens"] == 4
-    return longer(handler, request)
-
-
-def test_parameters_that_an_endpoint_refuses_are_sent_otherwise(fake, endpoint):
-    fake.script = [picky]
-    assert J.judge(endpoint, PAIRS, workers=3) == ([1.0, 0.0, 0.5], 0)
-    # a rerun finds the replies, although it would spell the request in the first way again
-    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS) == (0, 0)
-    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path, reply_tokens=9), PAIRS)[0] == 6
-    fake.script = [lambda h, r: h.reply(400, "max_completion_tokens is wrong too")]
-    with pytest.raises(UserError, match="status 400"):
-        endpoint.ask(J.messages("p", "a", "b"))
+def test_parameters_are_sent_and_name_the_reply(fake, endpoint, tmp_path):
+    def other(text):
+        return J.Endpoint(fake.url, KEY, "judge", endpoint.path, parameters=text)
+    J.judge(other('{"max_completion_tokens": 9}'), PAIRS[:1])
+    assert fake.seen[0][0]["max_completion_tokens"] == 9 and "max_tokens" not in fake.seen[0][0]
+    assert J.cost(other('{"max_completion_tokens": 9}'), PAIRS[:1])[0] == 0
+    assert J.cost(endpoint, PAIRS[:1])[0] == 2
+    with pytest.raises(UserError, match="--parameters 4: a JSON object"):
+        other("4")
 
 
 def no_text_left(handler, request):
@@ -201,7 +191,7 @@ def test_a_judge_without_verdicts_has_no_rate(fake, endpoint, capfd):
     line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), PAIRS, 1, True)
     assert (line["rate"], line["low"], line["prompts"], line["no_verdict"]) == (None, None, 0, 6)
     J.print_rates([line])
-    assert "raise --reply-tokens" in capfd.readouterr().out
+    assert "raise max_tokens" in capfd.readouterr().out
     # one order of the second pair has no verdict: the pair is left out, not a tie
     fake.script = ["A", "B", "A", "well", "B", "A"]
     others = [(i, f"{p}?", a, b) for i, p, a, b in PAIRS]
@@ -223,9 +213,9 @@ def test_the_script_end_to_end(fake, tmp_path, monkeypatch, capfd):
     fake.script = [longer]
     flags = dict(files=[samples(tmp_path / "ppo.jsonl")], cache=str(tmp_path / "cache.jsonl"),
                  out=str(tmp_path), quiet=True)
-    J.main(J.Config(dry_run=True, price_in=1000., **flags))
+    J.main(J.Config(dry_run=True, **flags))
     said = capfd.readouterr().out
-    assert "8 requests" in said and "dollars" in said and not fake.seen
+    assert "8 requests" in said and not fake.seen
     J.main(J.Config(**flags))
     written = json.loads((tmp_path / "chat_judge.json").read_text())
     assert written["results"][0]["rate"] == 1.0 and written["results"][0]["prompts"] == 4
@@ -250,12 +240,3 @@ def check_pairs_that_do_not_meet(tmp_path, against, flags, capfd):
     (tmp_path / "bare.jsonl").write_text((tmp_path / "bare.jsonl").read_text().replace('"short"', '""'))
     with pytest.raises(UserError, match="4 of 4 prompts of .* have no reference"):
         J.main(J.Config(**flags | {"files": [bare]}))
-
-
-def test_alpaca_eval_s_format_out_and_in(tmp_path):
-    J.main(J.Config(files=[samples(tmp_path / "ppo.jsonl")], export=str(tmp_path / "ppo.json")))
-    rows = json.loads((tmp_path / "ppo.json").read_text())
-    assert rows[0] == {"instruction": "POST: 0", "output": "a long summary", "generator": "ppo",
-                       "dataset": "test"}
-    back = read_samples(tmp_path / "ppo.json")
-    assert back[0]["outputs"] == ["a long summary"] and back[0]["policy"] == "ppo" and len(back) == 4

@@ -82,11 +82,11 @@ def test_files_that_cannot_be_converted_get_one_line(tmp_path):
     single = write(tmp_path / "single.jsonl", [{"prompt": "P", "completion": "a"}])
     (tmp_path / "odd.json").write_text('{"a": 1}')
     (tmp_path / "a.csv").write_text("prompt,chosen\n")
-    for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of two kinds, pairs and single"),
+    for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of two kinds (pairs and single"),
                        ((pairs,), "--export FILE.jsonl: name a .jsonl file"),
                        ((pairs, "--export", "DIR"), "--export DIR: name a .jsonl file"),
                        ((write(tmp_path / "t.jsonl", [{"a": "b"}]), "--export", "x.jsonl"), "no row could"),
-                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "a .json list of objects are read"),
-                       ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv: .jsonl, .jsonl.gz and a"),
+                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "odd.json: not a JSON list of"),
+                       ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv, line 1: not JSON"),
                        ((tmp_path / "none.jsonl", "--export", "x.jsonl"), "none.jsonl")):
         refused(tmp_path, "tools.convert", *args, says=says)

@@ -92,7 +92,7 @@ def test_the_optimum_by_hand():
     assert objective(ref_logp, ref_logp, rewards) == .5
 
 
-@pytest.mark.parametrize("n_tokens, steps", [(1, 20), (3, 60)])
+@pytest.mark.parametrize("n_tokens, steps", [(1, 20), pytest.param(3, 60, marks=pytest.mark.slow)])
 def test_ppo_finds_the_optimum(n_tokens, steps, tmp_path):
     fraction, _ = train("k1", n_tokens, steps, tmp_path)
     assert fraction >= .98

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tokenizers as H
 import torch
 from safetensors.torch import save_file
 
@@ -23,7 +24,7 @@ from common.errors import UserError
 from common.tokenizer import load_tokenizer, same_ids
 from generate import generate
 from published import pretrained as P
-from published.tokenizer import byte_level
+from published.export import export
 from test_tokenizer import make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
@@ -96,7 +97,8 @@ def write(folder, case, ref, bins=False, shards=1):
     (folder / "config.json").write_text(json.dumps(ref["config"]))
     eos = ref["config"]["eos_token_id"]
     letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11, "<|end|>": eos}
-    tokenizer = byte_level(letters, [("a", "b")])
+    tokenizer = H.Tokenizer(H.models.BPE(vocab=letters, merges=[("a", "b")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = H.pre_tokenizers.ByteLevel(False), H.decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     state = {name: value(name, shape) for name, shape in ref["shapes"].items()}
@@ -143,7 +145,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
     ref = refs["models"][case]
     model, saved = P.load(str(write(tmp_path / "in", case, ref)))
     assert load_tokenizer(saved["tokenizer"]).encode_ordinary("abba") == [11, 4, 3]
-    P.export(model, saved["tokenizer"], tmp_path / "out")
+    export(model, saved["tokenizer"], tmp_path / "out")
     again, saved_again = P.load(str(tmp_path / "out"))
     assert torch.equal(logits_of(model), logits_of(again))
     assert same_ids(saved_again["tokenizer"], saved["tokenizer"])
@@ -158,7 +160,7 @@ def test_export_is_read_back_equal(case, refs, tmp_path):
 def test_a_head_beside_a_tied_embedding_is_the_file_s(refs, tmp_path, capsys):
     case = "gpt2 tied, two matrices in the file"
     apart = P.from_pretrained(str(write(tmp_path / "apart", case, refs["models"][case])))
-    assert not apart.config.tied and "not tied, whatever config.json says" in capsys.readouterr().out
+    assert not apart.config.tied
     assert not torch.equal(apart.head.weight, apart.embed.weight)
     case = "llama tied, the head alone in the file"
     one = P.from_pretrained(str(write(tmp_path / "one", case, refs["models"][case])))
@@ -175,7 +177,7 @@ def test_a_fused_qkv_of_another_size_is_named(refs, tmp_path):
     ref = refs["models"]["gpt_neox"]
     name = "gpt_neox.layers.0.attention.query_key_value.weight"
     folder = write(tmp_path, "gpt_neox", ref | {"shapes": ref["shapes"] | {name: [90, 32]}})
-    with pytest.raises(UserError, match=r"query_key_value.weight make a .* of shape \(90, 32\), config.json"):
+    with pytest.raises(UserError, match="not of the shape that config.json says .*qkv.weight.*90, 32"):
         P.from_pretrained(str(folder))
 
 
@@ -197,7 +199,7 @@ def test_export_keeps_what_the_directory_held(refs, tmp_path):
     model, saved_in_checkpoint = P.load(str(tmp_path / "c.pt"))
     assert saved_in_checkpoint["tokenizer"] == saved["tokenizer"]
     out = tmp_path / "out"
-    assert set(P.export(model, saved_in_checkpoint["tokenizer"], out)) == {p.name for p in out.iterdir()}
+    assert set(export(model, saved_in_checkpoint["tokenizer"], out)) == {p.name for p in out.iterdir()}
     written = json.loads((out / "config.json").read_text())
     assert (written["pad_token_id"], written["eos_token_id"], written["bos_token_id"]) == (7, [39, 6], 38)
     assert json.loads((out / "generation_config.json").read_text()) == generation
@@ -224,7 +226,7 @@ def test_opt_s_begin_token_survives_export(refs, tmp_path):
     model, saved = P.load(str(folder))
     tokenizer = load_tokenizer(saved["tokenizer"])
     assert (tokenizer.bos, tokenizer.encode_ordinary("abba")) == (2, [11, 4, 3])
-    P.export(model, saved["tokenizer"], tmp_path / "out")
+    export(model, saved["tokenizer"], tmp_path / "out")
     assert same_ids(P.load(str(tmp_path / "out"))[1]["tokenizer"], saved["tokenizer"])
     transformers = pytest.importorskip("transformers", reason="pip install transformers")
     for directory in (folder, tmp_path / "out"):
@@ -283,18 +285,16 @@ def test_fields_that_are_not_known_are_named(refs, tmp_path, capsys):
     ref = refs["models"]["llama, grouped queries, untied"]
     strange = {"logit_scale": 0.5, "nothing": None, "use_cache": True}
     P.from_pretrained(str(write(tmp_path, "", ref | {"config": ref["config"] | strange})))
-    assert capsys.readouterr().out == f"{tmp_path}/config.json: not known here and not read: logit_scale\n"
+    assert capsys.readouterr().out == "config.json: fields not known here and not read: logit_scale\n"
 
 
 def test_a_scratch_shape_that_nobody_publishes_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="no published architecture"):
-        P.export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
+        export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--model is empty: name a checkpoint"):
-        P.load("")
-    with pytest.raises(UserError, match="--model .*not a hub name"):
+    with pytest.raises(UserError, match="--model no/such/thing: no such file or directory"):
         P.load("no/such/thing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="without config.json"):

@@ -48,12 +48,10 @@ def toy_conditions(f):
 def test_a_proxy_that_follows_gold_diversity_scores_one_and_its_opposite_minus_one(sign):
     conditions = toy_conditions(lambda x: sign * x)
     tests = {t["measure"]: t for t in proxies.all_tests(conditions, {})}["ead"]
-    for name in ("between", "within", "across", "between_length"):
+    for name in ("between", "within", "between_length"):
         assert tests[name].mean == pytest.approx(sign, abs=.01), name
     assert sign * tests["temperature"].mean > .9
     assert tests["content"].mean > .8 and tests["two_prompts"].mean == 1
-    *_, by_measure, by_gold, n = tests["breaks"]
-    assert n == 6 and (by_measure == by_gold) == (sign == 1)
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
@@ -95,6 +93,7 @@ def test_a_condition_measures_its_sets():
             assert found["content"][m][i] == pytest.approx(value, abs=1e-12), m
 
 
+@pytest.mark.slow
 def test_all_tests_of_real_conditions():
     conditions = [proxies.condition(sample_rows(10, t, seed), 100, count_words, 10)
                   for t in (.3, .7, 1.) for seed in (0, 1)]
@@ -103,5 +102,5 @@ def test_all_tests_of_real_conditions():
     assert tests["gold_diversity"]["form"][0] == 1          # stories differ in what they say, phrasings do not
     assert tests["gold_diversity"]["temperature"].mean > 0 and "between" not in tests["gold_diversity"]
     assert tests["ead"]["between"].mean > .5 and -1 <= tests["ead"]["within"].mean <= 1
-    assert "between_length" not in tests["length"] and len(tests["ead"]["breaks"]) == 5
+    assert "between_length" not in tests["length"]
     json.dumps(list(tests.values()))

@@ -45,11 +45,9 @@ def test_columns_stand_in_the_order_of_the_study_and_fit(files, capsys, monkeypa
     header = next(line for line in text.splitlines() if "zebra" in line)
     assert header.split() == ["base", "sft", "bon", "ppo", "zebra"]
     assert max(map(len, text.splitlines())) <= 160
-    monkeypatch.setenv("COLUMNS", "60")         # five columns do not fit: below each other
+    monkeypatch.setenv("COLUMNS", "60")         # too narrow for five columns
     text = screen(capsys, files=files, prompt=ROWS[1]["id"])
-    assert [line for line in text.splitlines() if line in ("base", "sft", "bon", "ppo", "zebra")] \
-        == ["base", "sft", "bon", "ppo", "zebra"]
-    assert max(map(len, text.splitlines())) <= 60
+    assert "-" * show.NARROWEST + "   -" in text
 
 
 def test_equal_outputs_are_merged_and_carry_their_gold_reward(files, capsys):
@@ -67,7 +65,6 @@ def test_rewards_of_the_file_and_unfinished_outputs(tmp_path, capsys):
     text = screen(capsys, files=[path], prompt="a")
     assert "because [0.50]" in text and "so [-1.25] [unfinished]" in text and "so [-1.50]\n" in text
     assert "mean reward -0.75" in text and "reference" not in text
-    assert "-1.5" not in screen(capsys, files=[path], prompt="a", outputs=2)
 
 
 def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
@@ -78,23 +75,19 @@ def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
     listed = screen(capsys, files=files)
     assert "4-6      ood_article" in listed and "sft, ppo (2 of 3 prompts)" in listed
     assert screen(capsys, files=files, prompt="5").startswith(f"prompt 5: {ROWS[1]['id']} (ood_article)")
-    text = screen(capsys, files=files, prompt="1", split="ood_article")
-    assert text.startswith(f"prompt 1: {ROWS[0]['id']} (ood_article)")
+    text = screen(capsys, files=files, prompt=ROWS[1]["id"])
+    assert "(test)" in text and "(ood_article)" in text
     both = screen(capsys, files=files, prompt="1, 3")
     assert "prompt 1:" in both and "prompt 3:" in both and "prompt 2:" not in both
-    for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt"),
-                        (ROWS[1]["id"], "2 prompts have this id; give a number: 2 .test., 5 .ood_article.")):
+    for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=files, prompt=wrong))
-    with pytest.raises(UserError, match="test, ood_article"):
-        show.main(show.Config(files=files, split="train"))
 
 
 def test_columns_are_told_apart_by_temperature_and_seed():
-    names = show.column_names([("sft", .7, 0, "test"), ("sft", 1., 0, "test"), ("ppo", 1., 0, "test")])
-    assert names == ["sft, temperature 0.7", "sft, temperature 1.0", "ppo, temperature 1.0"]
-    names = show.column_names([("sft", 1., 0, "test"), ("sft", 1., 1, "test")])
-    assert names == ["sft, seed 0", "sft, seed 1"]
+    names = show.column_names([("sft", .7, 0, "test"), ("sft", 1., 0, "test")])
+    assert names == ["policy sft, temperature 0.7, seed 0, split test",
+                     "policy sft, temperature 1.0, seed 0, split test"]
     assert show.column_names([("a", .7, None, "file1"), ("b", 1., None, "file2")]) == ["a", "b"]
 
 

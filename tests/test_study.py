@@ -22,7 +22,7 @@ from common.samples import read_samples
 from common.stats import over_seeds
 from conftest import ROOT, held_by_another_process, refused
 from splits import encode_prompts, encode_response
-from study import claims, frontier, measures, names, pipeline, stages
+from study import claims, frontier, measures, pipeline, stages
 from study.frontier import Frontier
 from study.pipeline import Stage
 
@@ -87,6 +87,9 @@ def test_what_needs_a_stage_is_done_after_it_anew(tmp_path, here):
     (tmp_path / "b.done").unlink()              # and with it c's
     pipeline.run_stages(todo, tmp_path)
     assert (tmp_path / "order").read_text().split()[4:] == ["b", "c"]
+    (tmp_path / "a").mkdir()
+    pipeline.run_stages(todo, tmp_path, anew=True)
+    assert (tmp_path / "order").read_text().split() == ["a", "b", "c", "d"] and not (tmp_path / "a").exists()
 
 
 def test_a_resumed_run_says_whose_code_its_stages_are_of(tmp_path, capsys, monkeypatch, here):
@@ -164,31 +167,12 @@ def test_a_stage_that_fails_names_its_log(tmp_path, here):
         pipeline.run_stages([stage], tmp_path)
     with pytest.raises(UserError, match="it ended without never"):
         pipeline.do_stage(Stage("t", (), ("never",), 1, time.time), tmp_path, None)
-    with pytest.raises(ValueError, match="b needs a, which must stand before it"):
-        pipeline.by_urgency(toy_stages(tmp_path, "b: a", "a"))
-
-
-def test_the_longest_chain_starts_first(tmp_path):
-    todo = toy_stages(tmp_path, "short", "a", "b: a", "c: b")
-    assert [stage.name for stage in pipeline.by_urgency(todo)] == ["a", "b", "short", "c"]
 
 
 def test_processor_time_is_not_wall_time(tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(1); sum(range(10**7))"]
     found = pipeline.do_stage(Stage("s", (), (), 1, command), tmp_path, None)
     assert found["processor_seconds"] > 0.05 and found["seconds"] > found["processor_seconds"] + 0.5
-
-
-def test_the_time_left_goes_by_the_pace_of_the_stages_that_are_done(tmp_path):
-    """6 stages of 1000 s on 2 workers: 3000 s.  The first four took twice as long, so the last two take about
-    2000 s."""
-    todo = toy_stages(tmp_path, *map(str, range(6)), seconds=1000.)
-    left = partial(pipeline.time_left, todo)
-    assert left({}, {}, 2) == 3000 and left({}, {}, 1) == 6000 and left({}, {"0": 400., "1": 400.}, 2) == 2600
-    done = {str(i): {"seconds": 2000.} for i in range(4)}
-    assert left(done, {}, 2) == pytest.approx(2000, rel=.01)
-    assert left({str(i): {"seconds": 1.} for i in range(6)}, {}, 2) == 0
-    assert [pipeline.duration(x) for x in (40, 725, 3900)] == ["40 s", "12 min", "1 h 05 min"]
 
 
 @pytest.mark.slow
@@ -222,8 +206,9 @@ def test_a_worker_stops_when_its_parent_is_killed(tmp_path):
 
 def test_the_plan_of_the_study():
     small, full = (stages.plan(stages.Recipe(), range(20, 25), "runs/x", also) for also in (False, True))
-    pipeline.by_urgency(full)           # what a stage needs is in the plan
     of_small, of_full = ([stage.name for stage in plan] for plan in (small, full))
+    for i, stage in enumerate(full):    # what a stage needs stands before it
+        assert set(stage.needs) <= set(of_full[:i])
     assert set(of_small) < set(of_full) and len(of_full) == len(set(of_full))
     assert not [name for name in of_small if "independent" in name]
     assert {"seed21/synthetic/ppo_b0.3", "seed24/synthetic/dpo_b0.3", "seed22/synthetic-independent/ppo"
@@ -235,6 +220,8 @@ def test_the_plan_of_the_study():
     assert sum(stage.seconds for stage in small) * 2 / 5 / 2 <= 10 * 60
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_sft_keeps_what_the_base_model_knows_of_words_it_does_not_meet(tmp_path):
     """Its embeddings and half of its layers are the base model's to the last bit; the reward model trains
     all."""
@@ -314,6 +301,7 @@ def test_a_claim_of_several_differences():
     assert claims.verdict([]) == "open"
     assert claims.verdict([agrees, agrees]) == "agrees" and claims.verdict([agrees, neither]) == "not shown"
     assert claims.verdict([agrees, neither, differs]) == "differs"
+    assert claims.verdict([agrees, ("more", "", None)]) == "not shown"      # nothing could be measured
 
 
 class ToyMeasures(measures.Measures):
@@ -337,6 +325,8 @@ def test_claims_turn_with_the_numbers(ppo, wins, loses):
     levels = {"sft": .5, "sft_matched": .5, "bon": .6, "ppo": ppo}
     beta = {key: {m: over_seeds(np.full((5, 20), .1)) for m in ("wins", "ead", "embedding", "gold_diversity")}
             for key in ("larger", "larger, k2")}
+    beta["no penalty"] = {m: over_seeds(np.full((5, 20), x))
+                          for m, x in (("reward", .3), ("gold_reward", ppo - .5))}
     rows = {row["claim"]: row for row in claims.claims(ToyMeasures(levels), beta)}
 
     def said(start):
@@ -348,6 +338,7 @@ def test_claims_turn_with_the_numbers(ppo, wins, loses):
     assert said("the generalisation gaps") == "agrees" and said("NLI diversity") == "differs"
     assert said("the reward model is nearly") == "differs"
     assert said("a larger KL coefficient lowers diversity") == "differs"
+    assert said("without a KL penalty PPO over-optimises") == loses
     assert {row["verdict"] for row in rows.values() if "instructions" in row["claim"]} == {"open"}
     without = {row["claim"]: row for row in claims.claims(ToyMeasures(levels))}
     assert without["a larger KL coefficient lowers performance"]["verdict"] == "open"
@@ -358,14 +349,6 @@ def test_agreement_counts_pairs_ranked_alike():
     gold, scores = [[1., 2., 3.], [1., 1., 1.], [1., 1., 2.]], [[1., 1., 0.], [1., 2., 3.], [0., 5., 9.]]
     found = measures.agreement(scores, gold)
     assert found[[0, 2]] == pytest.approx([(.5 + 0 + 0) / 3, 1]) and np.isnan(found[1])
-
-
-def test_a_row_is_found_or_missed_loudly():
-    rows = [{"a": 1, "b": 2}, {"a": 1, "b": 3}]
-    assert names.pick(rows, a=1, b=3) is rows[1]
-    for wanted in ({"a": 1}, {"a": 4}):
-        with pytest.raises(KeyError, match="rows with"):
-            names.pick(rows, **wanted)
 
 
 # ----------------------------------------------------------------------------------------------- the frontier

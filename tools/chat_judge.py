@@ -4,7 +4,6 @@
     python -m tools.chat_judge samples_*_test.jsonl --dry-run              # how many requests and tokens
     python -m tools.chat_judge samples_*_test.jsonl --judge-model gpt-4o   # outputs against the references
     python -m tools.chat_judge samples_ppo_test.jsonl --against samples_sft_test.jsonl      # head to head
-    python -m tools.chat_judge samples_ppo_ood_alpaca_eval.jsonl --export ppo.json          # for alpaca_eval
 
 Prints win rates and writes chat_judge.json.  The judge sees every pair in both orders, because models
 prefer one place (Zheng et al. 2023).  A pair whose two verdicts disagree is a tie.  A pair with a reply that
@@ -19,7 +18,6 @@ that are no verdict.
 import hashlib
 import json
 import os
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,10 +31,13 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import atomic_write, loads, output_path, write_json
-from common.flags import Count, Flags, Natural, NonNegative, Positive, arg, launch
+from common.flags import Count, Flags, Natural, Positive, arg, launch
 from common.samples import KEY, matched, read_all, read_samples, run_name, run_table
-from common.stats import FEW_PROMPTS, Interval, rate_interval
+from common.stats import Interval, rate_interval
 from tasks.paper import instruction_of
+
+
+PARAMETERS = '{"temperature": 0, "max_tokens": 4}'
 
 
 @dataclass
@@ -46,15 +47,13 @@ class Config(Flags):
     against: str = arg("", "sample file of the opponent, whose first outputs are taken; '': the references")
     inputs: Natural = arg(0, "prompts judged of each file, from its start; 0: all")
     outputs: Count = arg(1, "outputs judged for each prompt; the paper's 1")
-    reply_tokens: Count = arg(4, "tokens that a reply may have; a model that reasons first needs thousands")
+    parameters: str = arg(PARAMETERS, "JSON sent with every request; newer models take max_completion_tokens "
+                          "alone, and thousands of them if they reason first")
     cache: str = arg("chat_judge_cache.jsonl", "replies by request; never holds the key")
-    price_in: NonNegative = arg(0.0, "dollars a million tokens sent; 0: unknown")
-    price_out: NonNegative = arg(0.0, "dollars a million tokens received; 0: unknown")
     workers: Count = arg(4, "requests under way at a time")
     tries: Count = arg(6, "of a request, with growing pauses")
     timeout: Positive = arg(60.0, "seconds for one reply")
     dry_run: bool = arg(False, "print how much would be asked, and stop")
-    export: str = arg("", "write the files' outputs in AlpacaEval's format, and stop")
     out: str = arg(".", "folder of chat_judge.json")
     quiet: bool = arg(False, "no progress bar")
 
@@ -103,17 +102,20 @@ class Endpoint:
     """POST {base}/chat/completions, with retries and a cache on disk.  Raises UserError on a refusal, and
     when `tries` are used up."""
 
-    def __init__(self, base, key, model, cache, tries=6, timeout=60., reply_tokens=4, sleep=time.sleep):
+    def __init__(self, base, key, model, cache, tries=6, timeout=60., parameters=PARAMETERS,
+                 sleep=time.sleep):
         if not base.startswith(("http://", "https://")):
             raise UserError(f"OPENAI_BASE_URL {base}: a URL such as https://api.openai.com/v1 is needed")
         if not (key.isascii() and key.isprintable()):
             raise UserError("OPENAI_API_KEY has a character that no key has, such as a line end")
         self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key, model
         self.path = Path(cache)
-        self.tries, self.timeout, self.reply_tokens, self.sleep = tries, timeout, reply_tokens, sleep
+        self.tries, self.timeout, self.sleep = tries, timeout, sleep
         self.open = urllib.request.build_opener(_NoRedirect).open
-        # sent with model and messages; changes if the endpoint knows other names
-        self.parameters, self.lock = {"temperature": 0, "max_tokens": reply_tokens}, threading.Lock()
+        try:
+            self.parameters = dict(loads(parameters))
+        except (ValueError, TypeError):
+            raise UserError(f"--parameters {parameters}: a JSON object is needed") from None
         self.known = self._read_cache()
 
     def _read_cache(self):
@@ -132,8 +134,7 @@ class Endpoint:
         return known
 
     def request_hash(self, chat):
-        """Names what is asked, however this endpoint wants the parameters spelled."""
-        asked = {"model": self.model, "messages": chat, "temperature": 0, "max_tokens": self.reply_tokens}
+        asked = {"model": self.model, "messages": chat, **self.parameters}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def ask(self, chat):
@@ -176,8 +177,6 @@ class Endpoint:
                 seconds = error.headers.get("Retry-After", "")      # or a date
                 raise _Retry(f"status {error.code}", float(seconds) if seconds.isdecimal() else 0.) from None
             said = self.without_key(error.read(1000).decode("utf-8", "replace")).replace("\n", " ")[:300]
-            if error.code in (400, 422) and self._change_parameters(loads(request.data), said):
-                raise _Retry(said, 0.) from None
             raise UserError(f"{self.url}: status {error.code}, which another try would not mend: "
                             f"{said}") from None
         except (ValueError, KeyError, IndexError, TypeError):
@@ -189,19 +188,6 @@ class Endpoint:
         if not isinstance(content, str):
             raise _Retry("a reply without text", 0.)
         return content
-
-    def _change_parameters(self, sent, said):
-        """Whether the endpoint's complaint `said` names a parameter that can be sent otherwise.  Newer models
-        call max_tokens max_completion_tokens, and some take no temperature but their own."""
-        with self.lock:         # several requests may be refused at once: the first one changes it for all
-            if "max_tokens" in sent and "max_tokens" in said:
-                self.parameters.pop("max_tokens", None)
-                self.parameters["max_completion_tokens"] = self.reply_tokens
-                return True
-            if "temperature" in sent and "temperature" in said:
-                self.parameters.pop("temperature", None)
-                return True
-            return False
 
 
 # ------------------------------------------------------------------------------------------------ the judging
@@ -269,29 +255,17 @@ def print_rates(lines):
         "prompts": [x["prompts"] for x in lines],
         "replies that are no verdict": [f"{x['no_verdict']} of {x['replies']}" for x in lines]}))
     if any(2 * x["no_verdict"] > x["replies"] for x in lines):
-        print("most replies are no verdict: raise --reply-tokens (a model that reasons first needs "
-              "thousands), or ask another --judge-model. What is left is a selection")
-    if any(0 < x["prompts"] < FEW_PROMPTS for x in lines):
-        print(f"with fewer than {FEW_PROMPTS} prompts an interval says little")
-
-
-def export(runs, path):
-    """Writes AlpacaEval's model_outputs: the first output of each prompt."""
-    rows = [{"instruction": instruction_of(row["prompt"]), "output": row["outputs"][0].strip(),
-             "generator": row["policy"], "dataset": row["split"]} for rows in runs.values() for row in rows]
-    atomic_write(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
-    print(f"wrote {path}: {len(rows)} outputs; alpaca_eval --model_outputs {path}")
+        print("most replies are no verdict: raise max_tokens in --parameters (a model that reasons "
+              "first needs thousands), or ask another --judge-model. What is left is a selection")
 
 
 def main(cfg):
     runs = read_all(cfg.files)
-    if cfg.export:
-        return export(runs, cfg.export)
     key, base = os.environ.get("OPENAI_API_KEY", ""), os.environ.get("OPENAI_BASE_URL")
     if not (key or base or cfg.dry_run):
         raise UserError("OPENAI_API_KEY is not set; a local endpoint without a key needs OPENAI_BASE_URL")
     endpoint = Endpoint(base or "https://api.openai.com/v1", key, cfg.judge_model, cfg.cache, cfg.tries,
-                        cfg.timeout, cfg.reply_tokens)
+                        cfg.timeout, cfg.parameters)
     opponent, jobs = read_samples(cfg.against) if cfg.against else None, {}
     for key, rows in runs.items():
         rows = rows[:cfg.inputs or None]
@@ -299,10 +273,9 @@ def main(cfg):
         jobs[key] = [(i, rows[i]["prompt"], text, other)
                      for i, other in others.items() for text in rows[i]["outputs"][:cfg.outputs]]
     new, tokens = map(sum, zip(*(cost(endpoint, pairs) for pairs in jobs.values())))
-    dollars = (tokens * cfg.price_in + new * cfg.reply_tokens * cfg.price_out) / 1e6
     print(f"{sum(map(len, jobs.values()))} pairs in both orders: {new} requests to {endpoint.url} "
-          f"({cfg.judge_model}), about {tokens:,} tokens sent" + f", {dollars:.2f} dollars" * (dollars > 0)
-          + f"; {cfg.cache} holds the other replies", flush=True)
+          f"({cfg.judge_model}), about {tokens:,} tokens sent; "
+          f"{cfg.cache} holds the other replies", flush=True)
     if cfg.dry_run:
         return
     results = [judge_run(endpoint, key, pairs, cfg.workers, cfg.quiet) for key, pairs in jobs.items()]

@@ -29,6 +29,7 @@ from common.tokenizer import load_tokenizer
 from generate import generate
 from model import pack
 from published import pretrained
+from published.export import export
 from splits import decode, encode_prompts
 
 
@@ -102,27 +103,21 @@ def common_beginning(chosen, rejected):
     return begin[:place], chosen[place:].strip(), rejected[place:].strip()
 
 
-def pair_of(prompt, chosen, rejected):
-    """A prompt and two answers, as `prompt_and_answer` takes them -> {"prompt", "chosen", "rejected"}."""
-    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-        prompt, chosen, rejected = common_beginning(chosen, rejected)
-    else:
-        other, rejected = prompt_and_answer(prompt, rejected)
-        prompt, chosen = prompt_and_answer(prompt, chosen)
-        if other != prompt:
-            raise Dropped("dialogues that differ before their last answer")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
 def convert_row(row):
-    """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, with its
-    id if it has one.  Raises Dropped."""
+    """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, with
+    its id if it has one.  Raises Dropped."""
     kept = {"id": row["id"]} if isinstance(row.get("id"), str | int) else {}
     prompt = next((row[name] for name in PROMPTS if name in row), None)
     if prompt is None and isinstance(row.get("instruction"), str):
         prompt = instruction_prompt(row["instruction"], str(row.get("input") or ""))
     if "chosen" in row and "rejected" in row:
-        return kept | pair_of(prompt, row["chosen"], row["rejected"])
+        chosen, rejected = row["chosen"], row["rejected"]
+        if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+            prompt, chosen, rejected = common_beginning(chosen, rejected)
+        (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
+        if other != prompt:
+            raise Dropped("dialogues that differ before their last answer")
+        return kept | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     answer = next((row[name] for name in ANSWERS if name in row), None)
     if answer is None:
         raise Dropped(f"fields {', '.join(row) or 'none'}: no answer among them")
@@ -131,17 +126,14 @@ def convert_row(row):
 
 
 def read_rows(path):
-    """The rows of a .jsonl, .jsonl.gz or .json file, the last a list.  Raises UserError on other files."""
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
+    """The rows of a .jsonl or .jsonl.gz file, or of a .json file with one list.  Raises UserError."""
+    if path.suffix != ".json":
         return read_jsonl(path, {})
     try:
-        rows = loads(path.read_bytes()) if path.suffix == ".json" else None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: .jsonl, .jsonl.gz and a .json list of objects are read; "
-                        "datasets.load_dataset(...).to_json(FILE) writes one")
-    return rows
+        rows = loads(path.read_bytes())
+        return [{**row} for row in rows]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON list of objects ({error}); .jsonl files are read too") from None
 
 
 def convert_files(paths, out):
@@ -155,13 +147,11 @@ def convert_files(paths, out):
             rows.append(convert_row(row))
         except Dropped as reason:
             dropped[str(reason)] += 1
-    if len({"chosen" in row for row in rows}) > 1:
-        raise UserError(f"{', '.join(paths)}: rows of two kinds, pairs and single answers: convert them "
-                        "apart")
     for reason, n in dropped.items():
         print(f"{n} rows dropped: {reason}")
-    if not rows:
-        raise UserError(f"{', '.join(paths)}: no row could be converted ({'; '.join(dropped) or 'no rows'})")
+    if len({"chosen" in row for row in rows}) != 1:
+        raise UserError(f"{', '.join(paths)}: no row could be converted, or rows of two kinds (pairs and "
+                        "single answers), which need a file each")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(out, rows)
     print(f"wrote {out}: {len(rows)} rows of {', '.join(rows[0])}; the first:\n{json.dumps(rows[0])[:400]}")
@@ -171,8 +161,7 @@ def convert_files(paths, out):
 
 @torch.no_grad()
 def nats_per_token(model, ids):
-    """Mean of -log pi(token) over a text's tokens but the first, which nothing predicts.  ids: list of at
-    least two."""
+    """Mean of -log pi(token) over a text's tokens but the first, which nothing predicts.  ids: a list."""
     return -model.log_probs(pack([ids[:1]], [[ids[1:]]], model.device)).mean().item()
 
 
@@ -186,7 +175,7 @@ def main(cfg):
           f"heads ({c.n_kv_head} of keys and values), context {c.context}, vocabulary {c.vocab_size} "
           f"(tokenizer {tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
     if cfg.export:
-        print(f"wrote {cfg.export}: {', '.join(pretrained.export(model, saved['tokenizer'], cfg.export))}")
+        print(f"wrote {cfg.export}: {', '.join(export(model, saved['tokenizer'], cfg.export))}")
         if saved["tokenizer"]["kind"] != "bpe":
             print(f"a tokenizer of kind {saved['tokenizer']['kind']} has no Hugging Face form: not written")
         return

@@ -25,21 +25,19 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import atomic_write, read_jsonl
-from common.flags import Flags, Natural, arg, launch
-from common.samples import read_all, study_order, text_table
+from common.flags import Flags, arg, launch
+from common.samples import read_all, run_name, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
 MOST_PROMPTS = 50       # of a page
-NARROWEST = 24          # characters of a column; where columns do not fit, policies stand below each other
+NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
 
 @dataclass
 class Config(Flags):
     files: list = arg(None, "sample files, or one log metrics_*.jsonl")
     prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
-    split: str = arg("", "prompts of this split only")
-    outputs: Natural = arg(0, "outputs of each policy, from the file's start; 0: all")
     html: str = arg("", "write a page to this file instead of the screen")
 
 
@@ -97,10 +95,10 @@ def merge(texts, finished, scores):
     return sorted(merged.values(), key=lambda o: -o.count)
 
 
-def make_column(row, task, most_outputs):
+def make_column(row, task):
     """(a summary such as "16 outputs, 9 different, mean gold reward 3.42", list of Output) of a line."""
     scores, name = scores_of(row, task)
-    outputs = merge(*(x[:most_outputs] for x in (row["outputs"], row["finished"], scores)))
+    outputs = merge(row["outputs"], row["finished"], scores)
     n = sum(o.count for o in outputs)
     summary = f"{n} output{'s' * (n > 1)}" + (f", {len(outputs)} different" if n > 1 else "")
     if name:
@@ -108,7 +106,7 @@ def make_column(row, task, most_outputs):
     return summary, outputs
 
 
-def collect(runs, most_outputs=0):
+def collect(runs):
     """runs: as from `read_all`.  Returns a list of Prompt, one for each different prompt."""
     by_prompt = {}
     for key, rows in runs.items():
@@ -124,25 +122,22 @@ def collect(runs, most_outputs=0):
         if row["reference"].strip():
             gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
             reference = Output(row["reference"], True, gold)
-        columns = [make_column(row, task, most_outputs or None) for row in rows]
+        columns = [make_column(row, task) for row in rows]
         prompts.append(Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task") or "",
                               task, reference, dict(zip(column_names(keys), columns))))
     return prompts
 
 
 def column_names(keys):
-    """Names of columns from keys (policy, temperature, seed, split): the policy, and where it alone does not
-    say which column it is, what differs of the others."""
+    """Names of columns from keys (policy, temperature, seed, split): the policy, or all of the key where two
+    columns have one policy."""
     names = [key[0] for key in keys]
-    for i, what in ((1, "temperature "), (2, "seed "), (3, "")):
-        if len(set(names)) < len(names) and len({key[i] for key in keys}) > 1:
-            names = [f"{name}, {what}{key[i]}" for name, key in zip(names, keys)]
-    return names
+    return names if len(set(names)) == len(names) else [run_name(key) for key in keys]
 
 
 def select(prompts, wanted):
-    """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there, and on an id that
-    names several prompts."""
+    """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there; an id may
+    name prompts of several splits."""
     if wanted == "all":
         if len(prompts) > MOST_PROMPTS:
             print(f"the first {MOST_PROMPTS} of {len(prompts)} prompts", flush=True)
@@ -153,9 +148,6 @@ def select(prompts, wanted):
         if not same:
             raise UserError(f"--prompt {name}: no such prompt; give an id, or a number from 1 to "
                             f"{len(prompts)}")
-        if len(same) > 1:
-            raise UserError(f"--prompt {name}: {len(same)} prompts have this id; give a number: "
-                            + ", ".join(f"{p.number} ({p.split})" for p in same))
         chosen += same
     return chosen
 
@@ -182,21 +174,16 @@ def output_lines(output, width):
 
 
 def show_prompt(prompt, width):
-    """A Prompt as text, `width` characters wide: columns side by side, or below each other where they are too
-    narrow."""
+    """A Prompt as text, `width` characters wide, its columns side by side."""
     title = f"prompt {prompt.number}: {prompt.id} ({prompt.split})"
     lines = [*wrap(title, width), "", *wrap(prompt.text, width), ""]
     if prompt.reference:
         lines += ["reference:", *output_lines(prompt.reference, width), ""]
     gap = 3
-    each = (width + gap) // len(prompt.columns) - gap
-    fits = each >= NARROWEST
-    each = each if fits else width
+    each = max(NARROWEST, (width + gap) // len(prompt.columns) - gap)
     columns = [[*wrap(name, each), *wrap(summary, each), "-" * each,
                 *(line for output in outputs for line in output_lines(output, each))]
                for name, (summary, outputs) in prompt.columns.items()]
-    if not fits:
-        return "\n".join([*lines, *(line for column in columns for line in (*column, ""))])
     height = max(map(len, columns))
     columns = [[line.ljust(each) for line in column + [""] * (height - len(column))] for column in columns]
     return "\n".join([*lines, *((" " * gap).join(row).rstrip() for row in zip(*columns)), ""])
@@ -217,20 +204,15 @@ def show_files(prompts, width):
 # ------------------------------------------------------------------------------------------------ as a page
 
 STYLE = """
-:root { color-scheme: light dark; --right: #0a6b4f; --wrong: #a02d0b; }
-@media (prefers-color-scheme: dark) { :root { --right: #7fe0b8; --wrong: #ffa687; } }
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 system-ui, sans-serif; }
-section { border-top: 2px solid; margin-top: 1.6rem; }
+body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
-small, .score { opacity: .7; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
   grid-template-columns: 2.3rem 1fr auto; }
 ul { padding: 0; }
-mark { background: none; }
-.right { color: var(--right); text-decoration: underline; }
-.distractor { color: var(--wrong); text-decoration: line-through; }
-.invented { color: var(--wrong); text-decoration: line-through double; font-style: italic; }
+mark { background: none; color: #0a8a63; }
+.distractor { color: #c8501f; text-decoration: line-through; }
+.invented { color: #c8501f; text-decoration: line-through double; font-style: italic; }
 """
 LEGEND = ('<p>Facts: <mark class="right">right</mark>, the key story states it; '
           '<mark class="distractor">of a distractor</mark>, another story of the post states it; '
@@ -276,7 +258,7 @@ def html_section(prompt):
 
 
 def page(prompts):
-    """Prompts as one HTML page, without scripts, readable in dark mode and without colour."""
+    """Prompts as one HTML page, without scripts; wrong facts are struck out too."""
     legend = LEGEND if any(prompt.task for prompt in prompts) else ""
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
@@ -305,12 +287,7 @@ def main(cfg):
         draw_curves(rows, png, Path(logs[0]).name)
         return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
     runs = read_all(cfg.files)
-    if cfg.split:
-        known = dict.fromkeys(key[3] for key in runs)
-        if cfg.split not in known:
-            raise UserError(f"--split {cfg.split}: the files hold {', '.join(known)}")
-        runs = {key: rows for key, rows in runs.items() if key[3] == cfg.split}
-    prompts = collect(runs, cfg.outputs)
+    prompts = collect(runs)
     if not cfg.prompt and not cfg.html:
         print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows what each policy wrote")
         return

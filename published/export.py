@@ -1,0 +1,99 @@
+"""Writes a language model as a Hugging Face directory: the inverse of published/pretrained.py.
+
+    python -m tools.convert --model ckpt_sft.pt --export DIR    # a directory that transformers loads
+"""
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from common.errors import UserError
+from published.pretrained import FAMILIES, MATRIX, regroup, their_names
+from published.tokenizer import Published
+
+
+def export(model, spec, folder):
+    """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
+    tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
+    names written.  Raises UserError as `hf_config` does."""
+    folder, config, kept = Path(folder), model.config, spec.get("kept", {})
+    kind, hf = hf_config(config)
+    family, theirs = FAMILIES[kind], {}
+    for name, x in model.state_dict().items():
+        if name == "head.weight" and config.tied:
+            continue
+        names = [family.head + ".weight"] if name == "head.weight" else [
+            family.prefix + their_name for their_name in their_names(family, name)]
+        for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
+            theirs[their_name] = part.float().cpu().contiguous()
+    files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
+    if spec["kind"] == "bpe":
+        tokenizer, named = Published(spec), kept.get("config.json", {})
+        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
+        ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
+        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
+                 "generation_config.json": kept.get("generation_config.json"),
+                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
+                 "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
+                     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
+                     "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
+    files = {name: content for name, content in files.items() if content}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        (folder / name).write_text(text, encoding="utf-8")
+    return ["model.safetensors", *files]
+
+
+def to_theirs(family, config, name, x):
+    """The inverse of `to_ours`: our parameter x -> their tensors, a list."""
+    parts = [x]
+    if len(their_names(family, name)) > 1:
+        q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
+        parts = x.split([q, kv, kv] if ".attn.qkv." in name else [config.d_ff, config.d_ff])
+    if family.transposed and MATRIX.search(name):
+        parts = [p.T for p in parts]
+    if family.interleaved and ".attn.qkv." in name:
+        parts = [regroup(p, 3, config.n_head) for p in parts]
+    if name.startswith("embed_position"):
+        parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
+    return parts
+
+
+def hf_config(config):
+    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
+    on a shape that no published architecture has."""
+    c, kind = config, _family_of(config)
+    if not kind:
+        raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
+                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
+                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
+    family = FAMILIES[kind]
+    activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
+    hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
+          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
+          family.activation: activation}
+    hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
+    if kind == "opt":
+        hf["word_embed_proj_dim"] = c.d_model
+    if c.position == "rope":
+        rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
+        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
+               "attention_bias": c.bias, "mlp_bias": c.bias}
+    if kind == "gpt_neox":
+        rope["partial_rotary_factor"] = c.rope_part
+        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
+    return kind, hf
+
+
+def _family_of(c):
+    """The family that can hold a configuration, or None."""
+    for kind, family in FAMILIES.items():
+        holds = [c.activation in family.activations.values(),
+                 *(getattr(c, name) == value for name, value in family.fixed.items()),
+                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
+                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
+        if all(holds):
+            return kind
