@@ -40,8 +40,8 @@ class Config(Common):
                                       "or sbert:NAME; '' or a missing default: no embeddings")
     nli: str = arg("", "a published classifier of entailment for NLI diversity (the paper's: "
                        "roberta-large-mnli); '': none")
-    cut: Natural = arg(0, "measure the first CUT words of each output, so that outputs of at least so many "
-                          "are equally long; 0: all.  No gold measures then: half a text states other facts")
+    cut: Natural = arg(0, "measure the first CUT words of each output, so that long ones are equally long; "
+                          "0: all.  No gold measures then: half a text states other facts")
     convention: Literal["sound", "paper"] = arg("sound", "paper: the authors' tokens and counts, V = 50,257")
     max_n: Count = arg(5, "distinct-n and EAD are means over n = 1..max_n")
     vocabulary: Kinds = arg(0, "V of EAD; 0: number of different words in all references read (in all "
@@ -162,8 +162,7 @@ def closest_length(length, lengths):
 
 
 def conventions(convention, vocabulary):
-    """(function of a text giving its tokens, value of an order without n-grams or None, function of n giving
-    the vocabulary of n-grams)."""
+    """(tokeniser, value of an order without n-grams or None, function of n giving V of n-grams)."""
     if convention == "paper":
         return paper_words, 0., lambda n: vocabulary
     return words, None, lambda n: vocabulary ** n
@@ -302,8 +301,7 @@ def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="soun
     """All measures of one sample file: {"per_input": {measure: (n,)}, "across": {measure: (K,)}}.
 
     embeddings: (n, K, D) array or None; gold: module of a synthetic task or None; nli: as from `load_nli`, or
-    None, for the outputs of one input only (across inputs all is neutral); lexical: max_n and vocabulary of
-    `lexical_measures`."""
+    None, per input only (across inputs all is neutral); lexical: max_n and vocabulary."""
     texts, tokenise = [row["outputs"] for row in rows], conventions(convention, 0)[0]
     tokens = [tokens_of(outputs, tokenise) for outputs in texts]
     columns = None if embeddings is None else embeddings.swapaxes(0, 1)     # (K, n, D)

@@ -100,8 +100,7 @@ def rouge_tokens(text):
 
 
 def rouge(text, reference):
-    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"}; zeros
-    if either text is empty."""
+    """ROUGE-1, -2 and -L as F-measures in [0, 1] (Lin 2004); zeros if either text is empty."""
     a, b = rouge_tokens(text), rouge_tokens(reference)
     out = {}
     for n in (1, 2):
@@ -220,8 +219,7 @@ def best_of_k(runs, scores):
 
 def head_to_head(runs, scores):
     """Win rate of each policy against every one before it, on the prompts that both have, within a split and
-    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks.  Without
-    a common prompt there is no rate: None."""
+    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks."""
     lines = []
     for b, a in combinations(runs, 2):
         if a[2:] == b[2:]:
@@ -258,30 +256,28 @@ def print_rouge(lines):
     print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
 
 
-def print_win_rates(lines):
-    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
+def print_tables(rates, passes, meetings):
+    """The three tables of a judge, of lines as generalisation.json has them."""
+    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    print(run_table(marked, {"win rate": rate_cells(lines),
-                             "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
-                             "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
-                             "score": [f"{x['score']:.2f}" for x in lines],
-                             "unfinished": [f"{x['unfinished']:.1%}" for x in lines]}))
-    if any(x["judge_is_trained_against"] for x in lines):
+    print(run_table(marked, {"win rate": rate_cells(rates),
+                             "at equal length": [interval_cell(x["length_controlled"]) for x in rates],
+                             "gap ID - OOD": [interval_cell(x["gap"]) for x in rates],
+                             "score": [f"{x['score']:.2f}" for x in rates],
+                             "unfinished": [f"{x['unfinished']:.1%}" for x in rates]}))
+    if any(x["judge_is_trained_against"] for x in rates):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
-
-
-def print_pass_at_k(lines):
-    print("\npass@k: how often the best of k outputs is at least as good as the reference")
-    ks = dict.fromkeys(k for x in lines for k in x["pass_at_k"])
-    print(run_table(lines, {f"k = {k}": [f"{x['pass_at_k'][k].mean:.3f}" if k in x["pass_at_k"] else "-"
-                                         for x in lines] for k in ks}))
-
-
-def print_head_to_head(lines):
-    print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-    print(run_table(lines, {"against": [short_name(x["against"]) for x in lines],
-                            "its T": [x["against_temperature"] for x in lines],
-                            "prompts": [x["prompts"] for x in lines], "win rate": rate_cells(lines)}))
+    if passes:
+        print("\npass@k: how often the best of k outputs is at least as good as the reference")
+        ks = max((list(x["pass_at_k"]) for x in passes), key=len)
+        print(run_table(passes, {f"k = {k}": [interval_cell(x["pass_at_k"].get(k)) for x in passes]
+                                 for k in ks}))
+    if meetings:
+        print("\nhead to head: win rate of the policy against another, on the prompts that both have")
+        print(run_table(meetings, {"against": [short_name(x["against"]) for x in meetings],
+                                   "its T": [x["against_temperature"] for x in meetings],
+                                   "prompts": [x["prompts"] for x in meetings],
+                                   "win rate": rate_cells(meetings)}))
 
 
 def main(cfg):
@@ -298,11 +294,7 @@ def main(cfg):
         scores = {key: judge(rows) for key, rows in runs.items()}
         results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
                    "pass_at_k": best_of_k(runs, scores), "head_to_head": head_to_head(runs, scores)}
-        print_win_rates(results["win_rate"])
-        if results["pass_at_k"]:
-            print_pass_at_k(results["pass_at_k"])
-        if results["head_to_head"]:
-            print_head_to_head(results["head_to_head"])
+        print_tables(results["win_rate"], results["pass_at_k"], results["head_to_head"])
     if min(map(len, runs.values())) < FEW_PROMPTS:
         print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
     write_json(path, results)

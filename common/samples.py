@@ -60,11 +60,11 @@ def read_runs(path):
 
     A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  A file may
     hold several policies.  Raises UserError, which names file and line, on one that is no sample."""
-    listed = Path(path).suffix == ".json"
-    rows = enumerate(read_alpaca_eval(path), 1) if listed else read_numbered(path, NEEDED)
+    alpaca_eval = Path(path).suffix == ".json"
+    rows = enumerate(read_alpaca_eval(path), 1) if alpaca_eval else read_numbered(path, NEEDED)
     runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
     for number, row in rows:
-        where = f"{path}, {'item' if listed else 'line'} {number}"
+        where = f"{path}, line {number}"
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
@@ -95,8 +95,7 @@ def _check_line(row, where):
 
 
 def read_alpaca_eval(path):
-    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id.  This is how
-    outputs of published models are measured.  Raises UserError on a file of another format."""
+    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id."""
     try:
         return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
                  "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"}

@@ -145,7 +145,8 @@ def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
     assert first == {"id": first["id"], "prompt": instruction_prompt("Add."), "reference": "",
                      "outputs": ["3"], "policy": "gpt4", "split": "alpaca_eval", "finished": [True]}
     assert "### Input:\n1 2\n\n### Response:" in second["prompt"] and "Input" not in first["prompt"]
-    for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]', "[", '{"a": 1}\n{"a": 2}'):
+    for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]', "[",
+                '{"a": 1}\n{"a": 2}'):
         path.write_text(bad)
         with pytest.raises(UserError, match="AlpacaEval's list"):
             read_samples(path)
