@@ -126,7 +126,7 @@ def by_noise_and_policy(results, found, header, keys):
 
 
 def sets_part(results):
-    yield "## Win rate by test set"
+    yield "## 1. Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
            "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 "
@@ -138,7 +138,7 @@ def sets_part(results):
 
 def diversity_part(results):
     found = by(results["diversity"], "task", "policy", "measure")
-    yield "## Diversity per input and across inputs"
+    yield "## 2. Diversity per input and across inputs"
     yield (f"Of 16 outputs to one prompt, then of one output to each prompt; in distribution, temperature "
            f"{DIVERSITY:g}.  More is more varied, but of self-BLEU less is; `gold` compares the facts that "
            "outputs state; NLI is by a classifier that knows them.")
@@ -149,7 +149,7 @@ def diversity_part(results):
 
 
 def claims_part(results):
-    yield "## The paper's claims and ours"
+    yield "## 3. The paper's claims and ours"
     yield (f"`agrees`: every interval lies on the side that the claim says (where it says `same`, within "
            f"±{SMALL:g}). `differs`: one lies on the other side.  `not shown`: neither; `open`: not tested "
            "here.  The paper's claims are from second-hand readings, not from its PDF.")
@@ -172,7 +172,7 @@ def frontier_part(results):
                "kept_vs_bon": "diversity - best-of-N's at equal gold reward",
                "gained_vs_bon": "gold reward - best-of-N's at equal KL",
                "kept_vs_ppo": "diversity - PPO's at equal gold reward"}
-    yield "## The frontier: quality against diversity"
+    yield "## 4. The frontier: quality against diversity"
     yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last four columns compare "
            "with a point between those of another curve; \\* where that does not reach so far and its end "
            "was taken.  KL is in nats from SFT, of best-of-N its bound.")
@@ -187,7 +187,7 @@ def methods_part(results):
     rows = by(results["sets"], "policy", "split")
     titles = {"wins": "win rate", "wins_minus_ppo": "win rate - PPO's",
               "ungrammatical": "ungrammatical clauses"}
-    yield "## The methods out of distribution"
+    yield "## 5. The methods out of distribution"
     yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of "
            "ungrammatical clauses in an output, of which fewer is better.")
     yield table(["", "policy", *map(short, SETS)], [
@@ -201,7 +201,7 @@ def kinds_part(results):
              "narrowing": "narrower choice of good ones"}
     passed = by(results["pass_at_k"], "policy", "k")
     ks = list(dict.fromkeys(k for _, k in passed))
-    yield "## What kind of diversity is lost"
+    yield "## 6. What kind of diversity is lost"
     yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
            "SFT's bad outputs add to its diversity, and the choice among good outputs becomes narrower.  "
            "pass@k: how often one of k outputs is good.")
@@ -218,7 +218,7 @@ def kinds_part(results):
 def reward_part(results):
     keys = {"accuracy": "labels", "accuracy_gold": "gold reward",
             "longer_wins": "`the longer wins` by labels", "labels_gold": "labels by gold reward"}
-    yield "## The reward model"
+    yield "## 7. The reward model"
     yield "How often it ranks two outputs to one prompt as the gold reward does."
     yield by_noise_and_policy(results, by(results["ranked_rightly"], "task", "policy", "split"),
                               map(short, SETS), SETS)
@@ -230,7 +230,7 @@ def reward_part(results):
 def shift_part(results):
     def shifted(e):
         return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], floor {e['floor']:.3f}"
-    yield "## The shift and the measures of diversity"
+    yield "## 8. The shift and the measures of diversity"
     yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a "
            "classifier's area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's "
            "win rate minus SFT's.")
