@@ -10,8 +10,7 @@ length stands in the same table.
 Deviations from the paper, in the default convention `sound`: punctuation is a token and no words are glued;
 n-gram orders longer than every output are left out instead of counting as 0, and so are, in self-BLEU, those
 longer than the output; EAD's vocabulary for n-grams is V^n, because EAD exceeds 1 for large pools with V at
-every n.  Embeddings are the mean-pooled last layer of the project's own SFT model.  The paper's Sentence-BERT
-and NLI measures need `pip install sentence-transformers`, which brings transformers.
+every n.  Embeddings are the mean-pooled last layer of the project's own SFT model.
 """
 import math
 import re
@@ -27,7 +26,7 @@ from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Count, Domain, Natural, arg, launch, setup
-from common.samples import KEY, interval_cell, known_task, read_all, run_table, short_name
+from common.samples import KEY, interval_cell, known_task, read_all, run_name, run_table
 from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
@@ -41,10 +40,10 @@ class Config(Common):
                                       "or sbert:NAME; '' or a missing default: no embeddings")
     nli: str = arg("", "a published classifier of entailment for NLI diversity (the paper's: "
                        "roberta-large-mnli); '': none")
-    cut: Natural = arg(0, "measure the first CUT words of each output, so that outputs of at least so many "
-                          "are equally long; 0: all.  No gold measures then: half a text states other facts")
+    cut: Natural = arg(0, "measure the first CUT words of each output, so that long ones are equally long; "
+                          "0: all.  No gold measures then: half a text states other facts")
     convention: Literal["sound", "paper"] = arg("sound", "paper: the authors' tokens and counts, V = 50,257")
-    max_n: Count = arg(5, "distinct-n, EAD and entropy are means over n = 1..max_n")
+    max_n: Count = arg(5, "distinct-n and EAD are means over n = 1..max_n")
     vocabulary: Kinds = arg(0, "V of EAD; 0: number of different words in all references read (in all "
                                "outputs, where there are no references); 50,257 with --convention paper")
 
@@ -52,9 +51,8 @@ class Config(Common):
 # ----------------------------------------------------------------------------------------------------- tokens
 
 def words(text):
-    """Runs of letters and digits, and each punctuation mark: the sound tokens.  For scripts that put spaces
-    between words and have no combining marks, such as Latin, Greek and Cyrillic.  Equal words are one string
-    in memory (intern), which keeps counting fast in large pools."""
+    """Runs of letters and digits, and each punctuation mark: the sound tokens, for scripts that put spaces
+    between words.  Equal words are one string in memory (intern), which keeps counting fast."""
     return list(map(sys.intern, re.findall(r"\w+|[^\w\s]", text)))
 
 
@@ -65,8 +63,8 @@ def paper_words(text):
 
 
 def reference_vocabulary(runs):
-    """Number of different words in the references: a V for EAD that does not depend on the policies compared.
-    Where there are no references, number of different words in the outputs; at least 2."""
+    """Number of different words in the references: a V for EAD that does not depend on the policies compared;
+    in the outputs, where there are no references; at least 2."""
     known = {w for rows in runs for row in rows for w in words(row["reference"])}
     if len(known) < 2:
         known = {w for rows in runs for row in rows for text in row["outputs"] for w in words(text)}
@@ -86,8 +84,7 @@ def ngrams(tokens, n):
 
 
 def ngram_counts(outputs, n, tokenise=words):
-    """How often each n-gram occurs in all outputs together: a Counter.  A Counter is returned as it is, so
-    that several measures of one set can share it."""
+    """How often each n-gram occurs in all outputs together: a Counter.  A Counter is returned as it is."""
     if isinstance(outputs, Counter):
         return outputs
     return Counter(chain.from_iterable(ngrams(tokens, n) for tokens in tokens_of(outputs, tokenise)))
@@ -102,25 +99,12 @@ def distinct_n(outputs, n, tokenise=words):
 def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
     over how many of V kinds C uniform draws would give, so that length alone does not lower it.  C: all
-    n-grams.  nan if no output has n tokens.
-
-    vocabulary: V, kinds of n-grams; for n > 1 the sound choice is (kinds of tokens)^n.  Raises ValueError for
-    vocabulary < 2."""
-    if vocabulary < 2:
-        raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
+    n-grams.  nan if no output has n tokens.  vocabulary: V >= 2, kinds of n-grams; for n > 1 the sound choice
+    is (kinds of tokens)^n."""
     counts = ngram_counts(outputs, n, tokenise)
     # expm1 and log1p: exact for V^5 too, where 1 - 1/V rounds to 1
     expected = -vocabulary * math.expm1(counts.total() * math.log1p(-1 / vocabulary))
     return len(counts) / expected if counts else math.nan
-
-
-def ngram_entropy(outputs, n, tokenise=words):
-    """Shannon entropy of the outputs' n-gram distribution, bits; nan if there are none."""
-    counts = ngram_counts(outputs, n, tokenise)
-    if not counts:
-        return math.nan
-    p = np.array(list(counts.values())) / counts.total()
-    return float(-(p * np.log2(p)).sum()) + 0.      # no -0
 
 
 def averaged(values, missing=None):
@@ -137,11 +121,8 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
     An output of fewer than max_n tokens has no n-grams of the largest orders.  They are left out of its mean,
     so that copies of it are 1 too.  Outputs without any token are nan, because 0 would say that they are
     diverse.  short_as_nltk=True counts each of the missing orders as 0.1 matches of 1, and outputs without
-    tokens as 0, as NLTK's sentence_bleu does, up to rounding; copies of two tokens are then 0.316.  Raises
-    ValueError on fewer than two outputs."""
+    tokens as 0, as NLTK's sentence_bleu does; copies of two tokens are then 0.316."""
     outputs = tokens_of(outputs, tokenise)
-    if len(outputs) < 2:
-        raise ValueError("self_bleu: at least two outputs are needed")
     if not any(outputs) and not short_as_nltk:
         return math.nan
     lengths = Counter(map(len, outputs))
@@ -158,10 +139,8 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
 
 def clipped_matches(outputs, n):
     """Yields for each output how many of its n-grams another output has too, each counted at most as often as
-    the other output has it.
-
-    The two largest counts of an n-gram in one output answer for all outputs: that which has the largest is
-    held against the second largest, so no pair of outputs is compared."""
+    the other output has it.  The two largest counts of an n-gram in one output answer for all outputs: that
+    which has the largest is held against the second largest, so no pair of outputs is compared."""
     largest, second = {}, {}
     for tokens in outputs:
         for gram, count in Counter(ngrams(tokens, n)).items():
@@ -183,16 +162,15 @@ def closest_length(length, lengths):
 
 
 def conventions(convention, vocabulary):
-    """(function of a text giving its tokens, value of an order without n-grams or None, function of n giving
-    the vocabulary of n-grams)."""
+    """(tokeniser, value of an order without n-grams or None, function of n giving V of n-grams)."""
     if convention == "paper":
         return paper_words, 0., lambda n: vocabulary
     return words, None, lambda n: vocabulary ** n
 
 
 def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
-    """{measure: (G,)} of G groups of K outputs.  distinct-n, EAD and entropy are means over n = 1..max_n;
-    self-BLEU is there from K = 2 on; length is in tokens."""
+    """{measure: (G,)} of G groups of K outputs.  distinct-n and EAD are means over n = 1..max_n; self-BLEU is
+    there from K = 2 on; length is in tokens."""
     tokenise, missing, kinds = conventions(convention, vocabulary)
     found = []
     for group in groups:
@@ -202,8 +180,7 @@ def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
                       "ead": averaged([ead(c, n, kinds(n)) for n, c in counts.items()], missing)})
         if len(tokens) > 1:
             found[-1]["self_bleu"] = self_bleu(tokens, short_as_nltk=convention == "paper")
-        found[-1] |= {"entropy": averaged([ngram_entropy(c, n) for n, c in counts.items()], missing),
-                      "length": sum(map(len, tokens)) / len(tokens)}
+        found[-1]["length"] = sum(map(len, tokens)) / len(tokens)
     return {measure: np.array([x[measure] for x in found]) for measure in found[0]}
 
 
@@ -215,21 +192,17 @@ def unit_vectors(embeddings):
 
 
 def embedding_diversity(embeddings):
-    """One minus the mean pairwise cosine of n embeddings (n, D).  Over pairs the cosines sum to (|sum u|^2 -
-    sum |u|^2) / 2, u the unit vectors: linear in n.  Raises ValueError on fewer than two."""
+    """One minus the mean pairwise cosine of n >= 2 embeddings (n, D).  Over pairs the cosines sum to
+    (|sum u|^2 - sum |u|^2) / 2, u the unit vectors: linear in n."""
     u = unit_vectors(embeddings)
     n, total = len(u), u.sum(axis=0)
-    if n < 2:
-        raise ValueError("embedding_diversity: at least two embeddings are needed")
     return float(1 - (total @ total - (u * u).sum()) / (n * (n - 1)))
 
 
 def vendi_score(embeddings):
     """Effective number of different outputs: exp of the Shannon entropy of the eigenvalues of K / n, K the
-    cosines (Friedman and Dieng 2023).
-
-    embeddings: (n, D).  Between 1, all alike, and n, all orthogonal.  The smaller of K (n, n) and its dual
-    (D, D) is decomposed, because they have the same eigenvalues above 0."""
+    cosines of embeddings (n, D) (Friedman and Dieng 2023).  Between 1, all alike, and n, all orthogonal.  The
+    smaller of K (n, n) and its dual (D, D) is decomposed: they have the same eigenvalues above 0."""
     u = unit_vectors(embeddings)
     gram = u @ u.T if len(u) <= u.shape[1] else u.T @ u
     p = np.linalg.eigvalsh(gram / len(u))
@@ -240,9 +213,7 @@ def vendi_score(embeddings):
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
     -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: function of [(premise,
-    hypothesis)] giving (n,), as from `load_nli`.  Raises ValueError on fewer than two outputs."""
-    if len(outputs) < 2:
-        raise ValueError("nli_diversity: at least two outputs are needed")
+    hypothesis)] giving (n,), as from `load_nli`."""
     return float(np.mean(points(list(permutations(outputs, 2)))))
 
 
@@ -265,15 +236,9 @@ def content_measures(groups, embeddings=None, gold=None):
 # A policy may lose diversity because fewer of its outputs are bad, or because the good ones narrow.  Both
 # need to know which outputs are good: a bool each, such as "its reward is at least the reference's".
 
-def distinct_k(classes):
-    """Number of different outputs among k, by their classes of equal content, such as fact sets
-    (NoveltyBench, Zhang et al. 2025)."""
-    return len(set(classes))
-
-
 def utility_k(classes, utilities, patience=0.8):
     """Utility of k outputs, in order, to a user who looks at the next one with chance `patience` and gains
-    from new content only (NoveltyBench, Zhang et al. 2025):
+    from new content only (NoveltyBench, Zhang et al. 2025).  classes: the content of each, such as fact sets.
 
     (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i, in the unit of the utilities."""
     seen, total = set(), 0.
@@ -291,12 +256,12 @@ def among_good(outputs, good, measure):
 
 def split_of_loss(all_before, all_after, good_before, good_after):
     """How much of a loss of diversity goes with outputs that are not good ("errors"), and how much is a
-    narrower choice among the good ones.
+    narrower choice among the good ones.  Arrays (n,) of the same n inputs: the diversity of all outputs and
+    of the good ones, before and after.
 
-    Arrays of one shape, such as (n,) of the same n inputs: the diversity of all outputs and of the good ones,
-    before and after.  With e = all - good, what the errors add to diversity, all_before - all_after =
-    (e_before - e_after) + (good_before - good_after) on every input.  Returns {"loss", "errors_removed",
-    "narrowing"}, arrays; nan on an input where one of the two has fewer than two good outputs."""
+    With e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +
+    (good_before - good_after) on every input.  Returns {"loss", "errors_removed", "narrowing"}, arrays; nan
+    on an input where one of the two has fewer than two good outputs."""
     before, after, good_before, good_after = (np.asarray(x, dtype=float) for x in (
         all_before, all_after, good_before, good_after))
     narrowing = good_before - good_after
@@ -307,8 +272,8 @@ def split_of_loss(all_before, all_after, good_before, good_after):
 def good_measures(rows, gold):
     """Of one run on a synthetic task: {measure: (n,)} of the outputs whose gold reward is at least the
     reference's.  good: their fraction; good_gold_diversity; good_distinct: different contents among them;
-    utility: `utility_k` with the gold reward of a good output, which is negative where the reference's is
-    too, and 0 of another.  gold: the task's module.  Raises ValueError on a prompt of another task."""
+    utility: `utility_k` with the gold reward of a good output and 0 of another.  gold: the task's module.
+    Raises ValueError on a prompt of another task."""
     found = {name: [] for name in ("good", "good_gold_diversity", "good_distinct", "utility")}
     for row in rows:
         least = gold.gold_reward(row["prompt"], row["reference"])
@@ -318,7 +283,7 @@ def good_measures(rows, gold):
         found["good"].append(np.mean(good))
         found["good_gold_diversity"].append(
             among_good(row["outputs"], good, lambda texts: gold.gold_diversity(texts)[0]))
-        found["good_distinct"].append(distinct_k([c for c, is_good in zip(contents, good) if is_good]))
+        found["good_distinct"].append(len({c for c, is_good in zip(contents, good) if is_good}))
         found["utility"].append(utility_k(contents, [r * g for r, g in zip(rewards, good)]))
     return {name: np.array(values, dtype=float) for name, values in found.items()}
 
@@ -327,22 +292,16 @@ def good_measures(rows, gold):
 
 def per_input(groups, measure):
     """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
-    the paper's per-input diversity."""
+    the paper's per-input diversity.  Across inputs a group is one output of each input: (K,) values, of which
+    the paper takes the first; the mean of all uses the data once more."""
     return np.array([measure(group) for group in groups])
-
-
-def across_input(groups, measure):
-    """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes
-    the first; the mean of all uses the data once more.  groups: n lists (or arrays) of K outputs."""
-    return per_input(list(zip(*groups)), measure)
 
 
 def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="sound", **lexical):
     """All measures of one sample file: {"per_input": {measure: (n,)}, "across": {measure: (K,)}}.
 
     embeddings: (n, K, D) array or None; gold: module of a synthetic task or None; nli: as from `load_nli`, or
-    None, for the outputs of one input only (across inputs all is neutral); lexical: max_n and vocabulary of
-    `lexical_measures`.  A measure that needs two outputs is left out where there are fewer."""
+    None, per input only (across inputs all is neutral); lexical: max_n and vocabulary."""
     texts, tokenise = [row["outputs"] for row in rows], conventions(convention, 0)[0]
     tokens = [tokens_of(outputs, tokenise) for outputs in texts]
     columns = None if embeddings is None else embeddings.swapaxes(0, 1)     # (K, n, D)
@@ -355,42 +314,25 @@ def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="soun
     return found
 
 
-def half_spread(rows, embeddings, measured, draws=20, seed=0):
-    """{measure: standard deviation of its across-input value} for files with one output an input: over random
-    halves of the inputs, whose spread estimates that of all inputs.  measured: function of (rows,
-    embeddings)."""
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(draws):
-        half = rng.permutation(len(rows))[:max(2, len(rows) // 2)]
-        of_half = measured([rows[i] for i in half], None if embeddings is None else embeddings[half])
-        found.append({measure: x[0] for measure, x in of_half["across"].items()})
-    values = {m: [x[m] for x in found if not np.isnan(x[m])] for m in found[0]}
-    return {m: float(np.std(x, ddof=1)) for m, x in values.items() if len(x) > 1}
-
-
 # ------------------------------------------------------------------------------------------------- the tables
 
-# measures in [0, 1]
 IN_UNIT_INTERVAL = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
-           "vendi": "Vendi", "nli": "NLI", "entropy": "entropy", "gold_diversity": "gold",
-           "fact_sets": "fact sets", "length": "length"}
+           "vendi": "Vendi", "nli": "NLI", "gold_diversity": "gold", "fact_sets": "fact sets",
+           "length": "length"}
 OF_GOOD = {"good": "good", "good_gold_diversity": "gold of good", "good_distinct": "different good",
            "utility": "utility"}
 
 
 def first_words(rows, n):
-    """Rows whose outputs hold only their first n words, and the white space before and between these."""
+    """Rows whose outputs hold only their first n words, with the white space before and between these."""
     start = re.compile(rf"(?:\s*\S+){{0,{n}}}")
     return [row | {"outputs": [start.match(text)[0] for text in row["outputs"]]} for row in rows]
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
+    """Embeddings of all outputs of one run: (n, K, D)."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
-    if not np.isfinite(embeddings).all():
-        raise UserError("--encoder: an embedding is not finite; the encoder's weights are damaged, or bf16 "
-                        "is too coarse for them (--dtype fp32)")
     return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
 
 
@@ -402,15 +344,14 @@ def mean_of_defined(measure, values):
     return rate_interval(defined) if measure in IN_UNIT_INTERVAL else mean_interval(defined)
 
 
-def summarise(found, spread):
+def summarise(found):
     """The result of `measure_samples` as {"per_input_<measure>": Interval, "across_<measure>": (mean,
-    spread)}.  A measure that no input has is None.  The spread is the standard deviation over the choice of
-    output, None of one; or that of `spread`, {measure: number}."""
+    standard deviation over the choice of output)}; None where no input has the measure."""
     out = {f"per_input_{m}": mean_of_defined(m, x) for m, x in found["per_input"].items()}
     for measure, x in found["across"].items():
-        defined, own = x[~np.isnan(x)], spread.get(measure)
-        own = float(defined.std()) if own is None and len(defined) > 1 else own
-        out[f"across_{measure}"] = (float(defined.mean()), own) if len(defined) else None
+        x = x[~np.isnan(x)]
+        spread = float(x.std()) if len(x) > 1 else None
+        out[f"across_{measure}"] = (float(x.mean()), spread) if len(x) else None
     return out
 
 
@@ -425,33 +366,23 @@ def print_tables(results):
             ("across", "across inputs: mean +- standard deviation over the choice of output", spread_cell)):
         known = [m for m in COLUMNS if any(f"{kind}_{m}" in line for line in results)]
         print(f"\n{title}")
-        print(run_table(results, {COLUMNS[m]: [cell(line.get(f"{kind}_{m}")) for line in results]
-                                  for m in known}))
+        print(run_table(results, {COLUMNS[m]: [cell(x.get(f"{kind}_{m}")) for x in results] for m in known}))
     good = [line for line in results if "among_good" in line]
     if good:
-        print("\noutputs whose gold reward is at least the reference's: their fraction; the gold diversity "
-              "of two or more;\nhow many different contents; NoveltyBench's utility")
+        print("\noutputs whose gold reward is at least the reference's; utility: NoveltyBench's")
         print(run_table(good, {title: [interval_cell(line["among_good"][m]) for line in good]
                                for m, title in OF_GOOD.items()}))
 
 
 def print_cautions(results, runs):
     """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
-    fewest = min(line["inputs"] for line in results)
-    if fewest < FEW_PROMPTS:
-        print(f"\na run has only {fewest} input{'s' * (fewest > 1)}: its intervals say little")
-    sizes = {}      # {size: policies}
-    for line in results:
-        size = f"{line['inputs']} inputs x {line['outputs']} outputs"
-        sizes.setdefault(size, {})[short_name(line["policy"])] = True
-    if len(sizes) > 1:
-        print("\nruns differ in size; distinct, EAD, self-BLEU, Vendi, entropy and fact sets depend on it: "
-              + "".join(f"\n  {size}: {', '.join(names)}" for size, names in sizes.items()))
-    empty = Counter(short_name(key[0]) for key, rows in runs.items() for row in rows
-                    for text in row["outputs"] if not text.strip())
+    if min(map(len, runs.values())) < FEW_PROMPTS:
+        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
+    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
+        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
+    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
     if empty:
-        print("\nempty outputs, which have no n-grams and in self-BLEU are unlike all others: "
-              + ", ".join(f"{name} {n}" for name, n in empty.items()))
+        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
 
 
 def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
@@ -460,12 +391,12 @@ def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
     embeddings = embed_outputs(rows, encode) if encode else None
     gold = None if cut else synthetic_task(known_task(rows))
     found = measure_samples(rows, embeddings, gold, nli, **lexical)
-    good = good_measures(rows, gold) if gold else {}
-    n, k, spread = len(rows), len(rows[0]["outputs"]), {}
-    if k == 1 and n > 3:
-        spread = half_spread(rows, embeddings, lambda *half: measure_samples(*half, gold, **lexical))
+    try:
+        good = good_measures(rows, gold) if gold else {}
+    except ValueError as error:
+        raise UserError(f"{run_name(key)}: {error}, though its field task says {known_task(rows)}") from None
     missing = {m: int(np.isnan(x).sum()) for m, x in (found["per_input"] | good).items()}
-    line = dict(zip(KEY, key)) | {"inputs": n, "outputs": k} | summarise(found, spread)
+    line = dict(zip(KEY, key)) | {"inputs": len(rows), "outputs": len(rows[0]["outputs"])} | summarise(found)
     line["undefined"] = {m: count for m, count in missing.items() if count}
     if gold:
         line["among_good"] = {m: mean_of_defined(m, x) for m, x in good.items()}

@@ -7,9 +7,8 @@
 Prints tables and writes generalisation.json.
 
 Deviations from the paper: the judge is not GPT-4 but the synthetic task's gold reward, or a reward model of
-another seed; `python -m tools.chat_judge` asks a language model.  Where a policy was trained against its
-judge, the table says so.  Every rate has a 95 % interval over prompts, because outputs of one prompt are not
-independent.
+another seed; `python -m tools.chat_judge` asks a language model.  Every rate has a 95 % interval over
+prompts, because outputs of one prompt are not independent.
 """
 import math
 import re
@@ -32,6 +31,8 @@ from common.tokenizer import load_tokenizer
 from reward import score
 from splits import encode_prompts, encode_response, synthetic_task, task_of
 
+ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
 
 @dataclass
 class Config(Common):
@@ -44,16 +45,11 @@ class Config(Common):
 
 def wins(scores, opponents):
     """Fraction of pairs won, ties halved: (n,), one rate per prompt.  scores: (n, K) of n prompts' outputs;
-    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt."""
+    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt.  With J = 1 the mean is
+    the paper's preference versus reference."""
     scores, opponents = np.asarray(scores, dtype=float), np.asarray(opponents, dtype=float)
     margin = scores[:, :, None] - opponents[:, None, :]                             # (n, K, J)
     return ((margin > 0) + 0.5 * (margin == 0)).mean(axis=(1, 2))
-
-
-def win_rate(scores, opponents):
-    """Win rate as an Interval over prompts: with J = 1 the paper's preference versus reference.  Arguments as
-    of `wins`."""
-    return rate_interval(wins(scores, opponents))
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
@@ -70,8 +66,7 @@ def length_controlled(won, longer, prior_sd=3.0):
     2024, AlpacaEval 2, without its difficulty of each instruction, which is known for its own instructions
     only).  The most probable theta and phi under normal priors around 0, so that judges who always or never
     follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common,
-    and is at least as wide as if they had nothing in common, because near 0 and 1 hardly a prompt differs
-    from the others. Without ends if n is 1."""
+    and is at least as wide as if they had nothing in common.  Without ends if n is 1."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
@@ -92,15 +87,11 @@ def length_controlled(won, longer, prior_sd=3.0):
 
 
 def pass_at_k(good, k):
-    """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, K >= k.
+    """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, 1 <= k <= K.
 
-    1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (Chen et al. 2021, equation 1).  Raises
-    ValueError for k outside 1 .. K."""
-    good = np.asarray(good, dtype=bool)
-    K, count = good.shape[1], good.sum(axis=1)
-    if not 1 <= k <= K:
-        raise ValueError(f"pass_at_k: k = {k}, but there are {K} outputs")
-    return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in count.tolist()])
+    1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (Chen et al. 2021, equation 1)."""
+    K = len(good[0])
+    return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in np.sum(good, axis=1).tolist()])
 
 
 def rouge_tokens(text):
@@ -109,8 +100,7 @@ def rouge_tokens(text):
 
 
 def rouge(text, reference):
-    """ROUGE-1, ROUGE-2 and ROUGE-L as F-measures in [0, 1] (Lin 2004): {"rouge1", "rouge2", "rougeL"}; zeros
-    if either text is empty."""
+    """ROUGE-1, -2 and -L as F-measures in [0, 1] (Lin 2004); zeros if either text is empty."""
     a, b = rouge_tokens(text), rouge_tokens(reference)
     out = {}
     for n in (1, 2):
@@ -144,15 +134,18 @@ def gold_scores(rows):
         if not task:
             raise UserError(f"--judge gold: prompt {row['id']!r} names no synthetic task; use --judge rouge "
                             "or a reward checkpoint")
+        try:
+            references.append([task.gold_reward(row["prompt"], row["reference"])])
+        except ValueError as error:
+            raise UserError(f"--judge gold: {error}, though its field task says {row['task']}") from None
         outputs.append([task.gold_reward(row["prompt"], text, finished)
                         for text, finished in zip(row["outputs"], row["finished"])])
-        references.append([task.gold_reward(row["prompt"], row["reference"])])
     return outputs, references
 
 
 def reward_scores(rows, model, tokenizer, task):
-    """A reward model as judge.  An output that did not end is scored at its last token.  Outputs and
-    references longer than those that it was trained on are cut there."""
+    """A reward model as judge.  An output that did not end is scored at its last token.  Texts longer than
+    those that it was trained on are cut there."""
     max_prompt_len = task.max_prompt_len(model.config.context)
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len)
     encode = partial(encode_response, tokenizer, limit=task.max_new_tokens)
@@ -167,8 +160,7 @@ def judge_of(cfg, name, device):
     if name == "gold":
         return gold_scores, None
     if not Path(name).is_file():
-        raise UserError(f"--judge {name}: no such file; a judge is gold, rouge or a checkpoint that "
-                        "reward.py wrote. `python -m tools.chat_judge` asks a language model")
+        raise UserError(f"--judge {name}: no such file; a judge is gold, rouge or a checkpoint of reward.py")
     model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
     tokenizer, task = load_tokenizer(saved["tokenizer"]), task_of(cfg, saved)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
@@ -180,6 +172,12 @@ def has_references(rows):
     return all(row["reference"].strip() for row in rows)
 
 
+def rate_fields(per_prompt):
+    """Fields of a line; a run that has no rate, None, has them too."""
+    rate = Interval(None, None, None) if per_prompt is None else rate_interval(per_prompt)
+    return {"rate": rate.mean, "low": rate.low, "high": rate.high}
+
+
 def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table, as generalisation.json holds them.  scores: {key of a run: (scores of
     outputs, of references)}; judge_hash: weights_hash of the reward model that judges, or None.  A run
@@ -189,9 +187,7 @@ def win_rates(runs, scores, judge_hash):
     for key, rows in runs.items():
         home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
         known = home is not None and here is not None and key[3] != "test"
-        rate = Interval(None, None, None) if here is None else rate_interval(here)
-        lines.append(dict(zip(KEY, key)) | {
-            "rate": rate.mean, "low": rate.low, "high": rate.high,
+        lines.append(dict(zip(KEY, key)) | rate_fields(here) | {
             "length_controlled": None if here is None else at_equal_length(rows, *scores[key]),
             "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])),
@@ -213,10 +209,9 @@ def best_of_k(runs, scores):
     the reference, Intervals over prompts.  Runs of one output, or without references, have none."""
     lines = []
     for key, rows in runs.items():
-        outputs, references = (np.asarray(x, dtype=float) for x in scores[key])
-        n_outputs = outputs.shape[1]
-        if n_outputs > 1 and has_references(rows):
-            good, ks = outputs >= references, [2 ** i for i in range(n_outputs.bit_length())]
+        good = np.greater_equal(*scores[key])
+        if good.shape[1] > 1 and has_references(rows):
+            ks = [2 ** i for i in range(good.shape[1].bit_length())]
             lines.append(dict(zip(KEY, key)) | {
                 "pass_at_k": {str(k): rate_interval(pass_at_k(good, k)) for k in ks}})
     return lines
@@ -224,37 +219,29 @@ def best_of_k(runs, scores):
 
 def head_to_head(runs, scores):
     """Win rate of each policy against every one before it, on the prompts that both have, within a split and
-    seed. All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks.  Without a
-    common prompt there is no rate: None."""
+    seed.  All outputs of the one meet all of the other.  `missing`: prompts that one of them lacks."""
     lines = []
     for b, a in combinations(runs, 2):
-        if a[2:] != b[2:]:
-            continue        # another seed or split
-        both = matched(runs[a], runs[b], (run_name(a), run_name(b)))
-        rate = Interval(None, None, None)
-        if both:
-            rate = win_rate([scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both])
-        lines.append(dict(zip(KEY, a)) | {
-            "against": b[0], "against_temperature": b[1], "prompts": len(both),
-            "missing": len(runs[a]) + len(runs[b]) - 2 * len(both), "rate": rate.mean, "low": rate.low,
-            "high": rate.high})
+        if a[2:] == b[2:]:
+            both = matched(runs[a], runs[b], (run_name(a), run_name(b)))
+            of_a, of_b = [scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both]
+            lines.append(dict(zip(KEY, a)) | {
+                "against": b[0], "against_temperature": b[1], "prompts": len(both),
+                "missing": len(runs[a]) + len(runs[b]) - 2 * len(both)}
+                | rate_fields(wins(of_a, of_b) if both else None))
     return lines
 
 
 def rouge_means(runs):
-    """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts.  A
-    run with a reference that has no letter a-z and no digit has none: None."""
+    """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts; None
+    for a run with a reference that has no letter a-z and no digit."""
     lines = []
     for key, rows in runs.items():
-        intervals = [None] * 3
+        line = dict(zip(KEY, key)) | {"prompts": len(rows)} | dict.fromkeys(ROUGE)
         if all(rouge_tokens(row["reference"]) for row in rows):
-            means = []      # (n, 3), over the outputs of a prompt
-            for row in rows:
-                found = [rouge(text, row["reference"]).values() for text in row["outputs"]]
-                means.append([np.mean(f) for f in zip(*found)])
-            intervals = [mean_interval(column) for column in zip(*means)]
-        lines.append(dict(zip(KEY, key)) | {"prompts": len(rows)}
-                     | dict(zip(("rouge1", "rouge2", "rougeL"), intervals)))
+            found = [[rouge(text, row["reference"]) for text in row["outputs"]] for row in rows]
+            line |= {m: mean_interval([np.mean([x[m] for x in of_row]) for of_row in found]) for m in ROUGE}
+        lines.append(line)
     return lines
 
 
@@ -266,43 +253,31 @@ def rate_cells(lines):
 
 def print_rouge(lines):
     print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
-    print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in (
-        ("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"))}))
+    print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
 
 
-def print_win_rates(lines):
-    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in lines]
+def print_tables(rates, passes, meetings):
+    """The three tables of a judge, of lines as generalisation.json has them."""
+    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    columns = {"win rate": rate_cells(lines),
-               "at equal length": [interval_cell(x["length_controlled"]) for x in lines],
-               "gap ID - OOD": [interval_cell(x["gap"]) for x in lines],
-               "score": [f"{x['score']:.2f}" for x in lines]}
-    if any(x["unfinished"] for x in lines):
-        columns["unfinished"] = [f"{x['unfinished']:.1%}" for x in lines]
-    print(run_table(marked, columns))
-    if any(x["judge_is_trained_against"] for x in lines):
+    print(run_table(marked, {"win rate": rate_cells(rates),
+                             "at equal length": [interval_cell(x["length_controlled"]) for x in rates],
+                             "gap ID - OOD": [interval_cell(x["gap"]) for x in rates],
+                             "score": [f"{x['score']:.2f}" for x in rates],
+                             "unfinished": [f"{x['unfinished']:.1%}" for x in rates]}))
+    if any(x["judge_is_trained_against"] for x in rates):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
-
-
-def print_pass_at_k(lines):
-    if lines:
+    if passes:
         print("\npass@k: how often the best of k outputs is at least as good as the reference")
-        ks = dict.fromkeys(k for x in lines for k in x["pass_at_k"])
-        print(run_table(lines, {f"k = {k}": [f"{x['pass_at_k'][k].mean:.3f}" if k in x["pass_at_k"] else "-"
-                                             for x in lines] for k in ks}))
-
-
-def print_head_to_head(lines):
-    if not lines:
-        return
-    print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-    opponents = [short_name(x["against"]) + (f" (T {x['against_temperature']})"
-                                             if x["against_temperature"] != x["temperature"] else "")
-                 for x in lines]
-    print(run_table(lines, {"against": opponents, "win rate": rate_cells(lines)}))
-    missing = max(x["missing"] for x in lines)
-    if missing:
-        print(f"up to {missing} prompts are left out of a comparison, because one of the two lacks them")
+        ks = max((list(x["pass_at_k"]) for x in passes), key=len)
+        print(run_table(passes, {f"k = {k}": [interval_cell(x["pass_at_k"].get(k)) for x in passes]
+                                 for k in ks}))
+    if meetings:
+        print("\nhead to head: win rate of the policy against another, on the prompts that both have")
+        print(run_table(meetings, {"against": [short_name(x["against"]) for x in meetings],
+                                   "its T": [x["against_temperature"] for x in meetings],
+                                   "prompts": [x["prompts"] for x in meetings],
+                                   "win rate": rate_cells(meetings)}))
 
 
 def main(cfg):
@@ -319,12 +294,9 @@ def main(cfg):
         scores = {key: judge(rows) for key, rows in runs.items()}
         results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
                    "pass_at_k": best_of_k(runs, scores), "head_to_head": head_to_head(runs, scores)}
-        print_win_rates(results["win_rate"])
-        print_pass_at_k(results["pass_at_k"])
-        print_head_to_head(results["head_to_head"])
-    fewest = min(map(len, runs.values()))
-    if fewest < FEW_PROMPTS:
-        print(f"\na run has only {fewest} prompt{'s' * (fewest > 1)}: its intervals say little")
+        print_tables(results["win_rate"], results["pass_at_k"], results["head_to_head"])
+    if min(map(len, runs.values())) < FEW_PROMPTS:
+        print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
     write_json(path, results)
     print(f"\nwrote {path}")
 

@@ -1,8 +1,5 @@
 """Models that read texts for the measures: encoders (ours, published ones, Sentence-BERT), a classifier of
-entailment.
-
---encoder and --nli name a model.  `load_encoder` and `load_nli` turn the name into a function of texts.
-Sentence-BERT and the entailment classifier need `pip install sentence-transformers`, which brings
+entailment.  Sentence-BERT and the classifier need `pip install sentence-transformers`, which brings
 transformers.
 """
 from functools import partial
@@ -24,7 +21,7 @@ NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
 def embed(model, tokenizer, texts, batch_size=256):
     """Mean of the last hidden states over each text's tokens: (n, D) array.  Each text is read by itself and
     cut at the model's context; an empty text is embedded as EOS."""
-    device, found = model.embed.weight.device, []
+    device, found = model.device, []
     ids = [tokenizer.encode_ordinary(text)[:model.config.context] or [tokenizer.eot_token] for text in texts]
     for i in range(0, len(ids), batch_size):
         part = ids[i:i + batch_size]
@@ -56,8 +53,7 @@ def load_encoder(name, device, dtype="fp32"):
 
 def load_nli(name, device, batch_size=64):
     """--nli -> function of [(premise, hypothesis)] giving an (n,) array: the points of each pair's likeliest
-    label (NLI_POINTS) times its probability, as the authors compute them.  Raises UserError if the classifier
-    cannot be had, or has other labels."""
+    label (NLI_POINTS) times its probability.  Raises UserError on a classifier of other labels."""
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
     except ImportError:
@@ -66,8 +62,7 @@ def load_nli(name, device, batch_size=64):
     model = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
     labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
     if set(labels) != set(NLI_POINTS):
-        raise UserError(f"--nli {name}: its labels are {', '.join(labels)}; contradiction, neutral and "
-                        "entailment are needed")
+        raise UserError(f"--nli {name}: its labels are {', '.join(labels)}, not {', '.join(NLI_POINTS)}")
     return partial(_nli_points, model, tokenizer, [NLI_POINTS[label] for label in labels], batch_size)
 
 

@@ -9,13 +9,11 @@ A line is a JSON object:
     finished         N booleans: whether each output ended by itself; absent: all did
     task             name of the task that the prompts come from ("synthetic", "tldr", ...); may be absent
     policy, split    names
-    temperature      of sampling; may be absent
-    seed             of the run; may be absent
-    trained_against  weights_hashes of the reward models that trained the policy or chose the outputs: a list,
-                     one alone, or null
+    temperature, seed    of sampling, of the run; may be absent
+    trained_against  weights_hash of the reward model that trained the policy or chose the outputs, or a list
 
-Lines with one policy, split, temperature and seed are a run.  bon.py writes each run into a file of its own.
-A .json file holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
+Lines with one policy, split, temperature and seed are a run.  bon.py writes one file a run.  A .json file
+holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
 """
 import hashlib
 from collections import Counter
@@ -23,13 +21,12 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import loads, read_numbered
+from common.prompts import instruction_prompt
 from common.stats import Interval
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
-OPTIONAL = {"rewards": list, "task": str, "temperature": (int, float), "seed": int,
-            "trained_against": (str, list)}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
-NAMES = ["split", "policy", "T", "seed"]            # of the columns that name a run in a table
+NAMES = {"split": "split", "policy": "policy", "T": "temperature", "seed": "seed"}  # columns that name a run
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
 WIDTH = 110                                         # characters of a line of a table
 
@@ -54,22 +51,20 @@ def read_samples(path):
     """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
     runs = read_runs(path)
     if len(runs) > 1:
-        raise UserError(f"{path}: it holds {len(runs)} runs where one is needed "
-                        f"({'; '.join(map(run_name, runs))}); put each into a file of its own")
+        raise UserError(f"{path}: it holds {len(runs)} runs where one is needed; put each into its own file")
     return next(iter(runs.values()))
 
 
 def read_runs(path):
     """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}.
 
-    A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  Lines are told
-    apart by what they say themselves, so a file may hold several policies.  Raises UserError, which names
-    file and line, on one that is no sample."""
-    listed = Path(path).suffix == ".json"
-    rows = enumerate(read_alpaca_eval(path), 1) if listed else read_numbered(path, NEEDED)
+    A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  A file may
+    hold several policies.  Raises UserError, which names file and line, on one that is no sample."""
+    alpaca_eval = Path(path).suffix == ".json"
+    rows = enumerate(read_alpaca_eval(path), 1) if alpaca_eval else read_numbered(path, NEEDED)
     runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
     for number, row in rows:
-        where = f"{path}, {'item' if listed else 'line'} {number}"
+        where = f"{path}, line {number}"
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
@@ -90,53 +85,31 @@ def read_runs(path):
 
 
 def _check_line(row, where):
-    """Types of a line's fields; fills in `finished`."""
-    n = len(row["outputs"])
-    if not n or not all(isinstance(text, str) for text in row["outputs"]):
+    """Types of a line's lists; fills in `finished`."""
+    outputs = row["outputs"]
+    finished = row.setdefault("finished", [True] * len(outputs))        # the word "false" would count as true
+    if not outputs or not all(isinstance(text, str) for text in outputs):
         raise UserError(f"{where}: outputs must be a non-empty list of strings")
-    finished = row.setdefault("finished", [True] * n)       # the word "false" would count as true
-    if not isinstance(finished, list) or len(finished) != n or not all(isinstance(x, bool) for x in finished):
+    if [type(x) for x in finished or ()] != [bool] * len(outputs):
         raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
-    for field, kind in OPTIONAL.items():
-        value = row.get(field)
-        if value is not None and not isinstance(value, kind):
-            raise UserError(f"{where}: field {field!r} is of type {type(value).__name__}")
-    rewards = row.get("rewards")
-    if rewards is not None and (len(rewards) != n or not all(isinstance(x, (int, float)) for x in rewards)):
-        raise UserError(f"{where}: rewards must be null, or numbers, one for each output")
 
 
 def read_alpaca_eval(path):
-    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id.  This is how
-    outputs of published models are measured.  Raises UserError on a file of another format."""
+    """AlpacaEval's model_outputs as sample lines with one output, an empty reference and no id."""
     try:
-        rows = loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the name of a file with one JSON object a line must "
-                        "end in .jsonl") from None
-    needs = ("instruction", "output", "generator")
-    if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and isinstance(row.get(field), str) for row in rows for field in needs):
-        raise UserError(f"{path}: a .json file must be AlpacaEval's list of objects with the strings "
-                        f"{', '.join(needs)}")
-    return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
-             "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"} for row in rows]
-
-
-def instruction_prompt(instruction, given=""):
-    """The Alpaca prompt of an instruction, with or without an input."""
-    more, given = (", paired with an input that provides further context",
-                   f"\n\n### Input:\n{given}") if given else ("", "")
-    return (f"Below is an instruction that describes a task{more}. Write a response that appropriately "
-            f"completes the request.\n\n### Instruction:\n{instruction}{given}\n\n### Response:")
+        return [{"prompt": instruction_prompt(row["instruction"], row.get("input") or ""), "reference": "",
+                 "outputs": [row["output"]], "policy": row["generator"], "split": "alpaca_eval"}
+                for row in loads(Path(path).read_bytes())]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: a .json file must be AlpacaEval's list of objects with instruction, output "
+                        "and generator; one JSON object a line makes a .jsonl file") from None
 
 
 def read_all(paths):
     """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
     UserError on no path, and on one run in two files."""
     if not paths:
-        raise UserError("no sample files given; python bon.py --model ckpt_sft.pt --reward ckpt_reward.pt "
-                        "writes samples_*.jsonl")
+        raise UserError("no sample files given; python bon.py writes samples_*.jsonl")
     runs = {}
     for path in paths:
         if not Path(path).is_file():
@@ -176,30 +149,21 @@ def list_of_hashes(hashes):
 # ----------------------------------------------------------------------------------------------------- tables
 
 def study_order(key):
-    """Sorts (policy, temperature, seed, split) as tables show them: the test set first, then the other splits
-    by name; in each split the policies of the study in its order, then others by name."""
+    """Sorts (policy, temperature, seed, split) as tables show them: the test set first, and in each split the
+    policies of the study in its order."""
     policy, temperature, seed, split = key
     place = POLICIES.index(policy) if policy in POLICIES else len(POLICIES)
     return split != "test", split, place, policy, *(-1 if x is None else x for x in (temperature, seed))
 
 
 def run_name(key):
-    """(policy, temperature, seed, split) in words, in one line whatever a file calls them."""
-    said = ", ".join(f"{what} {x}" for what, x in zip(KEY, key) if x is not None)
-    return " ".join(said.split())[:200]
-
-
-def names_of(line):
-    """Cells of the columns NAMES.  line: dict with the fields KEY."""
-    cells = [short_name(line["split"]), short_name(line["policy"]), line["temperature"], line["seed"]]
-    return ["-" if cell is None else cell for cell in cells]
+    """(policy, temperature, seed, split) in words."""
+    return ", ".join(f"{what} {x}" for what, x in zip(KEY, key) if x is not None)
 
 
 def short_name(name):
-    """A name as a cell of a table: one printable line of at most 30 characters.  The middle is cut out,
-    because names of one family differ at the end."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
-    return line if len(line) <= 30 else f"{line[:14]}...{line[-13:]}"
+    """At most 30 characters of a name, without its middle: names of one family differ at the end."""
+    return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
 
 
 def interval_cell(x):
@@ -208,20 +172,18 @@ def interval_cell(x):
 
 
 def run_table(lines, columns):
-    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column
-    that would say the same seed everywhere is left out."""
-    names = list(zip(*map(names_of, lines)))
-    shown = [i for i, name in enumerate(NAMES) if name != "seed" or len(set(names[i])) > 1]
-    rows = zip(*(names[i] for i in shown), *columns.values())
-    return text_table([*(NAMES[i] for i in shown), *columns], rows, labels=len(shown))
+    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column of
+    equal seeds is left out."""
+    names = {title: ["-" if x[field] is None else short_name(str(x[field])) for x in lines]
+             for title, field in NAMES.items()}
+    if len(set(names["seed"])) == 1:
+        del names["seed"]
+    return text_table([*names, *columns], zip(*names.values(), *columns.values()), labels=len(names))
 
 
 def text_table(header, rows, labels=1, width=WIDTH):
-    """A table as a string, its lines at most `width` characters long.  header, rows: lists of cells of any
-    type.
-
-    The first `labels` columns name a row.  Where the other columns do not fit side by side, the table is cut
-    into blocks below each other, and every block repeats the labels."""
+    """A table as a string.  header, rows: lists of cells of any type.  The first `labels` columns name a row.
+    Columns that do not fit into `width` characters follow in blocks below, which repeat the labels."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     blocks, used = [], width

@@ -1,13 +1,5 @@
 """Every statistic of this code base: intervals of means, rates and differences, rank correlations, ROC area.
 
-    mean_interval       a mean over prompts: Student's t
-    rate_interval       a mean of numbers in [0, 1], which may lie near an end: Wilson's score interval
-    auc_interval        an area under a ROC curve, in the same way
-    difference          of two independent estimates
-    over_seeds          a mean over seeds and prompts, when both vary
-    of_seeds            any other statistic of seeds and prompts
-    bootstrap_...       what is not a mean: percentiles of draws (Efron and Tibshirani 1993)
-
 All are 95 % intervals; tests/test_stats.py simulates how often they hold the true value.  Pass one number per
 prompt, not one per output, because outputs of one prompt depend on each other and the interval would come out
 too narrow.  Every bootstrap starts its random numbers at a fixed seed, so equal data give equal intervals.
@@ -22,9 +14,8 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval.  The ends are None where there is one number only, which
-    cannot tell how much others would differ.  f"{interval:.3f}" writes "0.420 [0.361, 0.478]", or "0.420"
-    without ends; str() has two digits."""
+    """A value and the ends of its 95 % interval, None where there is one number only.  f"{interval:.3f}" is
+    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
     mean: float
     low: float | None
     high: float | None
@@ -51,11 +42,8 @@ def t_quantile(freedom):
 
 
 def mean_interval(values):
-    """Interval of the mean of values (n,): Student's t.  Without ends if n is 1.  Raises ValueError on none.
-    """
+    """Interval of the mean of values (n,): Student's t.  Without ends if n is 1."""
     x = np.asarray(values, dtype=float)
-    if len(x) == 0:
-        raise ValueError("mean_interval: no values")
     mean = float(x.mean())
     if len(x) == 1:
         return Interval(mean, None, None)
@@ -65,15 +53,13 @@ def mean_interval(values):
 
 def rate_interval(values):
     """Interval of the mean of values (n,) in [0, 1], such as the win rates of n prompts.  It stays in [0, 1]
-    and has a width at the ends too.  Without ends if n is 1.  Raises ValueError on no values.
+    and has a width at the ends too.  Without ends if n is 1.
 
     Wilson's score interval (1927) with the effective number of prompts (Dean and Pagano 2015) and Student's
     t.  One outcome of 0 or 1 a prompt has the variance p (1 - p).  The mean of several outputs varies less,
     so its prompts count for more.  How much less is estimated from the values and half a prompt with one
     outcome, because a few prompts may be alike by chance."""
     x = np.asarray(values, dtype=float)
-    if len(x) == 0:
-        raise ValueError("rate_interval: no values")
     n, p = len(x), float(x.mean())
     if n == 1:
         return Interval(p, None, None)
@@ -94,9 +80,9 @@ def _wilson(p, variance, n):
 def difference(a, b):
     """Interval of a - b of two independent Intervals, such as rates on two sets of prompts (Newcombe 1998,
     method 10).  Without ends if one of them has none."""
-    if a.low is None or b.low is None:
-        return Interval(a.mean - b.mean, None, None)
     d = a.mean - b.mean
+    if a.low is None or b.low is None:
+        return Interval(d, None, None)
     return Interval(d, d - math.hypot(a.mean - a.low, b.high - b.mean),
                     d + math.hypot(a.high - a.mean, b.mean - b.low))
 
@@ -113,13 +99,12 @@ def over_seeds(x, rate=False):
     A value that is missing (nan) is left out of the mean, and its prompt out of the intervals; so is a seed
     without any value.  Without any value at all: None."""
     x = x[~np.isnan(x).all(axis=1)]
-    if len(x) == 0:
+    x = x[:, ~np.isnan(x).all(axis=0)]
+    if x.size == 0:
         return None
-    per_seed = np.nanmean(x, axis=1)
+    per_seed, mean = np.nanmean(x, axis=1), float(np.nanmean(x, axis=0).mean())
     complete = x[:, ~np.isnan(x).any(axis=0)]
-    known = x[:, ~np.isnan(x).all(axis=0)]
-    prompts, mean = complete.mean(axis=0), float(np.nanmean(known, axis=0).mean())
-    half_prompts = half = seed_sd = None
+    prompts, half_prompts, half, seed_sd = complete.mean(axis=0), None, None, None
     if len(prompts) > 1:
         half_prompts = mean_interval(prompts).high - prompts.mean()
     if len(per_seed) > 1:
@@ -153,11 +138,9 @@ def _variance_by_prompts(x):
 
 def seeds_and_prompts(per_seed, variance_by_prompts, n_prompts):
     """Half the width of the interval of a mean over seeds (S,), S >= 2, to which the choice of n_prompts
-    prompts adds variance.
-
-    Student's t on the seeds' means; or, where that is wider, t on both variances together, with
-    Satterthwaite's (1946) degrees of freedom.  The first alone ignores the prompts, and the second alone is
-    too narrow where two seeds are alike by chance."""
+    prompts adds variance.  Student's t on the seeds' means; or, where that is wider, t on both variances
+    together, with Satterthwaite's (1946) degrees of freedom.  The first alone ignores the prompts, and the
+    second alone is too narrow where two seeds are alike by chance."""
     by_seeds, freedom = per_seed.var(ddof=1) / len(per_seed), len(per_seed) - 1
     half = t_quantile(freedom) * math.sqrt(by_seeds)
     both = by_seeds + variance_by_prompts
@@ -189,9 +172,9 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
 # ------------------------------------------------------------------------------------------------- bootstraps
 
 def bootstrap_statistic(statistic, n, draws=500):
-    """Interval of any statistic of n rows: percentiles of its values on n rows drawn with replacement.
-    statistic: function of row numbers (n,), a float.  Draws on which it is undefined (nan) are left out;
-    without ends if none remains."""
+    """Interval of any statistic of n rows: percentiles of its values on n rows drawn with replacement (Efron
+    and Tibshirani 1993).  statistic: function of row numbers (n,), a float.  Draws on which it is undefined
+    (nan) are left out; without ends if none remains."""
     rows, value = np.random.default_rng(0).integers(0, n, (draws, n)), float(statistic(np.arange(n)))
     of_draws = np.array([statistic(r) for r in rows])
     if np.isnan(of_draws).all():
@@ -203,10 +186,8 @@ def bootstrap_ratio(sums, draws=1000):
     """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
     of each of n prompts; prompts are resampled.  Without ends if n is 1."""
     sums = np.asarray(sums)
-    ratio = Interval(float(sums[:, 0].sum() / sums[:, 1].sum()), None, None)
-    if len(sums) == 1:
-        return ratio
-    return bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), draws)
+    ratio = bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), draws)
+    return ratio if len(sums) > 1 else Interval(ratio.mean, None, None)
 
 
 # ---------------------------------------------------------------------------------------- ranks and ROC curve
@@ -229,15 +210,10 @@ def spearman(x, y, given=None):
     """Spearman's rank correlation of x (n,) and y (n,); nan where one of them does not vary.  With given (n,)
     the partial one: the linear dependence on the ranks of `given` is taken out of both ranks first."""
     x, y = ranks(x), ranks(y)
-    if given is None:
-        return correlation(x, y)
-    z = ranks(given) - (len(x) - 1) / 2
-    return correlation(_residual(x, z), _residual(y, z)) if z.any() else correlation(x, y)
-
-
-def _residual(v, z):
-    """What is left of v (n,) after a least-squares fit on z (n,), whose mean is 0."""
-    return v - v.mean() - z * (v @ z) / (z @ z)
+    z = 0 * x if given is None else ranks(given) - (len(x) - 1) / 2
+    if z.any():     # what is left of x and y after a least-squares fit on z, whose mean is 0
+        x, y = (v - v.mean() - z * (v @ z) / (z @ z) for v in (x, y))
+    return correlation(x, y)
 
 
 def auc(a, b):

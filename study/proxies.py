@@ -31,7 +31,7 @@ from tasks import synthetic
 
 GOLD = "gold_diversity"
 MEASURES = {k: diversity.COLUMNS[k]
-            for k in ("distinct_n", "ead", "self_bleu", "entropy", "embedding", "vendi", "length")}
+            for k in ("distinct_n", "ead", "self_bleu", "embedding", "vendi", "length")}
 MEASURES["self_bleu"] = "1 - self-BLEU"     # because the others rise with diversity
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.errors import UserError, first_line
 from common.files import read_jsonl
-from common.samples import instruction_prompt
+from common.prompts import instruction_prompt
 
 PARQUET = "refs/convert/parquet"    # a branch that the hub makes of data sets that were loading scripts
 LENGTH_LIMIT = 245                  # words of a post

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from common.samples import instruction_prompt
+from common.prompts import instruction_prompt
 from conftest import json_lines, refused
 from tools import convert
 

@@ -24,8 +24,6 @@ def test_rouge_equals_rouge_score(refs):
 def test_win_rate_halves_ties():
     """Prompt 1: 2 beats 1, 1 ties: .75.  Prompt 2: loses both: 0."""
     assert G.wins([[2, 1], [0, 0]], [[1], [5]]).tolist() == [.75, 0.]
-    rate, low, high = G.win_rate([[2, 1], [0, 0]], [[1], [5]])
-    assert rate == .375 and 0 <= low < .1 and .9 < high <= 1
     gap, low, high = G.generalisation_gap([1] * 30, [0] * 20)
     assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
 
@@ -37,9 +35,6 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k():
         assert G.pass_at_k(good, k) == pytest.approx(naive)
     # 2 of 6 good: 1 - (4 * 3) / (6 * 5)
     assert G.pass_at_k(good, 2).tolist() == pytest.approx([.6, 0, 1])
-    for k in (0, 7):
-        with pytest.raises(ValueError, match="there are 6 outputs"):
-            G.pass_at_k(good, k)
 
 
 def samples(path, policy, split, outputs, **more):
@@ -87,7 +82,7 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
     assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
     assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
-    assert "a run has only 6 prompts" in got.stdout
+    assert "a run has fewer than 10 prompts" in got.stdout
     of_test = [x["pass_at_k"] for x in found["pass_at_k"] if x["split"] == "test"]
     assert [[of_k[0] for of_k in x.values()] for x in of_test] == [[0, 0], [0, 0], [1, 1]]    # k = 1, 2
 
@@ -132,7 +127,6 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     got = call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
-    assert "up to 1 prompts are left out of a comparison" in got.stdout
     path.write_text(path.read_text().splitlines()[0] + "\n")        # the very one that the other lacks
     got = call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
@@ -148,7 +142,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
     path = samples(tmp_path / "sft", "sft", "test", good)
     path.write_text(path.read_text().splitlines()[0] + "\n")
     got = call("generalisation", path, cwd=tmp_path)
-    assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "only 1 prompt:" in got.stdout
+    assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "fewer than 10 prompts:" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
     assert line["rate"] == .5 and line["low"] is None
     wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)

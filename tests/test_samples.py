@@ -5,9 +5,9 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_jsonl
-from common.samples import (instruction_prompt, known_task, matched, names_of, read_all, read_runs,
-                            read_samples, run_name, run_table, sample_line, sample_path, short_name,
-                            study_order, text_table)
+from common.prompts import instruction_prompt
+from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table,
+                            sample_line, sample_path, short_name, study_order, text_table)
 
 ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
 
@@ -76,15 +76,10 @@ def test_one_id_with_two_references_is_refused():
     ([line(outputs=[" x", 3])], "line 1: outputs must be a non-empty list of strings"),
     ([line(), line(id="b", outputs=[" x"], finished=[True], rewards=None)],
      "line 2: 1 outputs, the first line of policy sft, temperature 1.0, seed 0, split test has 2"),
-    ([line(rewards=[1.])], "line 1: rewards must be null, or numbers, one for each output"),
-    ([line(rewards="high")], "line 1: field 'rewards' is of type str"),
-    ([line(), line(id="b", policy="ppo")], "it holds 2 runs where one is needed (policy sft, temp"),
+    ([line(), line(id="b", policy="ppo")], "it holds 2 runs where one is needed"),
     ([line(finished=[True])], "line 1: finished must be a list of booleans, as long as outputs"),
     ([line(finished=None)], "line 1: finished must be a list of booleans, as long as outputs"),
     ([line(finished=["false", "true"])], "line 1: finished must be a list of booleans"),
-    ([line(task=["synthetic"])], "line 1: field 'task' is of type list"),
-    ([line(trained_against=5)], "line 1: field 'trained_against' is of type int"),
-    ([line(temperature=[1])], "line 1: field 'temperature' is of type list"),
     ([{k: v for k, v in line().items() if k != "policy"}], "line 1: field 'policy' is missing")])
 def test_what_is_wrong_and_where(lines, says, tmp_path):
     path = tmp_path / "s.jsonl"
@@ -117,14 +112,8 @@ def test_a_file_of_several_policies_is_several_runs(tmp_path):
                                       ("ppo", 1.0, 0, "test"), ("sft", 1.0, 0, "ood_x")]
 
 
-def test_a_run_is_named_in_one_line():
-    assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
-    assert run_name(("a\nb\u2028c", None, 0, "t\r\n")) == "policy a b c, seed 0, split t"
-
-
 def test_names_fit_a_cell_and_stay_apart():
-    line_of = {"split": "test", "policy": "a\nb\x1b[31m", "temperature": None, "seed": 0}
-    assert names_of(line_of) == ["test", "a b\N{REPLACEMENT CHARACTER}[31m", "-", 0]
+    assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
     one, two = (short_name("the-publisher/a-model-of-7b-parameters-" + end) for end in ("v1", "v2"))
     assert len(one) == len(two) == 30 and one != two and one.startswith("the-publisher/")
     assert short_name("x" * 30) == "x" * 30
@@ -156,14 +145,10 @@ def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
     assert first == {"id": first["id"], "prompt": instruction_prompt("Add."), "reference": "",
                      "outputs": ["3"], "policy": "gpt4", "split": "alpaca_eval", "finished": [True]}
     assert "### Input:\n1 2\n\n### Response:" in second["prompt"] and "Input" not in first["prompt"]
-    for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]'):
+    for bad in ('{"instruction": 3}', "[3]", '[{"instruction": "a", "output": "b"}]', "[",
+                '{"a": 1}\n{"a": 2}'):
         path.write_text(bad)
         with pytest.raises(UserError, match="AlpacaEval's list"):
-            read_samples(path)
-    for bad, says in ((b"[", "not JSON"), (b'{"a": 1}\n{"a": 2}', "must end in .jsonl"),
-                      ('[{"output": "\xe9"}]'.encode("latin-1"), "can't decode byte")):
-        path.write_bytes(bad)
-        with pytest.raises(UserError, match=says):
             read_samples(path)
 
 

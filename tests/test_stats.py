@@ -36,8 +36,6 @@ def test_a_mean_by_hand():
     mean, low, high = mean_interval([1, 2, 3])
     assert mean == 2 and (high - 2, 2 - low) == pytest.approx([4.30265 / 3 ** .5] * 2, abs=1e-4)
     assert mean_interval([.4]) == (.4, None, None)
-    with pytest.raises(ValueError, match="no values"):
-        mean_interval([])
 
 
 def test_a_rate_by_hand():
@@ -51,8 +49,6 @@ def test_a_rate_by_hand():
     mean, low, high = rate_interval([1.] * 12 + [0.] * 8)
     assert (mean, low, high) == pytest.approx((p, (p + w / 2) / (1 + w) - half, (p + w / 2) / (1 + w) + half))
     assert rate_interval([.7]) == (.7, None, None)
-    with pytest.raises(ValueError, match="no values"):
-        rate_interval([])
 
 
 @pytest.mark.parametrize("prompts", [30, 100])

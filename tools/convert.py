@@ -24,7 +24,7 @@ import torch
 from common.errors import UserError
 from common.files import loads, read_jsonl, write_jsonl
 from common.flags import Common, Count, arg, launch, setup
-from common.samples import instruction_prompt
+from common.prompts import instruction_prompt
 from common.tokenizer import load_tokenizer
 from generate import generate
 from model import pack
