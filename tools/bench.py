@@ -1,25 +1,23 @@
 """How long the work takes that people wait for, on this machine.
 
-    python -m tools.bench                               # every row: a quarter of an hour on two cores
-    python -m tools.bench --work sft,diversity          # some of them
-    python -m tools.bench --sizes tiny                  # of one size
+    python -m tools.bench                               # a small model
+    python -m tools.bench --size gpt2 --device cuda     # GPT-2 small, on a GPU in bf16
+    python -m tools.bench --work sft,diversity          # some of the rows
 
-Prints a table and writes results/speed.json.  A row is the median of --repeats runs, after one that does not
-count.  Models have random weights and responses fixed lengths, so every machine does the same work.  Where
-there is a GPU, gpt2 runs there too, in bf16.
+Prints a table.  A row is the median of --repeats runs, after one that does not count.  Models have random
+weights and responses fixed lengths, so every machine does the same work.
 
 `of peak` is the arithmetic of the matrix products that the work does (counted by torch), over what one large
 matrix product reaches on the same machine.  Sampling has no such number: it waits for memory.
 """
 import copy
-import datetime
-import platform
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +29,6 @@ import ppo
 import reward
 import sft
 from common.errors import UserError
-from common.files import write_json
 from common.flags import ALL_THREADS, DTYPES, Count, Flags, Natural, arg, launch
 from common.loop import Run
 from common.samples import text_table
@@ -48,20 +45,11 @@ NEW_TOKENS = 48                 # of a sample
 
 @dataclass
 class Config(Flags):
-    work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
-    sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
+    work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity; '': all")
+    size: Literal["tiny", "gpt2"] = arg("tiny", "of the models")
+    device: Literal["cpu", "cuda"] = arg("cpu", "where they run; cuda: in bf16")
     repeats: Count = arg(5, "runs of each row; the median counts")
     threads: Natural = arg(0, "CPU threads; 0: one for tiny, torch's choice for others")
-    out: str = arg("results", "folder of speed.json")
-
-
-def timed(work, device):
-    """Seconds that work() takes."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def random_ids(*shape, vocabulary):
@@ -119,11 +107,10 @@ def ppo_work(config, frozen, device, dtype):
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
     cfg, rng = ppo.Config(quiet=True), torch.Generator().manual_seed(0)
     prompts = random_ids(ROLLOUTS, PPO_PROMPT, vocabulary=config.vocab_size)
-    folder = tempfile.TemporaryDirectory()      # of a log that stays empty
-    run = Run("bench", cfg, optimizer, rng, [], Path(folder.name) / "ckpt_bench.pt", policy=policy,
-              value=value_model)
+    path = Path(tempfile.mkdtemp()) / "ckpt_bench.pt"       # is never written
+    run = Run("bench", cfg, optimizer, rng, [], path, policy=policy, value=value_model)
 
-    def sample(folder=folder):      # the folder lives as long as this function
+    def sample():
         ro = ppo.rollout(policy, ref_policy, value_model, reward_model, prompts, RESPONSE, None, 1.0, rng)
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, cfg.kl_coef)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
@@ -153,105 +140,57 @@ MODEL_WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work, "sample":
 
 # ------------------------------------------------------------------------------------------------- measuring
 
+def measure(work, repeats, device=None):
+    """Median of the seconds that a function takes, after one run that does not count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if device and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
 def peak_flops(device, dtype, repeats):
     """Operations a second of one large matrix product."""
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype)
-    timed(lambda: a @ a, device)
-    return 2 * n ** 3 / statistics.median(timed(lambda: a @ a, device) for _ in range(repeats))
-
-
-def measure(work, repeats, device):
-    """Median of the seconds that a function takes, after one run that does not count."""
-    work()
-    return statistics.median(timed(work, device) for _ in range(repeats))
+    return 2 * n ** 3 / measure(lambda: a @ a, repeats, device)
 
 
 def model_rows(names, size, device, dtype, repeats):
-    """Rows of the work `names` with a model of one size."""
-    config, frozen = SIZES[size]
-    where = size if device.type == "cpu" else f"{size}, {torch.cuda.get_device_name(device)}, bf16"
+    """Rows of the work `names` with a model of one size: (work, median s, rate, of peak)."""
     peak = peak_flops(device, dtype, repeats)
-    yield {"work": "matrix product, the peak", "size": where, "median_s": None,
-           "rate": peak / 1e9, "unit": "GFLOP/s"}
     for name in names:
-        for what, work, tokens in MODEL_WORK[name](config, frozen, device, dtype):
-            row = {"work": what, "size": where, "median_s": measure(work, repeats, device)}
-            row |= {"rate": tokens / row["median_s"], "unit": "tokens/s"}
+        for what, work, tokens in MODEL_WORK[name](*SIZES[size], device, dtype):
+            seconds, of_peak = measure(work, repeats, device), ""
             if "step" in what or "update" in what:
                 with FlopCounterMode(display=False) as counter:
                     work()
-                row["of_peak"] = counter.get_total_flops() / row["median_s"] / peak
-            yield row
-
-
-def outputs(n, words=30):
-    """n outputs of `words` tokens each, frequent ones more often, as in a text (Zipf)."""
-    return [[f"w{i}" for i in row] for row in np.random.default_rng(0).zipf(1.3, (n, words)).clip(max=5000)]
+                of_peak = f"{counter.get_total_flops() / seconds / peak:.0%}"
+            yield what, f"{seconds:.4g}", f"{tokens / seconds:,.0f} tokens/s", of_peak
 
 
 def diversity_rows(repeats):
-    groups, cpu = np.array(outputs(8000)).reshape(500, 16, -1).tolist(), torch.device("cpu")
-    seconds = measure(partial(diversity.lexical_measures, groups), repeats, cpu)
-    yield {"work": "all lexical measures, 500 prompts x 16 outputs", "size": "30 words each",
-           "median_s": seconds, "rate": 8000 / seconds, "unit": "outputs/s"}
-
-
-def growth_rows(repeats):
-    """64 times as many outputs, in one pool and in sets of 16: measures that are linear take as long for
-    each.  The large one is measured once, because it takes long."""
-    cpu = torch.device("cpu")
-    for what, split in (("one pool", lambda texts: [texts]),
-                        ("sets of 16", lambda texts: [texts[i:i + 16] for i in range(0, len(texts), 16)])):
-        small = measure(partial(diversity.lexical_measures, split(outputs(1000))), repeats, cpu)
-        large = timed(partial(diversity.lexical_measures, split(outputs(64000))), cpu)
-        yield {"work": f"all lexical measures, 64,000 outputs, {what}", "size": "30 words each",
-               "median_s": large, "rate": large / 64 / small, "unit": "x per output of 1,000"}
-
-
-def all_rows(cfg):
-    known_work = [*MODEL_WORK, "diversity", "growth"]
-    work, sizes = cfg.work.split(",") if cfg.work else known_work, cfg.sizes.split(",")
-    for flag, given, known in (("--work", work, known_work), ("--sizes", sizes, SIZES)):
-        if not set(given) <= set(known):
-            raise UserError(f"{flag} {','.join(given)}: choose from {', '.join(known)}")
-    names = [name for name in work if name in MODEL_WORK]
-    for size in sizes if names else ():
-        torch.set_num_threads(cfg.threads or (1 if size == "tiny" else ALL_THREADS))
-        yield from model_rows(names, size, torch.device("cpu"), DTYPES["fp32"], cfg.repeats)
-        if size == "gpt2" and torch.cuda.is_available():
-            yield from model_rows(names, size, torch.device("cuda"), DTYPES["bf16"], cfg.repeats)
-    if "diversity" in work:
-        yield from diversity_rows(cfg.repeats)
-    if "growth" in work:
-        yield from growth_rows(cfg.repeats)
-
-
-def cells(row):
-    seconds = "" if row["median_s"] is None else f"{row['median_s']:.4g}"
-    rate = f"{row['rate']:,.0f}" if row["rate"] > 99 else f"{row['rate']:.2f}"
-    return [row["work"], row["size"], seconds, f"{rate} {row['unit']}",
-            f"{row['of_peak']:.0%}" if "of_peak" in row else ""]
-
-
-def machine():
-    """The processor's name, on Linux, and the number of cores."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {ALL_THREADS} cores"
+    ranks = np.random.default_rng(0).zipf(1.3, (500, 16, 30)).clip(max=5000)    # as the words of a text
+    seconds = measure(partial(diversity.lexical_measures, ranks.astype(str).tolist()), repeats)
+    yield ("all lexical measures, 500 prompts x 16 outputs of 30 words", f"{seconds:.4g}",
+           f"{8000 / seconds:,.0f} outputs/s", "")
 
 
 def main(cfg):
-    path, rows = Path(cfg.out) / "speed.json", []
-    for row in all_rows(cfg):
-        rows.append(row)
-        print(f"{row['work']}; {row['size']}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"machine": machine(), "torch": torch.__version__,
-                      "date": datetime.date.today().isoformat(), "rows": rows})
-    print("\n" + text_table(["work", "size", "median s", "rate", "of peak"], map(cells, rows), 2))
-    print(f"\nwrote {path}")
+    known = [*MODEL_WORK, "diversity"]
+    work = cfg.work.split(",") if cfg.work else known
+    if not set(work) <= set(known):
+        raise UserError(f"--work {cfg.work}: choose from {', '.join(known)}")
+    torch.set_num_threads(cfg.threads or (1 if cfg.size == "tiny" else ALL_THREADS))
+    dtype = DTYPES["bf16" if cfg.device == "cuda" else "fp32"]
+    names = [name for name in work if name != "diversity"]
+    rows = list(model_rows(names, cfg.size, torch.device(cfg.device), dtype, cfg.repeats))
+    if "diversity" in work:
+        rows += diversity_rows(cfg.repeats)
+    print(text_table(["work", "median s", "rate", "of peak"], rows))
 
 
 if __name__ == "__main__":

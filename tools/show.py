@@ -3,34 +3,29 @@
     python -m tools.show samples_*.jsonl                                # what the files hold
     python -m tools.show samples_*.jsonl --prompt 3                     # what each policy wrote to prompt 3
     python -m tools.show samples_*.jsonl --prompt ood_article-7         # the same, by id
-    python -m tools.show samples_*.jsonl --html page.html               # many prompts, as one page
     python -m tools.show gpt4.json claude.json --prompt 1               # outputs in AlpacaEval's format
     python -m tools.show metrics_ppo.jsonl                              # curves over a healthy and a sick run
 
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where their prompts are equal texts.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-On the page of a synthetic task every fact that a text states is marked: right, if the post's key story states
-it too; of a distractor story; or of no story of the post.
 
 The curves of a log go to a PNG in the log's folder, and the last values to the screen.
 """
-import re
 import shutil
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import atomic_write, read_jsonl
+from common.files import read_jsonl
 from common.flags import Flags, arg, launch
 from common.samples import read_all, run_name, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
-MOST_PROMPTS = 50       # of a page
+MOST_PROMPTS = 50       # of --prompt all
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
 
@@ -38,7 +33,6 @@ NARROWEST = 24          # characters of a column, even where that is wider than 
 class Config(Flags):
     files: list = arg(None, "sample files, or one log metrics_*.jsonl")
     prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
-    html: str = arg("", "write a page to this file instead of the screen")
 
 
 # ----------------------------------------------------------------------- what each policy wrote to one prompt
@@ -55,13 +49,12 @@ class Output:
 @dataclass
 class Prompt:
     """One prompt, its reference (Output or None), and {policy: (summary, list of Output)} of those that
-    answered it.  task: the module of its synthetic task, or None."""
+    answered it."""
     number: int
     id: str
     split: str
     text: str
     task_name: str
-    task: object
     reference: Output | None
     columns: dict
 
@@ -124,7 +117,7 @@ def collect(runs):
             reference = Output(row["reference"], True, gold)
         columns = [make_column(row, task) for row in rows]
         prompts.append(Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task") or "",
-                              task, reference, dict(zip(column_names(keys), columns))))
+                              reference, dict(zip(column_names(keys), columns))))
     return prompts
 
 
@@ -201,72 +194,6 @@ def show_files(prompts, width):
     return text_table(["prompts", "split", "first id", "task", "policies"], rows, 2, width)
 
 
-# ------------------------------------------------------------------------------------------------ as a page
-
-STYLE = """
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
-.policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
-li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
-  grid-template-columns: 2.3rem 1fr auto; }
-ul { padding: 0; }
-mark { background: none; color: #0a8a63; }
-.distractor { color: #c8501f; text-decoration: line-through; }
-.invented { color: #c8501f; text-decoration: line-through double; font-style: italic; }
-"""
-LEGEND = ('<p>Facts: <mark class="right">right</mark>, the key story states it; '
-          '<mark class="distractor">of a distractor</mark>, another story of the post states it; '
-          '<mark class="invented">invented</mark>, no story of the post states it. A fact outside of a '
-          'grammatical clause stays plain, because it earns nothing.</p>')
-
-
-def mark_facts(text, prompt, stated=None):
-    """A text as HTML, each word that states a fact marked: of a response the facts `stated`, of the post
-    itself (None) those of its key story.  prompt: a Prompt with a task."""
-    key, distractors = prompt.task.read_prompt(prompt.text)
-
-    def mark(word):
-        fact = prompt.task.FACT.get(word)
-        right = fact and key[fact[0]] == fact[1]
-        if not fact or (fact not in stated if stated is not None else not right):
-            return escape(word)
-        name = "right" if right else "distractor" if fact[1] in distractors[fact[0]] else "invented"
-        return f'<mark class="{name}">{escape(word)}</mark>'
-    return "".join(mark(piece) for piece in re.findall(r"\w+|\W+", text))
-
-
-def html_item(output, prompt):
-    text = output.text.strip()
-    shown = mark_facts(text, prompt, prompt.task.facts(text)) if prompt.task else escape(text)
-    shown = (shown or "(nothing)") + ("" if output.finished else " [unfinished]")
-    count = f"{output.count} ×" if output.count > 1 else ""
-    score = "" if output.score is None else f"{output.score:.2f}"
-    return f'<li><b>{count}</b><pre>{shown}</pre><span class="score">{score}</span></li>'
-
-
-def html_section(prompt):
-    columns = prompt.columns
-    if prompt.reference:
-        columns = {"reference": ("", [prompt.reference])} | columns
-    policies = "\n".join(
-        f'<div><h3>{escape(name)}</h3><small>{escape(summary)}</small><ul>'
-        + "\n".join(html_item(output, prompt) for output in outputs) + "</ul></div>"
-        for name, (summary, outputs) in columns.items())
-    text = mark_facts(prompt.text, prompt) if prompt.task else escape(prompt.text)
-    return (f"<section><h2>Prompt {prompt.number}: {escape(prompt.id)} ({escape(prompt.split)})</h2>\n"
-            f'<pre>{text}</pre>\n<div class="policies">{policies}</div></section>')
-
-
-def page(prompts):
-    """Prompts as one HTML page, without scripts; wrong facts are struck out too."""
-    legend = LEGEND if any(prompt.task for prompt in prompts) else ""
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
-            f"'unsafe-inline'\">\n<title>Outputs side by side</title><style>{STYLE}</style></head>\n"
-            f"<body><h1>Outputs side by side</h1>\n{legend}\n" + "\n".join(map(html_section, prompts))
-            + "</body></html>\n")
-
-
 # ------------------------------------------------------------------------------------------------------- main
 
 def is_log(path):
@@ -288,14 +215,10 @@ def main(cfg):
         return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
     runs = read_all(cfg.files)
     prompts = collect(runs)
-    if not cfg.prompt and not cfg.html:
+    if not cfg.prompt:
         print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows what each policy wrote")
         return
-    chosen = select(prompts, cfg.prompt or "all")
-    if cfg.html:
-        atomic_write(cfg.html, page(chosen).encode())
-        return print(f"wrote {cfg.html}: {len(chosen)} prompts")
-    print("\n".join(show_prompt(prompt, width) for prompt in chosen))
+    print("\n".join(show_prompt(prompt, width) for prompt in select(prompts, cfg.prompt)))
 
 
 if __name__ == "__main__":
