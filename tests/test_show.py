@@ -1,4 +1,4 @@
-"""Outputs side by side, on the screen and as a page, and the curves of logs."""
+"""Outputs side by side, and the curves of logs."""
 import json
 import re
 
@@ -54,6 +54,7 @@ def test_equal_outputs_are_merged_and_carry_their_gold_reward(files, capsys):
     text = screen(capsys, files=files[:1], prompt="1")
     sad = synthetic.gold_reward(ROWS[0]["prompt"], " i feel sad .")
     angry = synthetic.gold_reward(ROWS[0]["prompt"], " now angry .")
+    text = text.replace("*", "")
     assert f" 2 x  i feel sad . [{sad:.2f}]" in text and f"      now angry . [{angry:.2f}]" in text
     assert f"3 outputs, 2 different, mean gold reward {(2 * sad + angry) / 3:.2f}" in text
 
@@ -107,36 +108,11 @@ def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
     assert "\x1b" not in text and "<script>" in text and "(nothing)" in text
 
 
-# ----------------------------------------------------------------------------------------------------- a page
-
-def test_page_escapes_every_text(tmp_path):
-    rows = [{"id": "<i>", "prompt": PROMPT, "reference": EVIL}, {"id": "b", "prompt": EVIL, "reference": ""}]
-    path = write(tmp_path / "a.jsonl", "<b>evil", [EVIL], rows, split="<u>")
-    show.main(show.Config(files=[path], html=str(tmp_path / "page.html")))
-    text = (tmp_path / "page.html").read_text()
-    for tag in ("<script", "<b>evil", "<i>", "<u>"):
-        assert tag not in text
-    assert text.count("&lt;script&gt;") == 4 and "default-src 'none'" in text
-
-
-def test_facts_are_marked_by_what_the_post_says():
-    prompt = show.Prompt(1, "a", "test", PROMPT, "synthetic", synthetic, None, {})
+def test_wrong_facts_stand_between_stars():
     text = "my sis sold my guitar . i feel angry . my boss wallet ."
-    marked = show.mark_facts(text, prompt, synthetic.facts(text))
-    assert re.findall(r'<mark class="(\w+)">(\w+)</mark>', marked) == [
-        ("right", "sis"), ("distractor", "sold"), ("right", "guitar"), ("invented", "angry")]
+    marked = show.mark_wrong_facts(text, PROMPT, synthetic)
     # the last clause is not of the grammar: its words state nothing
-    assert marked.endswith("my boss wallet .")
-    assert show.mark_facts(PROMPT, prompt).count('class="right"') == 8
-
-
-def test_page_of_another_task_has_no_marks_and_is_limited(tmp_path, capsys):
-    rows = [{"id": str(i), "prompt": f"why {i} ?", "reference": ""} for i in range(60)]
-    path = write(tmp_path / "a.jsonl", "ppo", [" my sister"], rows, task="tldr")
-    show.main(show.Config(files=[path], prompt="all", html=str(tmp_path / "page.html")))
-    assert "the first 50 of 60 prompts" in capsys.readouterr().out
-    text = (tmp_path / "page.html").read_text()
-    assert text.count("<section>") == 50 and "<mark" not in text
+    assert marked == "my sis *sold* my guitar . i feel *angry* . my boss wallet ."
 
 
 # ----------------------------------------------------------------------------------------------------- curves

@@ -9,9 +9,10 @@
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where their prompts are equal texts.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-
+In outputs to a synthetic task *stars* mark wrong facts, which the post's key story does not state.
 The curves of a log go to a PNG in the log's folder, and the last values to the screen.
 """
+import re
 import shutil
 import textwrap
 from collections import Counter
@@ -25,14 +26,13 @@ from common.samples import read_all, run_name, study_order, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
-MOST_PROMPTS = 50       # of --prompt all
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
 
 @dataclass
 class Config(Flags):
     files: list = arg(None, "sample files, or one log metrics_*.jsonl")
-    prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
+    prompt: str = arg("", "a number from 1, an id, several with commas; '' lists what there is")
 
 
 # ----------------------------------------------------------------------- what each policy wrote to one prompt
@@ -88,10 +88,19 @@ def merge(texts, finished, scores):
     return sorted(merged.values(), key=lambda o: -o.count)
 
 
+def mark_wrong_facts(text, prompt, task):
+    key_story, _ = task.read_prompt(prompt)
+    wrong = {(slot, value) for slot, value in task.facts(text) if key_story[slot] != value}
+    return re.sub(r"\w+", lambda m: f"*{m[0]}*" if task.FACT.get(m[0]) in wrong else m[0], text)
+
+
 def make_column(row, task):
     """(a summary such as "16 outputs, 9 different, mean gold reward 3.42", list of Output) of a line."""
     scores, name = scores_of(row, task)
-    outputs = merge(row["outputs"], row["finished"], scores)
+    texts = row["outputs"]
+    if task:
+        texts = [mark_wrong_facts(text, row["prompt"], task) for text in texts]
+    outputs = merge(texts, row["finished"], scores)
     n = sum(o.count for o in outputs)
     summary = f"{n} output{'s' * (n > 1)}" + (f", {len(outputs)} different" if n > 1 else "")
     if name:
@@ -131,10 +140,6 @@ def column_names(keys):
 def select(prompts, wanted):
     """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there; an id may
     name prompts of several splits."""
-    if wanted == "all":
-        if len(prompts) > MOST_PROMPTS:
-            print(f"the first {MOST_PROMPTS} of {len(prompts)} prompts", flush=True)
-        return prompts[:MOST_PROMPTS]
     chosen = []
     for name in map(str.strip, wanted.split(",")):
         same = [p for p in prompts if str(p.number) == name] or [p for p in prompts if p.id == name]
