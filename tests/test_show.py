@@ -130,15 +130,17 @@ def test_committed_runs_are_a_healthy_and_a_sick_one():
 
 
 def test_a_ppo_log_is_drawn_over_them_and_another_one_alone(tmp_path, capsys):
-    log, png = tmp_path / "metrics_ppo.jsonl", tmp_path / "metrics_ppo.png"
-    log.write_text('{"step": 1, "kl": 0.5, "reward": NaN}\n{"step": 2, "kl": 0.75, "reward": 2}\n')
-    text = screen(capsys, files=[str(log)])
-    assert png.read_bytes().startswith(b"\x89PNG") and str(png) in text
-    assert re.search(r"KL from the SFT policy +0\.75 ", text) and "healthy" in text and "sick" in text
+    lines = [{"step": 1, "kl": 0.5, "reward": float("nan")}, {"step": 2, "kl": 0.75, "reward": 2}]
+    assert list(curves.panels_of(lines)) == ["reward", "kl"] and set(curves.references_of(lines)) == {
+        "healthy", "sick"}
+    curves.draw_curves(lines, tmp_path / "ppo.png", "this run")
+    assert curves.series(lines, "kl").tolist() == [[1, 2], [0.5, 0.75]]
     log = tmp_path / "metrics_sft.jsonl"
     log.write_text('{"step": 200, "loss": 1.5}\n{"step": 400, "loss": 1.25, "flag": true}\n')
-    text = screen(capsys, files=[str(log)])
-    assert log.with_suffix(".png").is_file() and "1.25" in text and "sick" not in text and "flag" not in text
+    lines = read_jsonl(log, {"step": int})
+    assert list(curves.panels_of(lines)) == ["loss"] and not curves.references_of(lines)
+    assert str(log.with_suffix(".png")) in screen(capsys, files=[str(log)])
+    assert log.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_files_that_cannot_be_shown_are_refused(files, tmp_path):

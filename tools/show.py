@@ -10,7 +10,7 @@ Prompts are numbered from 1, through all splits, in the order that the list with
 meet where their prompts are equal texts.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
 In outputs to a synthetic task *stars* mark wrong facts, which the post's key story does not state.
-The curves of a log go to a PNG in the log's folder, and the last values to the screen.
+The curves of a log go to a PNG in the log's folder.
 """
 import re
 import shutil
@@ -24,7 +24,7 @@ from common.files import read_jsonl
 from common.flags import Flags, arg, launch
 from common.samples import read_all, run_name, study_order, text_table
 from splits import synthetic_task
-from tools.curves import draw_curves, last_values
+from tools.curves import draw_curves
 
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
@@ -217,7 +217,7 @@ def main(cfg):
             raise UserError(f"{logs[0]} is a log: give one log, or sample files")
         rows, png = read_jsonl(logs[0], {"step": int}), Path(logs[0]).with_suffix(".png")
         draw_curves(rows, png, Path(logs[0]).name)
-        return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
+        return print(f"wrote {png}")
     runs = read_all(cfg.files)
     prompts = collect(runs)
     if not cfg.prompt:
