@@ -92,16 +92,6 @@ def test_columns_are_told_apart_by_temperature_and_seed():
     assert show.column_names([("a", .7, None, "file1"), ("b", 1., None, "file2")]) == ["a", "b"]
 
 
-def test_published_outputs_meet_at_equal_prompts(tmp_path, capsys):
-    for name, texts in (("gpt4", ["yes", "no"]), ("claude", ["maybe", "never"])):
-        (tmp_path / f"{name}.json").write_text(json.dumps([
-            {"instruction": question, "output": text, "generator": name}
-            for question, text in zip(("Really?", "Sure?"), texts)]))
-    files = [str(tmp_path / "gpt4.json"), str(tmp_path / "claude.json")]
-    text = screen(capsys, files=files, prompt="2")
-    assert "Sure?" in text and re.search(r"never +no", text)
-
-
 def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
     files = [write(tmp_path / "a.jsonl", "evil\x1b", [EVIL, ""])]
     text = screen(capsys, files=files, prompt="1") + screen(capsys, files=files)
