@@ -88,8 +88,7 @@ def test_a_packed_row_as_a_table():
 
 
 def test_one_step_adds_up(work, capsys):
-    """The first table obeys R_t = -beta KL_t, with the score at the last token, and the last table's rewards
-    give the loss."""
+    """R_t = -beta KL_t, with the score at the last token; and the rewards of the pair give its loss."""
     one_step.main(one_step.Config(**{name: str(work / f"ckpt_{kind}.pt") for name, kind in (
         ("model", "sft"), ("policy", "ppo"), ("reward", "reward"))}))
     text = capsys.readouterr().out
