@@ -113,7 +113,7 @@ def main(cfg):
     if not bundle.task.synthetic or cfg.reward == "gold":
         raise UserError("a synthetic task and a reward model are needed")
     pairs = annotators.compare(bundle, bundle.task.rows("validation", 8), 5, rng)
-    row = max(pairs, key=lambda row: row["gap"] / len(row["chosen"] + row["rejected"]))     # clear and short
+    row = max(pairs, key=lambda row: row["gap"] / len(row["chosen"] + row["rejected"]) ** 2)    # clear, short
     group, = reward.read_groups(bundle.tokenizer, [row], bundle.task.max_prompt_len(
         bundle.model.config.context), bundle.task.max_new_tokens)
     models[0].load_state_dict(load_checkpoint(cfg.policy, "lm", "--policy", device)[0].state_dict())
