@@ -196,7 +196,7 @@ def main(cfg):
     opponent = read_samples(cfg.against) if cfg.against else None
     jobs = {run: pairs_of(rows[:cfg.inputs or None], opponent, run_name(run), cfg.against)
             for run, rows in runs.items()}
-    new, tokens = cost(endpoint, [pair for pairs in jobs.values() for pair in pairs])
+    new, tokens = cost(endpoint, sum(jobs.values(), []))
     print(f"{new} requests to {endpoint.url} ({cfg.judge_model}), about {tokens:,} tokens sent; "
           f"{cfg.cache} holds the other replies", flush=True)
     if cfg.dry_run:
