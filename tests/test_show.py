@@ -1,6 +1,5 @@
 """Outputs side by side, and the curves of logs."""
 import json
-import re
 
 import pytest
 
