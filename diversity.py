@@ -217,17 +217,29 @@ def nli_diversity(outputs, points):
     return float(np.mean(points(list(permutations(outputs, 2)))))
 
 
-def content_measures(groups, embeddings=None, gold=None):
-    """{measure: (G,)} of what G groups of K outputs say; nothing below K = 2.  groups: lists of texts;
-    embeddings: (G, K, D) array or None; gold: module of a synthetic task, which reads the facts, or None."""
-    if len(groups[0]) < 2:
-        return {}
+def per_input(groups, measure):
+    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
+    the paper's per-input diversity."""
+    return np.array([measure(group) for group in groups])
+
+
+def across_input(groups, measure):
+    """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes
+    the first; the mean of all uses the data once more.  groups: n lists (or arrays) of K outputs."""
+    return per_input(list(zip(*groups)), measure)
+
+
+def content_measures(groups, embeddings=None, gold=None, over=per_input):
+    """{measure: (n,) or (K,)} of what n groups of K outputs say, over `per_input` or `across_input`; nothing
+    where a set has less than two.  groups: lists of texts; embeddings: (n, K, D) array or None; gold: module
+    of a synthetic task, which reads the facts, or None."""
     found = {}
+    if len(groups[0] if over is per_input else groups) < 2:
+        return found
     if embeddings is not None:
-        found |= {"embedding": per_input(embeddings, embedding_diversity),
-                  "vendi": per_input(embeddings, vendi_score)}
+        found |= {"embedding": over(embeddings, embedding_diversity), "vendi": over(embeddings, vendi_score)}
     if gold:
-        pairs = per_input(groups, gold.gold_diversity)
+        pairs = over(groups, gold.gold_diversity)
         found |= {"gold_diversity": pairs[:, 0], "fact_sets": pairs[:, 1]}
     return found
 
@@ -288,15 +300,6 @@ def good_measures(rows, gold):
     return {name: np.array(values, dtype=float) for name, values in found.items()}
 
 
-# ----------------------------------------------------------------------------------- per input, across inputs
-
-def per_input(groups, measure):
-    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
-    the paper's per-input diversity.  Across inputs a group is one output of each input: (K,) values, of which
-    the paper takes the first; the mean of all uses the data once more."""
-    return np.array([measure(group) for group in groups])
-
-
 def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="sound", **lexical):
     """All measures of one sample file: {"per_input": {measure: (n,)}, "across": {measure: (K,)}}.
 
@@ -304,11 +307,10 @@ def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="soun
     None, per input only (across inputs all is neutral); lexical: max_n and vocabulary."""
     texts, tokenise = [row["outputs"] for row in rows], conventions(convention, 0)[0]
     tokens = [tokens_of(outputs, tokenise) for outputs in texts]
-    columns = None if embeddings is None else embeddings.swapaxes(0, 1)     # (K, n, D)
     found = {"per_input": lexical_measures(tokens, convention, **lexical)
              | content_measures(texts, embeddings, gold),
              "across": lexical_measures(list(zip(*tokens)), convention, **lexical)
-             | content_measures(list(zip(*texts)), columns, gold)}
+             | content_measures(texts, embeddings, gold, across_input)}
     if nli and len(texts[0]) > 1:
         found["per_input"]["nli"] = per_input(texts, lambda outputs: nli_diversity(outputs, nli))
     return found

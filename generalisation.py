@@ -45,11 +45,16 @@ class Config(Common):
 
 def wins(scores, opponents):
     """Fraction of pairs won, ties halved: (n,), one rate per prompt.  scores: (n, K) of n prompts' outputs;
-    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt.  With J = 1 the mean is
-    the paper's preference versus reference."""
+    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt."""
     scores, opponents = np.asarray(scores, dtype=float), np.asarray(opponents, dtype=float)
     margin = scores[:, :, None] - opponents[:, None, :]                             # (n, K, J)
     return ((margin > 0) + 0.5 * (margin == 0)).mean(axis=(1, 2))
+
+
+def win_rate(scores, opponents):
+    """Win rate as an Interval over prompts: with J = 1 the paper's preference versus reference.  Arguments as
+    of `wins`."""
+    return rate_interval(wins(scores, opponents))
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
@@ -172,9 +177,9 @@ def has_references(rows):
     return all(row["reference"].strip() for row in rows)
 
 
-def rate_fields(per_prompt):
+def rate_fields(rate):
     """Fields of a line; a run that has no rate, None, has them too."""
-    rate = Interval(None, None, None) if per_prompt is None else rate_interval(per_prompt)
+    rate = rate or Interval(None, None, None)
     return {"rate": rate.mean, "low": rate.low, "high": rate.high}
 
 
@@ -187,7 +192,7 @@ def win_rates(runs, scores, judge_hash):
     for key, rows in runs.items():
         home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
         known = home is not None and here is not None and key[3] != "test"
-        lines.append(dict(zip(KEY, key)) | rate_fields(here) | {
+        lines.append(dict(zip(KEY, key)) | rate_fields(None if here is None else rate_interval(here)) | {
             "length_controlled": None if here is None else at_equal_length(rows, *scores[key]),
             "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])),
@@ -228,7 +233,7 @@ def head_to_head(runs, scores):
             lines.append(dict(zip(KEY, a)) | {
                 "against": b[0], "against_temperature": b[1], "prompts": len(both),
                 "missing": len(runs[a]) + len(runs[b]) - 2 * len(both)}
-                | rate_fields(wins(of_a, of_b) if both else None))
+                | rate_fields(win_rate(of_a, of_b) if both else None))
     return lines
 
 

@@ -2,7 +2,6 @@
 import http.server
 import json
 import threading
-import time
 
 import pytest
 
@@ -28,7 +27,7 @@ class Fake(http.server.BaseHTTPRequestHandler):
     def reply(self, status, text, **headers):
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
@@ -49,16 +48,13 @@ def fake():
 
 
 @pytest.fixture
-def endpoint(fake, tmp_path):
-    pauses = []
-    made = J.Endpoint(fake.url, KEY, "judge", tmp_path / "cache.jsonl", tries=4, timeout=0.5,
-                      sleep=pauses.append)
-    made.pauses = pauses
-    return made
+def endpoint(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(J.time, "sleep", lambda seconds: None)
+    return J.Endpoint(fake.url, KEY, "judge", tmp_path / "cache.jsonl", tries=4, timeout=0.5)
 
 
-def fails(status, **headers):
-    return lambda handler, request: handler.reply(status, '{"error": "no"}', **headers)
+def fails(status):
+    return lambda handler, request: handler.reply(status, '{"error": "no"}')
 
 
 def longer(handler, request):
@@ -67,8 +63,8 @@ def longer(handler, request):
     return "tie" if len(pair["A"]) == len(pair["B"]) else "A" if len(pair["A"]) > len(pair["B"]) else "B"
 
 
-PAIRS = [(0, "POST: x\nTL;DR:", "a long summary", "short"), (1, "POST: y\nTL;DR:", "no", "longer"),
-         (2, "POST: z\nTL;DR:", "same", "size")]
+PAIRS = [("POST: x\nTL;DR:", "a long summary", "short"), ("POST: y\nTL;DR:", "no", "longer"),
+         ("POST: z\nTL;DR:", "same", "size")]
 
 
 def test_both_orders_are_asked_and_a_fair_judge_is_heard(fake, endpoint):
@@ -76,9 +72,9 @@ def test_both_orders_are_asked_and_a_fair_judge_is_heard(fake, endpoint):
     assert J.judge(endpoint, PAIRS, workers=3) == ([1.0, 0.0, 0.5], 0)
     assert len(fake.seen) == 6
     places = [json.loads(r["messages"][1]["content"])["A"] for r, _ in fake.seen]
-    assert set(places) == {t for _, _, a, b in PAIRS for t in (a, b)}
+    assert set(places) == {t for _, a, b in PAIRS for t in (a, b)}
     fake.script = ["A"]         # a judge that always takes the first place
-    assert J.judge(endpoint, [(i, f"{p}?", a, b) for i, p, a, b in PAIRS]) == ([0.5, 0.5, 0.5], 0)
+    assert J.judge(endpoint, [(f"{p}?", a, b) for p, a, b in PAIRS]) == ([0.5, 0.5, 0.5], 0)
 
 
 @pytest.mark.parametrize("reply", ["The better one is A because", "A\nB", '{"verdict": "A"}', "", "AA", "C"])
@@ -101,19 +97,15 @@ def test_a_text_cannot_end_its_string_nor_forge_the_other_one():
 
 
 def test_rate_limits_and_time_outs_are_waited_out(fake, endpoint):
-    fake.script = [fails(429, Retry_After="7"), fails(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),
-                   lambda handler, request: time.sleep(1), "A"]
-    assert endpoint.ask(J.messages(*PAIRS[0][1:])) == "A"
-    assert endpoint.pauses == [7, 2, 4]
+    fake.script = [fails(429), fails(503), lambda handler, request: threading.Event().wait(1) or None, "A"]
+    assert endpoint.ask(J.messages(*PAIRS[0])) == "A"
 
 
-@pytest.mark.parametrize("trouble", [fails(500), lambda h, r: h.reply(200, "[1]"),
-                                     lambda h, r: h.reply(200, json.dumps({
-                                         "choices": [{"message": {"content": None}}]}))])
+@pytest.mark.parametrize("trouble", [fails(500), lambda h, r: h.reply(200, "[1]")])
 def test_endless_trouble_ends_with_one_line(trouble, fake, endpoint):
     fake.script = [trouble]
     with pytest.raises(UserError, match="gave up after 4 tries"):
-        endpoint.ask(J.messages(*PAIRS[0][1:]))
+        endpoint.ask(J.messages(*PAIRS[0]))
     assert len(fake.seen) == 4
 
 
@@ -124,42 +116,32 @@ def test_a_refusal_is_not_tried_again_and_leaks_no_key(fake, endpoint):
     assert KEY not in str(error.value)
 
 
-def test_nobody_listens(tmp_path):
-    endpoint = J.Endpoint("http://127.0.0.1:9", KEY, "judge", tmp_path / "c", tries=2, sleep=lambda s: None)
-    with pytest.raises(UserError, match="gave up after 2 tries"):
-        endpoint.ask(J.messages("p", "a", "b"))
+def test_other_addresses_are_refused(tmp_path):
     with pytest.raises(UserError, match="OPENAI_BASE_URL .*: a URL such as"):
         J.Endpoint("file:///etc/passwd", KEY, "judge", tmp_path / "c")
-    with pytest.raises(UserError, match="OPENAI_API_KEY has a character"):
-        J.Endpoint("http://127.0.0.1:9", "sk-1\n", "judge", tmp_path / "c")
 
 
-def test_redirects_are_not_followed(fake, endpoint):
-    elsewhere = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fake)
-    elsewhere.script, elsewhere.seen = ["A"], []
-    threading.Thread(target=elsewhere.serve_forever, args=(0.02,), daemon=True).start()
-    fake.script = [lambda h, r: h.reply(302, "", Location=f"http://127.0.0.1:{elsewhere.server_port}/")]
-    with pytest.raises(UserError, match="status 302"):
-        endpoint.ask(J.messages("p", "a", "b"))
-    assert not elsewhere.seen       # the key went nowhere else
-    elsewhere.shutdown()
-    elsewhere.server_close()
+def test_a_redirect_does_not_carry_the_key(fake, endpoint):
+    def answer(handler):        # the redirected request is a GET
+        fake.seen.append((None, dict(handler.headers)))
+        handler.reply(200, '{"choices": [{"message": {"content": "A"}}]}')
+    Fake.do_GET = answer
+    fake.script = [lambda h, r: h.reply(302, "", Location=fake.url.replace("127.0.0.1", "localhost"))]
+    assert endpoint.ask(J.messages("p", "a", "b")) == "A"
+    assert "Authorization" in fake.seen[0][1] and "Authorization" not in fake.seen[1][1]
 
 
-def test_a_rerun_asks_nothing_and_a_torn_line_is_dropped(fake, endpoint, capfd):
+def test_a_rerun_asks_nothing_but_what_a_torn_line_lost(fake, endpoint):
     fake.script = [longer]
     first = J.judge(endpoint, PAIRS)
-    with open(endpoint.path, "a") as f:
-        f.write('{"request": "abc", "rep')
+    lines = endpoint.path.read_text()
+    endpoint.path.write_text(lines[:-9])
     again = J.Endpoint(fake.url, KEY, "judge", endpoint.path)
-    assert "torn" in capfd.readouterr().out
-    assert J.cost(again, PAIRS) == (0, 0)
-    assert J.judge(again, PAIRS) == first and len(fake.seen) == 6
+    assert J.cost(again, PAIRS)[0] == 1
+    assert J.judge(again, PAIRS) == first and len(fake.seen) == 7
+    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS) == (0, 0)
     # another judge is asked anew
     assert J.cost(J.Endpoint(fake.url, KEY, "another", endpoint.path), PAIRS)[0] == 6
-    endpoint.path.write_text("garbage\n" + endpoint.path.read_text())
-    with pytest.raises(UserError, match="line 1: no line of this cache"):
-        J.Endpoint(fake.url, KEY, "judge", endpoint.path)
 
 
 def test_the_key_is_sent_but_never_written_or_shown(fake, endpoint, capfd):
@@ -175,7 +157,6 @@ def test_parameters_are_sent_and_name_the_reply(fake, endpoint, tmp_path):
     J.judge(other('{"max_completion_tokens": 9}'), PAIRS[:1])
     assert fake.seen[0][0]["max_completion_tokens"] == 9 and "max_tokens" not in fake.seen[0][0]
     assert J.cost(other('{"max_completion_tokens": 9}'), PAIRS[:1])[0] == 0
-    assert J.cost(endpoint, PAIRS[:1])[0] == 2
     with pytest.raises(UserError, match="--parameters 4: a JSON object"):
         other("4")
 
@@ -186,17 +167,14 @@ def no_text_left(handler, request):
     handler.reply(200, json.dumps({"choices": [choice]}))
 
 
-def test_a_judge_without_verdicts_has_no_rate(fake, endpoint, capfd):
+def test_a_judge_without_verdicts_has_no_rate(fake, endpoint):
     fake.script = [no_text_left]
-    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), PAIRS, 1, True)
-    assert (line["rate"], line["low"], line["prompts"], line["no_verdict"]) == (None, None, 0, 6)
-    J.print_rates([line])
-    assert "raise max_tokens" in capfd.readouterr().out
+    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), PAIRS, 1)
+    assert (line["rate"], line["prompts"], line["no_verdict"]) == ([None] * 3, 0, 6)
     # one order of the second pair has no verdict: the pair is left out, not a tie
     fake.script = ["A", "B", "A", "well", "B", "A"]
-    others = [(i, f"{p}?", a, b) for i, p, a, b in PAIRS]
-    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), others, 1, True)
-    assert (line["rate"], line["prompts"], line["no_verdict"]) == (.5, 2, 1)
+    line = J.judge_run(endpoint, ("ppo", 1.0, 0, "test"), [(f"{p}?", a, b) for p, a, b in PAIRS], 1)
+    assert (line["rate"][0], line["prompts"], line["no_verdict"]) == (.5, 2, 1)
 
 
 def samples(path, policy="ppo", outputs=("a long summary", "s")):
@@ -212,16 +190,16 @@ def test_the_script_end_to_end(fake, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
     fake.script = [longer]
     flags = dict(files=[samples(tmp_path / "ppo.jsonl")], cache=str(tmp_path / "cache.jsonl"),
-                 out=str(tmp_path), quiet=True)
+                 out=str(tmp_path))
     J.main(J.Config(dry_run=True, **flags))
     said = capfd.readouterr().out
     assert "8 requests" in said and not fake.seen
     J.main(J.Config(**flags))
     written = json.loads((tmp_path / "chat_judge.json").read_text())
-    assert written["results"][0]["rate"] == 1.0 and written["results"][0]["prompts"] == 4
+    assert written["results"][0]["rate"][0] == 1.0 and written["results"][0]["prompts"] == 4
     against = samples(tmp_path / "sft.jsonl", "sft", ("the longest summary of all",))
     J.main(J.Config(against=against, **flags))
-    assert json.loads((tmp_path / "chat_judge.json").read_text())["results"][0]["rate"] == 0.0
+    assert json.loads((tmp_path / "chat_judge.json").read_text())["results"][0]["rate"][0] == 0.0
     check_pairs_that_do_not_meet(tmp_path, against, flags, capfd)
     assert KEY not in "".join(capfd.readouterr()) + "".join(p.read_text() for p in tmp_path.iterdir())
     monkeypatch.delenv("OPENAI_API_KEY")

@@ -95,20 +95,20 @@ def test_a_packed_row_as_a_table():
 
 
 def test_one_step_adds_up(work, capsys):
-    """The first table obeys R_t = -beta KL_t, with the score at the last token, and the last table's rewards
-    give the loss."""
-    one_step.main(one_step.Config(model=str(work / "ckpt_sft.pt"), reward=str(work / "ckpt_reward.pt"),
-                                  step=2, threads=1))
+    """R_t = -beta KL_t, with the score at the last token; and the rewards of the pair give its loss."""
+    one_step.main(one_step.Config(**{name: str(work / f"ckpt_{kind}.pt") for name, kind in (
+        ("model", "sft"), ("policy", "ppo"), ("reward", "reward"))}))
     text = capsys.readouterr().out
     table = text[text.index("| t | token | mask"):]
     rows = [line.strip("| ").split(" | ") for line in table[:table.index("\n\n")].splitlines()[2:]]
+    rows = [row for row in rows if row[2] == "1"]
     kl, rewards = ([float(row[i]) for row in rows] for i in (5, 6))
     assert any(kl), "the policy has not moved"
-    assert rewards[:-1] == pytest.approx([-0.1 * x for x in kl[:-1]], abs=1.1e-3)
-    score = float(re.search(r"reward at t = \d+: (-?\d+\.\d+)", text)[1])
-    assert rewards[-1] == pytest.approx(score - 0.1 * kl[-1], abs=1.5e-3)
+    assert any(row[-1] != "1.000" for row in rows), "the step has changed nothing"
+    score = float(re.search(r"Score (-?\d+\.\d+)", text)[1])
+    assert rewards == pytest.approx([-0.1 * x for x in kl[:-1]] + [score - 0.1 * kl[-1]], abs=1.5e-3)
     assert kl == pytest.approx([float(row[3]) - float(row[4]) for row in rows], abs=2e-3)
     assert "| padding | 0 | 0.000 |" in text
-    a, b = map(float, re.findall(r"\*\*(-?[\d.]+)\*\* \| ← the reward", text))
+    a, b = map(float, re.search(r"r\(b\) \| (\S+) − \((\S+)\) =", text).groups())
     loss = float(re.search(r"loss = −log σ\(r\(a\) − r\(b\)\) \| ([\d.]+)", text)[1])
     assert loss == pytest.approx(torch.nn.functional.softplus(torch.tensor(b - a)).item(), abs=2e-3)

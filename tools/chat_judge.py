@@ -7,13 +7,11 @@
 
 Prints win rates and writes chat_judge.json.  The judge sees every pair in both orders, because models
 prefer one place (Zheng et al. 2023).  A pair whose two verdicts disagree is a tie.  A pair with a reply that
-is no verdict is left out and counted.  Replies are kept in --cache, so a rerun asks nothing and costs
-nothing, and a run that was cut short continues.
+is no verdict is left out and counted.  Replies are kept in --cache, so a run that was cut short continues.
 
 The compared texts reach the judge as JSON strings, which they cannot end, and a verdict counts only if it is
 the whole reply.  Therefore a text that says "answer A" sways both orders alike and wins nothing.  The key
-goes to the endpoint only: redirects are not followed, and it is removed from error messages and from replies
-that are no verdict.
+goes to the endpoint only, and it is removed from error messages and replies.
 """
 import hashlib
 import json
@@ -26,16 +24,14 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import atomic_write, loads, output_path, write_json
-from common.flags import Count, Flags, Natural, Positive, arg, launch
-from common.samples import KEY, matched, read_all, read_samples, run_name, run_table
+from common.files import loads, output_path, write_json
+from common.flags import Count, Flags, Natural, arg, launch
+from common.samples import KEY, interval_cell, matched, read_all, read_samples, run_name, run_table
 from common.stats import Interval, rate_interval
 from tasks.paper import instruction_of
-
 
 PARAMETERS = '{"temperature": 0, "max_tokens": 4}'
 
@@ -45,17 +41,13 @@ class Config(Flags):
     files: list = arg(None, "sample files")
     judge_model: str = arg("gpt-4o", "name of the judging model at the endpoint")
     against: str = arg("", "sample file of the opponent, whose first outputs are taken; '': the references")
-    inputs: Natural = arg(0, "prompts judged of each file, from its start; 0: all")
-    outputs: Count = arg(1, "outputs judged for each prompt; the paper's 1")
+    inputs: Natural = arg(0, "prompts judged of each file, from its start, one output each; 0: all")
     parameters: str = arg(PARAMETERS, "JSON sent with every request; newer models take max_completion_tokens "
                           "alone, and thousands of them if they reason first")
     cache: str = arg("chat_judge_cache.jsonl", "replies by request; never holds the key")
     workers: Count = arg(4, "requests under way at a time")
-    tries: Count = arg(6, "of a request, with growing pauses")
-    timeout: Positive = arg(60.0, "seconds for one reply")
     dry_run: bool = arg(False, "print how much would be asked, and stop")
     out: str = arg(".", "folder of chat_judge.json")
-    quiet: bool = arg(False, "no progress bar")
 
 
 ASK = {
@@ -77,8 +69,8 @@ def messages(prompt, a, b):
 
 
 def both_orders(pairs):
-    """Two chats for each pair (row number, prompt, output, opponent), in which the two change places."""
-    return [messages(prompt, *order) for _, prompt, a, b in pairs for order in ((a, b), (b, a))]
+    """Two chats for each pair (prompt, output, opponent), in which the two change places."""
+    return [messages(prompt, *order) for prompt, a, b in pairs for order in ((a, b), (b, a))]
 
 
 def verdict(reply):
@@ -88,137 +80,90 @@ def verdict(reply):
 
 # ---------------------------------------------------------------------------------------------- the endpoint
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None             # another host would get the key
-
-
-class _Retry(Exception):
-    """A request failed, and another try may succeed.  Arguments: why, seconds that the server asks to
-    wait."""
-
-
 class Endpoint:
     """POST {base}/chat/completions, with retries and a cache on disk.  Raises UserError on a refusal, and
     when `tries` are used up."""
 
-    def __init__(self, base, key, model, cache, tries=6, timeout=60., parameters=PARAMETERS,
-                 sleep=time.sleep):
+    def __init__(self, base, key, model, cache, parameters=PARAMETERS, tries=6, timeout=60.):
         if not base.startswith(("http://", "https://")):
             raise UserError(f"OPENAI_BASE_URL {base}: a URL such as https://api.openai.com/v1 is needed")
-        if not (key.isascii() and key.isprintable()):
-            raise UserError("OPENAI_API_KEY has a character that no key has, such as a line end")
-        self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key, model
-        self.path = Path(cache)
-        self.tries, self.timeout, self.sleep = tries, timeout, sleep
-        self.open = urllib.request.build_opener(_NoRedirect).open
+        self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key or "no-key", model
+        self.path, self.tries, self.timeout = Path(cache), tries, timeout
         try:
             self.parameters = dict(loads(parameters))
         except (ValueError, TypeError):
             raise UserError(f"--parameters {parameters}: a JSON object is needed") from None
-        self.known = self._read_cache()
-
-    def _read_cache(self):
-        """{hash of a request: reply}.  Drops a torn last line, which a killed run leaves."""
-        known, lines = {}, self.path.read_bytes().split(b"\n") if self.path.is_file() else []
-        for number, line in enumerate(lines, 1):
+        self.known = {}         # {hash of a request: reply}
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
             try:
-                if line.strip():
-                    row = loads(line)
-                    known[row["request"]] = row["reply"]
+                row = loads(line)
+                self.known[row["request"]] = row["reply"]
             except (ValueError, KeyError, TypeError):
-                if number < len(lines):
-                    raise UserError(f"{self.path}, line {number}: no line of this cache; remove it") from None
-                print(f"{self.path}: the last line is torn and dropped", flush=True)
-                atomic_write(self.path, b"".join(line + b"\n" for line in lines[:-1]))
-        return known
+                continue        # torn when a run was killed: its request is asked again
 
-    def request_hash(self, chat):
+    def request_of(self, chat):
+        """(body of the request, its hash)."""
         asked = {"model": self.model, "messages": chat, **self.parameters}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        body = json.dumps(asked, sort_keys=True).encode()
+        return body, hashlib.sha256(body).hexdigest()
 
     def ask(self, chat):
         """The reply's text, from the cache if it is there."""
-        name = self.request_hash(chat)
+        body, name = self.request_of(chat)
         if name not in self.known:
-            reply = self._post(chat)
-            with open(self.path, "a") as f:     # one short write: complete, or torn at the file's end
-                f.write(json.dumps({"request": name, "reply": reply}) + "\n")
+            reply = self._post(body)
+            with open(self.path, "a") as f:     # on a line of its own, even after a torn one
+                f.write("\n" + json.dumps({"request": name, "reply": reply}))
             self.known[name] = reply
         return self.known[name]
 
-    def without_key(self, text):
-        return text.replace(self.key, "[key]") if self.key else text
-
-    def _post(self, chat):
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
+    def _post(self, body):
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        request.add_unredirected_header("Authorization", f"Bearer {self.key}")      # to this host alone
         for attempt in range(self.tries):
+            time.sleep(2. ** attempt - 1)
             try:
-                body = json.dumps({"model": self.model, "messages": chat, **self.parameters}).encode()
-                reply = self._try(urllib.request.Request(self.url, body, headers))[:1000]
-                return reply if verdict(reply) is not None else self.without_key(reply)
-            except _Retry as failure:
-                why, wait = failure.args
-            if attempt + 1 < self.tries:
-                self.sleep(min(60., max(2. ** attempt, wait)))
-        raise UserError(f"{self.url}: gave up after {self.tries} tries, the last: {self.without_key(why)}; "
-                        f"{self.path} holds the replies so far, and the same command continues from there")
-
-    def _try(self, request):
-        """The content of one reply.  Raises _Retry, or UserError on a refusal."""
-        try:
-            with self.open(request, timeout=self.timeout) as response:
-                choice = loads(response.read(2 ** 20))["choices"][0]
-                content = choice["message"]["content"]
-        except urllib.error.HTTPError as error:
-            if error.code in (408, 409, 429) or error.code >= 500:
-                seconds = error.headers.get("Retry-After", "")      # or a date
-                raise _Retry(f"status {error.code}", float(seconds) if seconds.isdecimal() else 0.) from None
-            said = self.without_key(error.read(1000).decode("utf-8", "replace")).replace("\n", " ")[:300]
-            raise UserError(f"{self.url}: status {error.code}, which another try would not mend: "
-                            f"{said}") from None
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise _Retry("a reply that is no chat completion", 0.) from None
-        except (OSError, HTTPException) as error:       # no reply in time, connection refused or cut
-            raise _Retry(str(error), 0.) from None
-        if content is None and choice.get("finish_reason") == "length":
-            return ""           # all tokens went into reasoning: a reply, but no verdict
-        if not isinstance(content, str):
-            raise _Retry("a reply without text", 0.)
-        return content
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    content = loads(response.read(2 ** 20))["choices"][0]["message"]["content"]
+                # None if all tokens went into reasoning: a reply, but no verdict
+                return str(content or "")[:1000].replace(self.key, "[key]")
+            except urllib.error.HTTPError as error:
+                why = f"status {error.code}"
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    said = error.read(1000).decode("utf-8", "replace").replace(self.key, "[key]")
+                    raise UserError(f"{self.url}: {why}, which another try would not mend: "
+                                    f"{' '.join(said.split())}") from None
+            except (ValueError, KeyError, IndexError, TypeError):
+                why = "a reply that is no chat completion"
+            except (OSError, HTTPException) as error:       # no reply in time, connection refused or cut
+                why = str(error)
+        raise UserError(f"{self.url}: gave up after {self.tries} tries, the last: {why}; {self.path} holds "
+                        "the replies so far, and the same command continues from there")
 
 
 # ------------------------------------------------------------------------------------------------ the judging
 
-def opponents_of(rows, opponent, name, path):
-    """{row number: text to compare with}: the reference, or the opponent's first output to the same prompt.
-    name: of the run, in words; path: of the opponent's file."""
+def pairs_of(rows, opponent, name, path):
+    """[(prompt, first output, text to compare with)]: the reference, or the opponent's first output to the
+    same prompt.  name: of the run, in words; path: of the opponent's file."""
     if opponent is None:
         bare = sum(not row["reference"].strip() for row in rows)
         if bare:                # an empty text would always lose
             raise UserError(f"{bare} of {len(rows)} prompts of {name} have no reference; --against FILE "
                             "names another policy to compare with")
-        return {i: row["reference"] for i, row in enumerate(rows)}
+        return [(row["prompt"], row["outputs"][0], row["reference"]) for row in rows]
     both = matched(rows, opponent, (name, path))
-    if not both:
-        raise UserError(f"--against {path}: it shares no prompt with {name}")
     if len(both) < len(rows):
         print(f"{len(rows) - len(both)} prompts are left out, because {path} lacks them", flush=True)
-    return {i: opponent[j]["outputs"][0] for i, j in both}
+    return [(rows[i]["prompt"], rows[i]["outputs"][0], opponent[j]["outputs"][0]) for i, j in both]
 
 
-def judge(endpoint, pairs, workers=1, quiet=True):
+def judge(endpoint, pairs, workers=1):
     """(points of each pair's output in [0, 1] over both orders, None for a pair with a reply that is no
-    verdict; how many replies were none).  pairs: [(row number, prompt, output, opponent)]."""
+    verdict; how many replies were none).  pairs: [(prompt, output, opponent)]."""
     chats = both_orders(pairs)
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            replies = list(tqdm(pool.map(endpoint.ask, chats), "judge", len(chats), disable=quiet or None))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)      # one refusal is enough
-            raise
+        replies = list(tqdm(pool.map(endpoint.ask, chats), "judge", len(chats), disable=None))
     verdicts = [verdict(r) for r in replies]
     # (first + 1 - second) / 2 is 1 or 0 where the orders agree, 1/2 where they contradict each other
     points = [None if first is None or second is None else (first + 1 - second) / 2
@@ -228,35 +173,17 @@ def judge(endpoint, pairs, workers=1, quiet=True):
 
 def cost(endpoint, pairs):
     """(requests that the cache does not answer, about how many tokens they send: four bytes a token)."""
-    n_bytes = {endpoint.request_hash(chat): len(json.dumps(chat, ensure_ascii=False).encode())
-               for chat in both_orders(pairs)}
+    n_bytes = {name: len(body) for body, name in map(endpoint.request_of, both_orders(pairs))}
     new = [n for name, n in n_bytes.items() if name not in endpoint.known]
     return len(new), sum(new) // 4
 
 
-def judge_run(endpoint, key, pairs, workers, quiet):
+def judge_run(endpoint, key, pairs, workers):
     """One line of chat_judge.json.  key: (policy, temperature, seed, split)."""
-    points, no_verdict = judge(endpoint, pairs, workers, quiet)
-    of_prompt = {}
-    for (i, *_), p in zip(pairs, points):
-        if p is not None:
-            of_prompt.setdefault(i, []).append(p)
-    rate = rate_interval([np.mean(p) for p in of_prompt.values()]) if of_prompt else Interval(*[None] * 3)
-    return dict(zip(KEY, key)) | {
-        "rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": len(of_prompt),
-        "no_verdict": no_verdict, "replies": 2 * len(pairs)}
-
-
-def print_rates(lines):
-    """The table, and what it cannot say for lack of verdicts or prompts."""
-    rates = [Interval(x["rate"], x["low"], x["high"]) for x in lines]
-    print(run_table(lines, {
-        "win rate": ["-" if rate.mean is None else f"{rate:.3f}" for rate in rates],
-        "prompts": [x["prompts"] for x in lines],
-        "replies that are no verdict": [f"{x['no_verdict']} of {x['replies']}" for x in lines]}))
-    if any(2 * x["no_verdict"] > x["replies"] for x in lines):
-        print("most replies are no verdict: raise max_tokens in --parameters (a model that reasons "
-              "first needs thousands), or ask another --judge-model. What is left is a selection")
+    points, no_verdict = judge(endpoint, pairs, workers)
+    judged = [p for p in points if p is not None]
+    rate = rate_interval(judged) if judged else Interval(None, None, None)
+    return dict(zip(KEY, key)) | {"rate": list(rate), "prompts": len(judged), "no_verdict": no_verdict}
 
 
 def main(cfg):
@@ -264,22 +191,21 @@ def main(cfg):
     key, base = os.environ.get("OPENAI_API_KEY", ""), os.environ.get("OPENAI_BASE_URL")
     if not (key or base or cfg.dry_run):
         raise UserError("OPENAI_API_KEY is not set; a local endpoint without a key needs OPENAI_BASE_URL")
-    endpoint = Endpoint(base or "https://api.openai.com/v1", key, cfg.judge_model, cfg.cache, cfg.tries,
-                        cfg.timeout, cfg.parameters)
-    opponent, jobs = read_samples(cfg.against) if cfg.against else None, {}
-    for key, rows in runs.items():
-        rows = rows[:cfg.inputs or None]
-        others = opponents_of(rows, opponent, run_name(key), cfg.against)
-        jobs[key] = [(i, rows[i]["prompt"], text, other)
-                     for i, other in others.items() for text in rows[i]["outputs"][:cfg.outputs]]
-    new, tokens = map(sum, zip(*(cost(endpoint, pairs) for pairs in jobs.values())))
-    print(f"{sum(map(len, jobs.values()))} pairs in both orders: {new} requests to {endpoint.url} "
-          f"({cfg.judge_model}), about {tokens:,} tokens sent; "
+    base = base or "https://api.openai.com/v1"
+    endpoint = Endpoint(base, key, cfg.judge_model, cfg.cache, cfg.parameters)
+    opponent = read_samples(cfg.against) if cfg.against else None
+    jobs = {run: pairs_of(rows[:cfg.inputs or None], opponent, run_name(run), cfg.against)
+            for run, rows in runs.items()}
+    new, tokens = cost(endpoint, sum(jobs.values(), []))
+    print(f"{new} requests to {endpoint.url} ({cfg.judge_model}), about {tokens:,} tokens sent; "
           f"{cfg.cache} holds the other replies", flush=True)
     if cfg.dry_run:
         return
-    results = [judge_run(endpoint, key, pairs, cfg.workers, cfg.quiet) for key, pairs in jobs.items()]
-    print_rates(results)
+    results = [judge_run(endpoint, run, pairs, cfg.workers) for run, pairs in jobs.items()]
+    print(run_table(results, {
+        "win rate": [interval_cell(x["rate"]) for x in results],
+        "prompts": [x["prompts"] for x in results],
+        "replies that are no verdict": [x["no_verdict"] for x in results]}))
     path = output_path(cfg.out, "chat_judge.json")
     write_json(path, {"judge": cfg.judge_model, "against": cfg.against or "reference", "results": results})
     print(f"wrote {path}")
