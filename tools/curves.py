@@ -2,7 +2,8 @@
 
     python -m tools.show metrics_ppo.jsonl          # runs this
 
-The two runs are logs of the synthetic task.  docs/logs.md says what to look at, and which commands made them.
+The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md says what to look at, and
+which commands made them.
 """
 import math
 from pathlib import Path
@@ -25,11 +26,13 @@ PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy
     "eos_rate": ("responses that end", "fraction", "stays near 1"),
     "length": ("response length", "tokens", "stays near the references'"),
     "explained_variance": ("explained variance of the value model", "1: perfect, 0: none", "rises above 0"),
+    "ratio": ("mean policy ratio", "new / old probability", "stays within a hundredth of 1"),
     "pg_clipfrac": ("tokens whose policy ratio is clipped", "fraction", "stays under a few hundredths"),
     "update_kl": ("KL of an update", "nats a token", "stays under a few hundredths"),
+    "pg_norm": ("gradient norm of the policy", "norm before clipping", "stays of one size"),
     "v_loss": ("value loss", "squared reward", "falls"),
 }
-COLUMNS = 5             # of panels
+COLUMNS = 4             # of panels
 
 
 def panels_of(rows):
@@ -42,8 +45,9 @@ def panels_of(rows):
 
 def references_of(rows):
     """{name: rows} of the two committed runs; none for a log that is not PPO's."""
-    is_ppo = any("kl" in row for row in rows)
-    return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if is_ppo}
+    if not any("kl" in row for row in rows):
+        return {}
+    return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
 
 
 def series(rows, key):
@@ -61,8 +65,7 @@ def draw_curves(rows, path, name):
     if not panels:
         raise UserError(f"{name}: none of its lines holds a number to draw")
     n_rows = math.ceil(len(panels) / COLUMNS)
-    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
@@ -75,6 +78,19 @@ def draw_curves(rows, path, name):
     for axis in axes.flat[len(panels):]:
         axis.axis("off")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / (2.9 * n_rows)))
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def last_values(rows):
+    """(header, rows) of a table: each metric's mean over the last tenth of the steps, of this log and of the
+    two committed runs."""
+    def last(lines, key):
+        values = series(lines, key)[1]
+        return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
+    logs = {"this run": rows, **references_of(rows)}
+    return ["mean of the last tenth", *logs, "unit"], [
+        [what, *(last(lines, key) for lines in logs.values()), unit]
+        for key, (what, unit, _) in panels_of(rows).items()]
