@@ -261,8 +261,8 @@ def print_rouge(lines):
     print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
 
 
-def print_tables(rates, passes, meetings):
-    """The three tables of a judge, of lines as generalisation.json has them."""
+def print_win_rates(rates):
+    """rates: lines of generalisation.json."""
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
     print(run_table(marked, {"win rate": rate_cells(rates),
@@ -272,6 +272,10 @@ def print_tables(rates, passes, meetings):
                              "unfinished": [f"{x['unfinished']:.1%}" for x in rates]}))
     if any(x["judge_is_trained_against"] for x in rates):
         print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
+
+
+def print_more(passes, meetings):
+    """pass@k and head to head, of lines as generalisation.json has them."""
     if passes:
         print("\npass@k: how often the best of k outputs is at least as good as the reference")
         ks = max((list(x["pass_at_k"]) for x in passes), key=len)
@@ -299,7 +303,8 @@ def main(cfg):
         scores = {key: judge(rows) for key, rows in runs.items()}
         results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
                    "pass_at_k": best_of_k(runs, scores), "head_to_head": head_to_head(runs, scores)}
-        print_tables(results["win_rate"], results["pass_at_k"], results["head_to_head"])
+        print_win_rates(results["win_rate"])
+        print_more(results["pass_at_k"], results["head_to_head"])
     if min(map(len, runs.values())) < FEW_PROMPTS:
         print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
     write_json(path, results)

@@ -141,13 +141,7 @@ def from_pretrained(folder):
     hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
     kind, config = config_of(hf)
     family, theirs = FAMILIES[kind], read_weights(folder)
-    head = theirs.get("lm_head.weight")
-    if config.tied and head is not None:
-        # as in transformers, a file may hold the one matrix under either name; two that differ are not tied
-        embed = theirs.setdefault(family.top["embed"] + ".weight", head)
-        config = replace(config, tied=torch.equal(embed, head))
-        if config.tied:
-            del theirs["lm_head.weight"]
+    config = settle_tied(config, family, theirs)
     with torch.device("meta"):          # shapes only: the weights come from the file
         model = GPT(config)
     check_memory(model.n_params(), 4, f"{folder}")
@@ -168,6 +162,18 @@ def from_pretrained(folder):
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
+
+
+def settle_tied(config, family, theirs):
+    """The GPTConfig, not tied where the weights `theirs` hold two matrices that differ, as in transformers.
+    A file may hold the one matrix under either name; afterwards `theirs` has the embedding's alone."""
+    head = theirs.get("lm_head.weight")
+    if not config.tied or head is None:
+        return config
+    if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
+        del theirs["lm_head.weight"]
+        return config
+    return replace(config, tied=False)
 
 
 def read_weights(folder):

@@ -111,18 +111,22 @@ def convert_row(row):
     if prompt is None and isinstance(row.get("instruction"), str):
         prompt = instruction_prompt(row["instruction"], str(row.get("input") or ""))
     if "chosen" in row and "rejected" in row:
-        chosen, rejected = row["chosen"], row["rejected"]
-        if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-            prompt, chosen, rejected = common_beginning(chosen, rejected)
-        (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
-        if other != prompt:
-            raise Dropped("dialogues that differ before their last answer")
-        return kept | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        return kept | preference(prompt, row["chosen"], row["rejected"])
     answer = next((row[name] for name in ANSWERS if name in row), None)
     if answer is None:
         raise Dropped(f"fields {', '.join(row) or 'none'}: no answer among them")
     prompt, answer = prompt_and_answer(prompt, answer)
     return kept | {"prompt": prompt, "reference": answer}
+
+
+def preference(prompt, chosen, rejected):
+    """{"prompt", "chosen", "rejected"} of a pair of texts or dialogues.  Raises Dropped."""
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, chosen, rejected = common_beginning(chosen, rejected)
+    (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
+    if other != prompt:
+        raise Dropped("dialogues that differ before their last answer")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def read_rows(path):
