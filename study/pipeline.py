@@ -106,6 +106,11 @@ def cost(stages, folder):
                                     for key in ("seconds", "processor_seconds")}}
 
 
+def commits(stages, folder):
+    """The commits of the code that made the stages, in one string."""
+    return ", ".join(sorted({str(mark["commit"]) for mark in marks(stages, folder).values()}))
+
+
 # ------------------------------------------------------------------------------------------------- the runner
 
 def run_stages(stages, folder, jobs=1, anew=False):

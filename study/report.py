@@ -109,7 +109,7 @@ def results_md(results):
     parts += [reward_part] + [shift_part] * ("shift" in results)
     return sections(
         "# Results",
-        f"Commit {results['commit'] or 'unknown'}, recipe {results['recipe']}; seeds {seeds[0]} to "
+        f"Commit {results['commit']}, recipe {results['recipe']}; seeds {seeds[0]} to "
         f"{seeds[-1]}; {settings['inputs']} prompts a test set, 16 outputs a prompt; "
         f"{results['cost']['processor_seconds'] / 60:.0f} minutes of processor time.  Written by "
         f"`python reproduce.py{' --full' if settings['full'] else ''}`.  {how_to_read(len(seeds))}{toy}",

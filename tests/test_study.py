@@ -102,6 +102,8 @@ def test_a_resumed_run_says_whose_code_its_stages_are_of(tmp_path, capsys, monke
     said = capsys.readouterr().out
     assert "1 of 2 stages" in said and "this is fedcba9876" in said and "--anew" in said
     assert (tmp_path / "order").read_text().split() == ["a", "b"]        # and it keeps them all the same
+    of_a = str(pipeline.mark_of(todo[0], tmp_path)["commit"])
+    assert pipeline.commits(todo, tmp_path) == ", ".join(sorted([of_a, "fedcba9876"]))
 
 
 def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
