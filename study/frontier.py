@@ -24,7 +24,7 @@ from reward import score
 from splits import encode_prompts, encode_response
 from study.measures import encoder_of, load_with_task, vocabulary_of_references
 from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, ON_ALL_SETS, PASS_AT, PASS_AT_OF, QUALITY, SETS,
-                         SFT_TEMPERATURES, TRAINED, k2_name, ppo_name)
+                         SFT_TEMPERATURES, TRAINED)
 from tasks import synthetic
 
 KEPT = 8                        # independent best-of-N outputs of a prompt

@@ -128,7 +128,7 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
     path.write_text(path.read_text().splitlines()[0] + "\n")        # the very one that the other lacks
-    got = call("generalisation", path, other, cwd=tmp_path)
+    call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
     assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
     samples(tmp_path / "sft", "sft", "test", bad)

@@ -44,7 +44,7 @@ def test_a_rate_by_hand():
     assert rate_interval([1.] * 30) == (1, pytest.approx(30 / (30 + t2)), pytest.approx(1))
     assert rate_interval([0.] * 30) == (0, pytest.approx(0), pytest.approx(t2 / (30 + t2)))
     # 0 or 1 a prompt: Wilson's own interval of 12 in 20
-    p, n, w = .6, 20, t_quantile(19) ** 2 / 20
+    p, w = .6, t_quantile(19) ** 2 / 20
     half = math.sqrt(w * (p * (1 - p) + w / 4)) / (1 + w)
     mean, low, high = rate_interval([1.] * 12 + [0.] * 8)
     assert (mean, low, high) == pytest.approx((p, (p + w / 2) / (1 + w) - half, (p + w / 2) / (1 + w) + half))
