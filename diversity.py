@@ -100,7 +100,9 @@ def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
     over how many of V kinds C uniform draws would give, so that length alone does not lower it.  C: all
     n-grams.  nan if no output has n tokens.  vocabulary: V >= 2, kinds of n-grams; for n > 1 the sound choice
-    is (kinds of tokens)^n."""
+    is (kinds of tokens)^n.  Raises ValueError for V < 2."""
+    if vocabulary < 2:
+        raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     counts = ngram_counts(outputs, n, tokenise)
     # expm1 and log1p: exact for V^5 too, where 1 - 1/V rounds to 1
     expected = -vocabulary * math.expm1(counts.total() * math.log1p(-1 / vocabulary))
@@ -121,8 +123,11 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
     An output of fewer than max_n tokens has no n-grams of the largest orders.  They are left out of its mean,
     so that copies of it are 1 too.  Outputs without any token are nan, because 0 would say that they are
     diverse.  short_as_nltk=True counts each of the missing orders as 0.1 matches of 1, and outputs without
-    tokens as 0, as NLTK's sentence_bleu does; copies of two tokens are then 0.316."""
+    tokens as 0, as NLTK's sentence_bleu does; copies of two tokens are then 0.316.  Raises
+    ValueError on fewer than two outputs."""
     outputs = tokens_of(outputs, tokenise)
+    if len(outputs) < 2:
+        raise ValueError("self_bleu: at least two outputs are needed")
     if not any(outputs) and not short_as_nltk:
         return math.nan
     lengths = Counter(map(len, outputs))
@@ -193,9 +198,11 @@ def unit_vectors(embeddings):
 
 def embedding_diversity(embeddings):
     """One minus the mean pairwise cosine of n >= 2 embeddings (n, D).  Over pairs the cosines sum to
-    (|sum u|^2 - sum |u|^2) / 2, u the unit vectors: linear in n."""
+    (|sum u|^2 - sum |u|^2) / 2, u the unit vectors: linear in n.  Raises ValueError on fewer than two."""
     u = unit_vectors(embeddings)
     n, total = len(u), u.sum(axis=0)
+    if n < 2:
+        raise ValueError("embedding_diversity: at least two embeddings are needed")
     return float(1 - (total @ total - (u * u).sum()) / (n * (n - 1)))
 
 
@@ -213,8 +220,11 @@ def vendi_score(embeddings):
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
     -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: function of [(premise,
-    hypothesis)] giving (n,), as from `load_nli`."""
-    return float(np.mean(points(list(permutations(outputs, 2)))))
+    hypothesis)] giving (n,), as from `load_nli`.  Raises UserError on points that are not finite."""
+    mean = float(np.mean(points(list(permutations(outputs, 2)))))
+    if not math.isfinite(mean):
+        raise UserError("--nli: the points of a pair are not finite; the classifier's weights are damaged")
+    return mean
 
 
 def per_input(groups, measure):
@@ -333,8 +343,11 @@ def first_words(rows, n):
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one run: (n, K, D)."""
+    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
+    if not np.isfinite(embeddings).all():
+        raise UserError("--encoder: an embedding is not finite; the encoder's weights are damaged, or bf16 "
+                        "is too coarse for them (--dtype fp32)")
     return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
 
 

@@ -358,3 +358,16 @@ def test_v_is_that_of_the_references_or_of_the_outputs():
     rows = [{"reference": "a b . a", "outputs": ["c"]}]
     assert D.reference_vocabulary([rows, rows]) == 3
     assert D.reference_vocabulary([[{"reference": "", "outputs": ["a b c d", "a e"]}]]) == 5
+
+
+def test_what_cannot_be_measured_is_refused_and_becomes_no_number():
+    for refused in (lambda: D.self_bleu(["my car"]), lambda: D.embedding_diversity([[1., 0.]]),
+                    lambda: D.ead(["my car", "my dog"], 1, 1)):
+        with pytest.raises(ValueError, match="at least"):
+            refused()
+    rows = [{"outputs": ["my car", "my dog"]}]
+    assert D.embed_outputs(rows, lambda texts: [[1., 0.]] * len(texts)).shape == (1, 2, 2)
+    with pytest.raises(UserError, match="not finite"):
+        D.embed_outputs(rows, lambda texts: [[math.nan, 0.]] * len(texts))
+    with pytest.raises(UserError, match="not finite"):
+        D.nli_diversity(["my car", "my dog"], lambda pairs: [math.nan] * len(pairs))
