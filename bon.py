@@ -57,8 +57,6 @@ class Config(Common):
 def best_of_n_kl(n):
     """KL(best-of-n || policy) is at most log n - (n - 1) / n, in nats (equality: Stiennon et al. 2020,
     appendix G; the bound: Beirami et al. 2024, arXiv 2401.01879).  Raises ValueError for n < 1."""
-    if n < 1:
-        raise ValueError(f"best_of_n_kl: n = {n} must be at least 1")
     return math.log(n) - (n - 1) / n
 
 
@@ -84,8 +82,7 @@ def best_of_n_independent(rewards, n, k):
 # --------------------------------------------------------------------------------------------------- sampling
 
 def pool_size(cfg):
-    """Samples a prompt: --pool, or, where nothing is scored, just --n.  Raises UserError if the best-of-N
-    outputs cannot be drawn from so many."""
+    """Samples a prompt.  Raises UserError if the best-of-N outputs cannot be drawn from so many."""
     pool, needed = cfg.pool or 4 * cfg.n, cfg.n ** 2 if cfg.independent else cfg.n
     if not cfg.reward:
         return cfg.n
@@ -98,8 +95,7 @@ def pool_size(cfg):
 
 
 def policy_name(cfg):
-    """--policy, or what --model is called: ckpt_<name>.pt, or the last part of a hub name or a directory.
-    Raises UserError on a name that no file can have."""
+    """--policy, or what --model is called.  Raises UserError on a name that no file can have."""
     name = cfg.policy or Path(cfg.model).name.removesuffix(".pt").removeprefix("ckpt_")
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"--policy {name}: it names files (samples_<name>_<split>.jsonl), so without / or a "
@@ -126,24 +122,15 @@ def read_test_sets(bundle, names, n):
     task, test_sets = bundle.task, {}
     splits = [name.strip() for name in names.split(",")] if names else task.evaluation_splits()
     if not splits:
-        raise UserError(f"--data {task.data}: no test.jsonl and no ood_<name>.jsonl to sample on; "
-                        f"{task.describe_folder()}")
+        raise UserError(f"--data {task.data}: no test.jsonl and no ood_<name>.jsonl to sample on")
     max_prompt_len = task.max_prompt_len(bundle.model.config.context)
     for split in splits:
         rows = task.rows(split, n)
         if len(rows) < n:
             print(f"{split} has {len(rows)} prompts, fewer than --inputs {n}: all are sampled", flush=True)
-        prompts = [row["prompt"] for row in rows]
-        test_sets[split] = rows, encode_prompts(bundle.tokenizer, prompts, max_prompt_len, f"{split} prompts")
+        test_sets[split] = rows, encode_prompts(bundle.tokenizer, [row["prompt"] for row in rows],
+                                                max_prompt_len, f"{split} prompts")
     return test_sets
-
-
-def sample(cfg, bundle, prompts, n, rng):
-    """n responses to each prompt, as id lists, which the ranks sample together."""
-    return gather_rows(generate(
-        bundle.model, prompts, bundle.task.max_new_tokens, n=n, temperature=cfg.temperature, top_k=cfg.top_k,
-        top_p=cfg.top_p, eos=bundle.tokenizer.eot_token, rng=rng, batch_size=cfg.batch_size,
-        ranks=(rank(), world_size())))
 
 
 def pick_best(cfg, rewards, number):
@@ -155,9 +142,8 @@ def pick_best(cfg, rewards, number):
 
 
 def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
-    """Lines of a sample file with the outputs `picks` of each prompt.  sampled: for each row its id lists;
-    rewards: for each row its floats, or None; picks: for each row the numbers of the outputs kept; fields: of
-    every line."""
+    """Lines of a sample file.  For each row sampled has its id lists, rewards its floats or None, and picks
+    the numbers of the outputs kept; fields: of every line."""
     lines = []
     for row, ids, r, kept in zip(rows, sampled, rewards, picks):
         texts, finished = zip(*(decode(tokenizer, ids[j]) for j in kept))
@@ -165,14 +151,12 @@ def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
     return lines
 
 
-def write_split(out, split, lines_of, pool):
+def write_split(out, split, lines_of):
     """Writes the sample files of one split.  lines_of: {policy: its lines}."""
     for policy, lines in lines_of.items():
         write_jsonl(sample_path(out, policy, split), lines)
-    policy, lines = next(iter(lines_of.items()))
-    unfinished = 1 - np.mean([line["finished"] for line in lines])
-    tqdm.write(f"{split}: {len(lines)} prompts x {pool} samples of {policy} at temperature "
-               f"{lines[0]['temperature']:g}, {unfinished:.1%} of those kept are unfinished")
+        unfinished = 1 - np.mean([line["finished"] for line in lines])
+        tqdm.write(f"{split}: {policy}, {len(lines)} prompts, {unfinished:.1%} of the outputs are unfinished")
 
 
 def main(cfg):
@@ -190,7 +174,9 @@ def main(cfg):
     for step in run.steps(len(parts)):
         split, start = parts[step]
         rows, prompts = (of_split[start:start + per_step] for of_split in test_sets[split])
-        sampled = sample(cfg, bundle, prompts, pool, rng)
+        sampled = gather_rows(generate(
+            bundle.model, prompts, bundle.task.max_new_tokens, pool, cfg.temperature, cfg.top_k, cfg.top_p,
+            bundle.tokenizer.eot_token, rng, cfg.batch_size, ranks=(rank(), world_size())))
         rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
             rewards = score(reward_model, prompts, sampled)
@@ -201,7 +187,7 @@ def main(cfg):
                 bundle.tokenizer, rows, sampled, rewards, picks, task=bundle.task.name, split=split,
                 temperature=cfg.temperature, seed=cfg.seed, policy=name, trained_against=against[name]))
         if start + per_step >= len(test_sets[split][0]):
-            write_split(cfg.out, split, run.state.pop("lines"), pool)
+            write_split(cfg.out, split, run.state.pop("lines"))
 
     run.finish()
     print("wrote " + " and ".join(str(sample_path(cfg.out, name, "*")) for name in against), flush=True)

@@ -18,19 +18,19 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, permutations
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 
 from common.embed import encoder_wanted, load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
-from common.flags import Common, Count, Domain, Natural, arg, launch, setup
+from common.flags import Common, Natural, arg, launch, setup
 from common.samples import KEY, interval_cell, known_task, read_all, run_name, run_table
 from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
-Kinds = Annotated[int, Domain("0, or an integer of at least 2", lambda x: x == 0 or x >= 2)]
+MAX_N = 5       # distinct-n and EAD are means over n = 1..5
 
 
 @dataclass
@@ -42,10 +42,9 @@ class Config(Common):
                        "roberta-large-mnli); '': none")
     cut: Natural = arg(0, "measure the first CUT words of each output, so that long ones are equally long; "
                           "0: all.  No gold measures then: half a text states other facts")
-    convention: Literal["sound", "paper"] = arg("sound", "paper: the authors' tokens and counts, V = 50,257")
-    max_n: Count = arg(5, "distinct-n and EAD are means over n = 1..max_n")
-    vocabulary: Kinds = arg(0, "V of EAD; 0: number of different words in all references read (in all "
-                               "outputs, where there are no references); 50,257 with --convention paper")
+    convention: Literal["sound", "paper"] = arg("sound", "paper: the authors' tokens and counts, and V = "
+                                                         "50,257 in EAD, not the number of words in the "
+                                                         "references")
 
 
 # ----------------------------------------------------------------------------------------------------- tokens
@@ -173,14 +172,14 @@ def conventions(convention, vocabulary):
     return words, None, lambda n: vocabulary ** n
 
 
-def lexical_measures(groups, convention="sound", max_n=5, vocabulary=50257):
-    """{measure: (G,)} of G groups of K outputs.  distinct-n and EAD are means over n = 1..max_n; self-BLEU is
+def lexical_measures(groups, convention="sound", vocabulary=50257):
+    """{measure: (G,)} of G groups of K outputs.  distinct-n and EAD are means over n = 1..MAX_N; self-BLEU is
     there from K = 2 on; length is in tokens."""
     tokenise, missing, kinds = conventions(convention, vocabulary)
     found = []
     for group in groups:
         tokens = tokens_of(group, tokenise)
-        counts = {n: ngram_counts(tokens, n) for n in range(1, max_n + 1)}
+        counts = {n: ngram_counts(tokens, n) for n in range(1, MAX_N + 1)}
         found.append({"distinct_n": averaged([distinct_n(c, n) for n, c in counts.items()], missing),
                       "ead": averaged([ead(c, n, kinds(n)) for n, c in counts.items()], missing)})
         if len(tokens) > 1:
@@ -314,7 +313,7 @@ def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="soun
     """All measures of one sample file: {"per_input": {measure: (n,)}, "across": {measure: (K,)}}.
 
     embeddings: (n, K, D) array or None; gold: module of a synthetic task or None; nli: as from `load_nli`, or
-    None, per input only (across inputs all is neutral); lexical: max_n and vocabulary."""
+    None, per input only (across inputs all is neutral); lexical: the vocabulary."""
     texts, tokenise = [row["outputs"] for row in rows], conventions(convention, 0)[0]
     tokens = [tokens_of(outputs, tokenise) for outputs in texts]
     found = {"per_input": lexical_measures(tokens, convention, **lexical)
@@ -425,11 +424,11 @@ def main(cfg):
     encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
     if cfg.encoder and encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
-    default = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
-    lexical = {"convention": cfg.convention, "max_n": cfg.max_n, "vocabulary": cfg.vocabulary or default}
+    vocabulary = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
+    lexical = {"convention": cfg.convention, "vocabulary": vocabulary}
     results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]
-    print("convention {convention}, n = 1..{max_n}, V = {vocabulary}.  Lower self-BLEU is more diverse; for "
-          "all others, higher.".format(**lexical))
+    print(f"convention {cfg.convention}, V = {vocabulary}.  Lower self-BLEU is more diverse; for all others, "
+          "higher.")
     print_tables(results)
     print_cautions(results, runs)
     write_json(path, lexical | {"results": results})

@@ -177,22 +177,16 @@ def has_references(rows):
     return all(row["reference"].strip() for row in rows)
 
 
-def rate_fields(rate):
-    """Fields of a line; a run that has no rate, None, has them too."""
-    rate = rate or Interval(None, None, None)
-    return {"rate": rate.mean, "low": rate.low, "high": rate.high}
-
-
 def win_rates(runs, scores, judge_hash):
-    """Lines of the win rate table, as generalisation.json holds them.  scores: {key of a run: (scores of
-    outputs, of references)}; judge_hash: weights_hash of the reward model that judges, or None.  A run
-    without references has no rate: None."""
+    """Lines of the win rate table.  scores: {key of a run: (scores of outputs, of references)}; judge_hash:
+    weights_hash of the reward model that judges, or None.  A run without references has no rate: None."""
     per_prompt = {key: wins(*scores[key]) for key, rows in runs.items() if has_references(rows)}
     lines = []
     for key, rows in runs.items():
         home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
         known = home is not None and here is not None and key[3] != "test"
-        lines.append(dict(zip(KEY, key)) | rate_fields(None if here is None else rate_interval(here)) | {
+        lines.append(dict(zip(KEY, key)) | {
+            "rate": None if here is None else rate_interval(here),
             "length_controlled": None if here is None else at_equal_length(rows, *scores[key]),
             "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
             "score": float(np.mean(scores[key][0])),
@@ -232,14 +226,14 @@ def head_to_head(runs, scores):
             of_a, of_b = [scores[a][0][i] for i, _ in both], [scores[b][0][j] for _, j in both]
             lines.append(dict(zip(KEY, a)) | {
                 "against": b[0], "against_temperature": b[1], "prompts": len(both),
-                "missing": len(runs[a]) + len(runs[b]) - 2 * len(both)}
-                | rate_fields(win_rate(of_a, of_b) if both else None))
+                "missing": len(runs[a]) + len(runs[b]) - 2 * len(both),
+                "rate": win_rate(of_a, of_b) if both else None})
     return lines
 
 
 def rouge_means(runs):
-    """Lines of the ROUGE table: F-measures against the references, Intervals of the means over prompts; None
-    for a run with a reference that has no letter a-z and no digit."""
+    """Lines of the ROUGE table: Intervals of the means over prompts; None for a run with a reference that has
+    no letter a-z and no digit."""
     lines = []
     for key, rows in runs.items():
         line = dict(zip(KEY, key)) | {"prompts": len(rows)} | dict.fromkeys(ROUGE)
@@ -252,20 +246,11 @@ def rouge_means(runs):
 
 # ------------------------------------------------------------------------------------------------- the tables
 
-def rate_cells(lines):
-    return [interval_cell((x["rate"], x["low"], x["high"])) for x in lines]
-
-
-def print_rouge(lines):
-    print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
-    print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
-
-
 def print_win_rates(rates):
     """rates: lines of generalisation.json."""
     marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
     print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    print(run_table(marked, {"win rate": rate_cells(rates),
+    print(run_table(marked, {"win rate": [interval_cell(x["rate"]) for x in rates],
                              "at equal length": [interval_cell(x["length_controlled"]) for x in rates],
                              "gap ID - OOD": [interval_cell(x["gap"]) for x in rates],
                              "score": [f"{x['score']:.2f}" for x in rates],
@@ -286,7 +271,7 @@ def print_more(passes, meetings):
         print(run_table(meetings, {"against": [short_name(x["against"]) for x in meetings],
                                    "its T": [x["against_temperature"] for x in meetings],
                                    "prompts": [x["prompts"] for x in meetings],
-                                   "win rate": rate_cells(meetings)}))
+                                   "win rate": [interval_cell(x["rate"]) for x in meetings]}))
 
 
 def main(cfg):
@@ -296,8 +281,10 @@ def main(cfg):
     name = cfg.judge or ("gold" if synthetic else "rouge")
     print(f"judge: {name}")
     if name == "rouge":
-        results = {"judge": name, "rouge": rouge_means(runs)}
-        print_rouge(results["rouge"])
+        lines = rouge_means(runs)
+        results = {"judge": name, "rouge": lines}
+        print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
+        print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
     else:
         judge, judge_hash = judge_of(cfg, name, device)
         scores = {key: judge(rows) for key, rows in runs.items()}

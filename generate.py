@@ -55,8 +55,7 @@ class Grid:
 
 
 class LayerCache:
-    """Keys and values of one layer: a prefix for each prompt, which its N samples share, and each sample's
-    own."""
+    """Keys and values of one layer: a prefix for each prompt, shared by its N samples, and each one's own."""
 
     def __init__(self, grid):
         self.grid = grid
@@ -71,8 +70,7 @@ class LayerCache:
         self.own = [x.new_zeros(B, self.grid.n, G, self.grid.steps, E) for x in (k, v)]
 
     def attend(self, q, k, v):
-        """One new token for each of B x N samples.  q: (B, N, H, E); k, v: (B, N, G, E).  Returns (B, N, H,
-        E).
+        """One new token for each of B x N samples.  q (B, N, H, E), k and v (B, N, G, E) -> (B, N, H, E).
 
         A query attends to its prompt's shared prefix and to its own tokens in one softmax, which is exactly
         what N separate rows compute."""
@@ -128,7 +126,7 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
 
     prompts: list of id lists, none empty.  Returns for each prompt a list of n id lists of at most
     max_new_tokens ids; a response that ended has `eos` as its last id.  rng: torch.Generator on the CPU
-    (None: torch's own). batch_size: samples decoded together.  ranks: (rank, world_size) of this process; it
+    (None: torch's own).  batch_size: samples decoded together.  ranks: (rank, world_size); this process
     samples and returns only prompts rank, rank + world_size, ..., with the tokens that one process would
     draw.  fixed: as in `Grid`; None: on a GPU.  Raises ValueError for arguments out of range and for a prompt
     that leaves no room in the context."""
@@ -155,8 +153,7 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
 
 
 def _prefill(model, prompts, n, steps, fixed):
-    """Runs the prompts once.  Returns (logits (B, 1, V) at each prompt's end, a cache for each layer,
-    Grid)."""
+    """Runs the prompts once: (logits (B, 1, V) at each prompt's end, a cache for each layer, Grid)."""
     batch = plain(prompts, model.device)
     lengths = torch.tensor([len(p) for p in prompts], device=model.device)
     grid = Grid(lengths, n, batch.tokens.shape[1], steps, fixed)
@@ -186,7 +183,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
     """`generate` for one group of prompts.  uniform: (B, N, steps).  The grid shrinks as samples finish."""
     B, n, steps = uniform.shape
     logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
-    result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)
+    result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)   # -1: it had ended
     finite = torch.ones((), dtype=torch.bool, device=model.device)
 
     def draw(logits):           # the next token of each sample, from (B, N, V)
@@ -219,11 +216,6 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
     if not finite:
         raise UserError("sampling: the model's logits are not finite: damaged weights, or bf16 is too coarse "
                         "for them (--dtype fp32)")
-    return _without_padding(result)
-
-
-def _without_padding(result):
-    """(B, N, steps) ids, -1 where a sample had ended -> lists of lists of ids."""
     return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
 
 

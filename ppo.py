@@ -136,8 +136,7 @@ def masked_mean(x, mask, n_tokens=None):
 
 
 def whiten(x, mask):
-    """x (B, T) with mean 0 and variance 1 over the masked tokens of all ranks, 0 elsewhere.  Unbiased
-    variance."""
+    """x (B, T) with mean 0 and unbiased variance 1 over the masked tokens of all ranks, 0 elsewhere."""
     inside = all_gather(x[mask])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.)
@@ -165,19 +164,11 @@ def value_loss(values, old_values, returns, mask, clip=0.2, n_tokens=None):
     return loss, masked_mean((clipped > unclipped).float(), mask, n_tokens)
 
 
-class AdaptiveKL:
-    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): beta grows while KL is above the
-    target. With target 0 beta stays as it is."""
-
-    def __init__(self, init, target, horizon):
-        self.value, self.target, self.horizon = init, target, horizon
-
-    def update(self, kl, n):
-        """kl: mean KL of n responses, nats.  Returns the new beta."""
-        if self.target:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.value *= 1 + error * n / self.horizon
-        return self.value
+def adapted_beta(beta, kl, target, n, horizon):
+    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): it grows while kl, the mean KL of n
+    responses in nats, is above the target.  horizon: responses over which it adapts."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * n / horizon)
 
 
 def explained_variance(values, returns, mask):
@@ -278,7 +269,7 @@ def update(policy, value_model, ro, advantages, returns, cfg, run):
 
 def minibatch_loss(policy, value_model, ro, advantages, returns, n_tokens, cfg):
     """Policy and value loss of the rollouts ro, each a sum divided by n_tokens.  advantages, returns: their
-    rows. Returns (loss, STATS (7,), log-ratios (M,))."""
+    rows.  Returns (loss, STATS (7,), log-ratios (M,))."""
     advantages, returns = (x[:, :ro.mask.shape[1]] for x in (advantages, returns))
     logp, entropy = policy.log_probs_and_entropy(ro.packed, ro.h_policy, cfg.temperature, cfg.ent_coef > 0)
     values = value_model.values(ro.packed, ro.h_value)
@@ -295,7 +286,7 @@ def minibatch_loss(policy, value_model, ro, advantages, returns, n_tokens, cfg):
 # -------------------------------------------------------------------------------------------- the four models
 
 def build_reward_model(cfg, bundle, device):
-    """--reward -> (reward model, or None for the gold reward; hash of its weights, or "gold")."""
+    """--reward -> (the reward model, hash of its weights), or (None, "gold") for the gold reward."""
     if cfg.reward == "gold":
         if not bundle.task.synthetic:
             raise UserError("--reward gold: only synthetic tasks have a gold reward")
@@ -345,14 +336,11 @@ def build(cfg, device):
     return models, bundle, reward_hash
 
 
-MAX_PROMPTS = 100_000       # all of them are tokenised at the start
-
-
 def read_prompts(bundle, n):
-    """Rows to sample responses to, at most n and MAX_PROMPTS, and their prompts' ids."""
+    """At most n rows to sample responses to, and their prompts' ids."""
     task = bundle.task
     split = "unlabeled" if "unlabeled" in task.splits() else "train"    # AlpacaFarm has prompts for PPO alone
-    rows = task.rows(split, min(n, MAX_PROMPTS), references=1)
+    rows = task.rows(split, min(n, 100_000), references=1)      # all of them are tokenised at the start
     return rows, encode_prompts(bundle.tokenizer, [r["prompt"] for r in rows],
                                 task.max_prompt_len(bundle.model.config.context))
 
@@ -418,11 +406,11 @@ def main(cfg):
     optimizer = torch.optim.Adam(trained, lr=cfg.lr, fused=True)
     run = Run("ppo", cfg, optimizer, rng, inputs=[bundle.saved["weights_hash"], reward_hash, prompts],
               policy=policy, value=value_model)
-    beta = AdaptiveKL(run.state.get("beta", cfg.kl_coef), cfg.kl_target, cfg.kl_horizon)
+    run.state.setdefault("beta", cfg.kl_coef)
 
     for step in run.steps(cfg.steps):       # also saves the state that a killed run goes on from
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
-        start, batch = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size)
+        start, batch, beta = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size), run.state["beta"]
         # 1. sample; everything that the update compares with is fixed here
         ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, eos, cfg.temperature, rng)
         gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch)], ro.responses)
@@ -430,7 +418,7 @@ def main(cfg):
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. the score at the last token, a KL penalty at every token
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_in_reward)
-        rewards = token_rewards(score, kl, ro.mask, beta.value)
+        rewards = token_rewards(score, kl, ro.mask, beta)
         # 3. advantages
         advantages, returns = gae(rewards, ro.values, ro.mask, cfg.gamma, cfg.lam)
         # 4. several epochs of clipped updates
@@ -441,10 +429,12 @@ def main(cfg):
         if cfg.probe_every and (step % cfg.probe_every == 0 or step + 1 == cfg.steps):
             run.state["diversity"] = probe(policy, prompts, task.max_new_tokens, eos, cfg)
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
-        run.log(**metrics, beta=beta.value, **stats,
+        run.log(**metrics, beta=beta, **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / seconds)
-        beta.update(metrics["kl"], cfg.batch_size)      # of the next step
-        run.state |= {"beta": beta.value, "metrics": metrics}
+        if cfg.kl_target:
+            run.state["beta"] = adapted_beta(beta, metrics["kl"], cfg.kl_target, cfg.batch_size,
+                                             cfg.kl_horizon)
+        run.state["metrics"] = metrics
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
 
     metrics = run.state["metrics"]

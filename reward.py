@@ -119,8 +119,8 @@ def comparisons(cfg, bundle):
             raise UserError("--typicality: only a synthetic task has annotators whose taste can be set")
         rows, held_out_rows = task.preferences(), task.preferences(validation=True)
         if not rows:
-            raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are {{'prompt': ..., "
-                            f"'chosen': ..., 'rejected': ...}}; {task.describe_folder()}")
+            raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are "
+                            "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
     known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows or []}
     if known:
         print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "
@@ -183,15 +183,10 @@ def accuracy(groups, scores):
     mean, low, high = bootstrap_ratio(sums)
     found = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": longer.mean(),
              "pairs": len(hits)}
-    if 0 in longer:
-        found["accuracy_shorter_won"] = hits[longer == 0].mean()
     gaps = np.array([gap for group in groups for gap in group.gaps])
     if gaps.any():
         against_gold = np.where(gaps > 0, hits, 1 - hits)
         found |= {"accuracy_gold": against_gold[gaps != 0].mean(), "labels_gold": points(gaps).mean()}
-        if (abs(gaps) > 1).any():
-            found |= {"accuracy_gap1": hits[abs(gaps) > 1].mean(),
-                      "accuracy_gap1_gold": against_gold[abs(gaps) > 1].mean()}
     return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 

@@ -13,14 +13,14 @@ where it has one: it holds what a published model has met and fine-tuning never 
 post are learned in one packed row.  AdamW has no weight decay.
 """
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from common.dist import all_reduce, my_rows, param_groups, shard, world_size
 from common.errors import UserError
-from common.flags import (DTYPES, Count, Fraction, Natural, Positive, TrainFlags, arg, check_memory, launch,
-                          setup, use_threads)
+from common.flags import (DTYPES, Count, Fraction, Natural, Positive, TrainFlags, arg, launch, setup,
+                          use_threads)
 from common.loop import Run, check_batch, warmup_cosine
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, pack
@@ -47,7 +47,7 @@ class Config(TrainFlags):
     tokenizer: str = arg("words", "of a model from scratch: words (bytes and frequent words of train) or a "
                                   "tiktoken name (gpt2)")
     n_words: Natural = arg(4096, "words in that vocabulary")
-    shape: str = arg("tiny", "of a model from scratch; `python model.py` lists them")
+    shape: Literal[*SHAPES] = arg("tiny", "of a model from scratch; `python model.py` lists them")
     context: Count = arg(512, "of a model from scratch: positions; longer prompts are cut on the left")
     max_new_tokens: Natural = arg(0, "tokens of a response; 0: the task's own")
     max_prompt_tokens: Natural = arg(0, "tokens of a prompt, cut on the left; 0: the task's own")
@@ -69,33 +69,26 @@ class Example(NamedTuple):
     prompt: list
     responses: list
 
-    @property
     def n_response_tokens(self):
         return sum(map(len, self.responses))
 
 
 def encode(tokenizer, rows, task, context, what):
     """Rows of a task -> Examples that fit the context."""
-    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context), f"{what} "
-                                                                                                   "prompts")
+    prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context),
+                             f"{what} prompts")
     responses = encode_responses(tokenizer, [r["references"] for r in rows], task.max_new_tokens,
                                  f"{what} responses")
     return [Example(*ids) for ids in zip(prompts, responses)]
 
 
-def from_scratch(cfg, train, device):
+def from_scratch(cfg, train):
     """A new model and its tokenizer's specification, built from the train rows if need be."""
     spec = {"kind": "tiktoken", "name": cfg.tokenizer}
     if cfg.tokenizer == "words":    # 5,000 rows are enough to see every frequent word
         texts = [t for r in train[:5000] for t in (r["prompt"], *(" " + x.lstrip() for x in r["references"]))]
         spec = build_tokenizer(texts, cfg.n_words)
-    if cfg.shape not in SHAPES:
-        raise UserError(f"--shape {cfg.shape}: choose from {', '.join(SHAPES)}")
     shape = SHAPES[cfg.shape] | {"vocab_size": load_tokenizer(spec).n_vocab, "context": cfg.context}
-    with torch.device("meta"):      # its size, without its memory
-        n_params = GPT(GPTConfig(**shape)).n_params()
-    # on a CPU a weight, its gradient and AdamW's two moments; elsewhere the weights that start here
-    check_memory(n_params, 16 if device.type == "cpu" else 4, f"--shape {cfg.shape}")
     return GPT(GPTConfig(**shape)), spec
 
 
@@ -114,10 +107,8 @@ def build(cfg, device):
     train = task.rows(split, cfg.rows or None, cfg.references)
     validation = task.rows("validation", 200, cfg.references)
     print_overlap(task)
-    if len(train) < cfg.rows:
-        print(f"{split} has {len(train)} rows, fewer than --rows {cfg.rows}: all are used", flush=True)
     if cfg.model == "scratch":
-        model, spec = from_scratch(cfg, train, device)
+        model, spec = from_scratch(cfg, train)
         use_threads(cfg, model.to(device).compute_in(DTYPES[cfg.dtype]))
     model.freeze(round(cfg.freeze * model.config.n_layer))
     if model.config.frozen == model.config.n_layer:
@@ -151,14 +142,14 @@ def main(cfg):
         shard(model)
     optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
-    n_tokens_of = [len(e.prompt) + e.n_response_tokens for e in train]
+    n_tokens_of = [len(e.prompt) + e.n_response_tokens() for e in train]
     batches = length_bucketed_batches(n_tokens_of, cfg.batch_size, cfg.epochs, rng)
     run = Run("sft", cfg, optimizer, rng, inputs=[model_hash, spec, train], model=model)
 
     for step in run.steps(len(batches)):
         run.set_lr(warmup_cosine(step, len(batches), cfg.lr, cfg.warmup))
         batch = [train[i] for i in batches[step]]
-        n_tokens = sum(e.n_response_tokens for e in batch)
+        n_tokens = sum(e.n_response_tokens() for e in batch)
         batch_loss = torch.zeros(1)
         for part in run.micro_batches(batch):
             packed = pack(*zip(*part), device)

@@ -8,8 +8,7 @@ A line of a split is {"prompt", "reference"}; a line of preferences.jsonl and of
 is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand.  A
 response is a space, the text and EOS (the paper's TL;DR format).
 """
-from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import torch
 from common.errors import UserError
 from common.files import read_jsonl
 from common.flags import Common, Count, arg, launch, setup, use_threads
-from common.tokenizer import build_tokenizer, load_tokenizer
+from common.tokenizer import load_tokenizer
 from model import GPT
 from published import pretrained
 from tasks import paper, synthetic
@@ -111,18 +110,16 @@ class Task:
                             "--max-new-tokens (a flag of sft.py and bon.py)")
         return min(left, self.max_prompt_tokens or left)
 
+    def as_dict(self):
+        return asdict(self)
+
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
 
-    def describe_folder(self):
-        """What the folder of the data holds, in words, for messages."""
-        names = sorted(p.name for p in Path(self.data).iterdir()) if self.data else []
-        if not names:
-            return "the folder is empty"
-        return f"there are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
-
-    def as_dict(self):
-        return asdict(self)
+    def check_split(self, split):
+        if split not in self.splits():
+            raise UserError(f"split {split!r} is not in task {self.name!r}; it has {', '.join(self.splits())}"
+                            + f"; --data {self.data} should hold {FILES}" * (self.name == "folder"))
 
 
 class SyntheticTask(Task):
@@ -132,7 +129,7 @@ class SyntheticTask(Task):
         return list(synthetic.SPLITS)
 
     def rows(self, split, limit=None, references=4):
-        _check_split(self, split)
+        self.check_split(split)
         size = synthetic.SIZES.get(split, 1000)
         return synthetic.rows(split, min(size, limit or size), NOISE[self.name], references)
 
@@ -145,7 +142,7 @@ class PaperTask(Task):
         return paper.splits(self.name)
 
     def rows(self, split, limit=None, references=1):
-        _check_split(self, split)
+        self.check_split(split)
         rows = paper.rows(self.name, split, self.data)
         return _as_rows(f"task {self.name}, {split}", split, rows, limit)
 
@@ -155,43 +152,26 @@ class PaperTask(Task):
 
 
 class FolderTask(Task):
+    def files(self):
+        """{name of a split or of preferences: its file}."""
+        paths = sorted(Path(self.data).iterdir(), reverse=True)
+        return {path.name.removesuffix(".gz").removesuffix(".jsonl"): path for path in paths
+                if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file()}
+
     def splits(self):
-        names = {p.name.removesuffix(".gz").removesuffix(".jsonl") for p in Path(self.data).iterdir()
-                 if p.name.endswith((".jsonl", ".jsonl.gz")) and p.is_file()}
+        names = self.files()
         return [s for s in ("train", "validation", "test") if s in names] + sorted(
             s for s in names if s.startswith("ood_"))
 
     def rows(self, split, limit=None, references=1):
-        if split not in self.splits():
-            raise UserError(f"--data {self.data}: {split}.jsonl is missing; wanted are {FILES}; "
-                            f"{self.describe_folder()}")
-        path = self._path(split)
+        self.check_split(split)
+        path = self.files()[split]
         return _as_rows(path, split, _read(path, ("prompt", "reference")), limit)
 
     def preferences(self, validation=False):
-        path = self._path("preferences_validation" if validation else "preferences")
+        path = self.files().get("preferences_validation" if validation else "preferences")
         needs = ("prompt", "chosen", "rejected")
         return path and _non_empty(path, _read(path, needs), needs)
-
-    def _path(self, name):
-        """The file of a split or of preferences, or None."""
-        paths = Path(self.data) / f"{name}.jsonl", Path(self.data) / f"{name}.jsonl.gz"
-        return next((path for path in paths if path.is_file()), None)
-
-
-def _check_split(task, split):
-    if split not in task.splits():
-        raise UserError(f"split {split!r} is not in task {task.name!r}; it has {', '.join(task.splits())}")
-
-
-def _class_of(name):
-    return SyntheticTask if name in NOISE else PaperTask if name in paper.TASKS else FolderTask
-
-
-def _new_task(name):
-    """A task with its own lengths."""
-    max_prompt_tokens = MAX_PROMPT_TOKENS if name in paper.TASKS else 0
-    return _class_of(name)(name, "", MAX_NEW_TOKENS[name], max_prompt_tokens)
 
 
 def synthetic_task(name):
@@ -201,16 +181,15 @@ def synthetic_task(name):
 
 
 def print_overlap(task):
-    """Prints how many prompts of other splits of a folder stand in train too, where a policy has learned
+    """Prints how many prompts of a folder's other splits stand in train too, where a policy has learned
     them."""
-    if isinstance(task, FolderTask):
-        train = {row["prompt"] for row in task.rows("train")}
-        for split in task.splits():
-            rows = task.rows(split) if split != "train" else []
-            known = sum(row["prompt"] in train for row in rows)
-            if known:
-                print(f"{task.data}: {known} of {len(rows)} prompts of {split} stand in train too: a policy "
-                      "has learned them", flush=True)
+    train = {row["prompt"] for row in task.rows("train")} if task.name == "folder" else ()
+    for split in task.splits() if train else ():
+        rows = task.rows(split)
+        known = sum(row["prompt"] in train for row in rows)
+        if known and split != "train":
+            print(f"{task.data}: {known} of {len(rows)} prompts of {split} stand in train too: a policy has "
+                  "learned them", flush=True)
 
 
 def _read(path, needs):
@@ -218,17 +197,22 @@ def _read(path, needs):
     try:
         return read_jsonl(path, dict.fromkeys(needs, str))
     except UserError as error:
-        hint = (f"; `python -m tools.convert {path} --export FILE.jsonl` makes these fields of message "
-                "lists, of completions and of texts that hold their prompt (HH-RLHF)")
-        raise UserError(f"{error}{hint if ': field ' in str(error) else ''}") from None
+        if ": field " not in str(error):
+            raise
+        raise UserError(f"{error}; `python -m tools.convert {path} --export FILE.jsonl` makes these fields of "
+                        "message lists, of completions and of texts that hold their prompt (HH-RLHF)") from None
 
 
 def _as_rows(source, split, rows, limit):
     """Rows with text, ids that name one row each, and `references`.  source: names them in messages."""
     needs = ("prompt",) if split == "unlabeled" else ("prompt", "reference")    # PPO needs no answers
     rows = _non_empty(source, rows, needs)
-    _make_ids_unique(source, split, rows)
-    return [row | {"references": [row["reference"]]} for row in rows[:limit]]
+    numbers = [f"{split}-{i}" for i in range(len(rows))]
+    ids = [number if row.get("id") is None else str(row["id"]) for row, number in zip(rows, numbers)]
+    if len(set(ids)) < len(ids):        # policies are compared by id
+        print(f"{source}: several rows have one id; they are numbered instead", flush=True)
+        ids = numbers
+    return [row | {"id": name, "references": [row["reference"]]} for row, name in zip(rows[:limit], ids)]
 
 
 def _non_empty(source, rows, needs):
@@ -242,51 +226,35 @@ def _non_empty(source, rows, needs):
     return full
 
 
-def _make_ids_unique(source, split, rows):
-    """Gives every row an id that names it alone, because policies are compared by id."""
-    times, repeated = Counter(), 0
-    for i, row in enumerate(rows):
-        given = row["id"] = f"{split}-{i}" if row.get("id") is None else str(row["id"])
-        repeated += times[given] > 0
-        while times[row["id"]]:             # a file may have two rows a and one a#2
-            times[given] += 1
-            row["id"] = f"{given}#{times[given]}"
-        times[row["id"]] += 1
-    if repeated:
-        print(f"{source}: {repeated} ids stand in several rows; these are now ID#2, ID#3, ...", flush=True)
+KINDS = {**dict.fromkeys(NOISE, SyntheticTask), **dict.fromkeys(paper.TASKS, PaperTask), "folder": FolderTask}
 
 
 def task_from(saved):
     """The task of a checkpoint's dict.  Raises UserError on fields that are not a task's."""
     right = {field.name: field.type for field in fields(Task)}
-    if {name: type(value) for name, value in saved.items()} != right or saved["name"] not in MAX_NEW_TOKENS:
+    if {name: type(value) for name, value in saved.items()} != right or saved["name"] not in KINDS:
         raise UserError("the checkpoint's task is damaged, or of another version of this code; train it anew")
-    return _class_of(saved["name"])(**saved)
+    return KINDS[saved["name"]](**saved)
 
 
 def task_of(cfg, saved=None):
     """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
     an unknown one, and on one whose data are not there."""
-    base = task_from(saved["task"]) if saved and saved["task"] else _new_task("synthetic")
-    name = cfg.task or ("folder" if cfg.data else base.name)
-    if name not in MAX_NEW_TOKENS:
-        raise UserError(f"--task {name}: choose from {', '.join(MAX_NEW_TOKENS)}")
-    if name != base.name:
-        base = _new_task(name)
-    max_new_tokens = getattr(cfg, "max_new_tokens", 0) or base.max_new_tokens
-    max_prompt_tokens = getattr(cfg, "max_prompt_tokens", 0) or base.max_prompt_tokens
-    task = type(base)(name, cfg.data or base.data, max_new_tokens, max_prompt_tokens)
-    _check_data(task)
-    return task
-
-
-def _check_data(task):
+    task = task_from(saved["task"]) if saved and saved["task"] else None
+    name = cfg.task or ("folder" if cfg.data else task.name if task else "synthetic")
+    if name not in KINDS:
+        raise UserError(f"--task {name}: choose from {', '.join(KINDS)}")
+    if not task or task.name != name:
+        task = KINDS[name](name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
+    given = {field: getattr(cfg, field, 0) for field in ("data", "max_new_tokens", "max_prompt_tokens")}
+    task = replace(task, **{field: value for field, value in given.items() if value})
     if task.synthetic and task.data:
-        raise UserError(f"--task {task.name} takes no --data: it makes its own prompts")
-    if task.name == "folder" and not task.data:
+        raise UserError(f"--task {name} takes no --data: it makes its own prompts")
+    if name == "folder" and not task.data:
         raise UserError("--task folder: --data DIR is needed")
     if task.data and not Path(task.data).is_dir():
         raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
+    return task
 
 
 class Bundle(NamedTuple):
@@ -308,24 +276,21 @@ def load_bundle(cfg, device):
 
 @dataclass
 class Config(Common):
-    rows: Count = arg(500, "rows of each split whose lengths are counted")
+    rows: Count = arg(500, "rows of each split whose words are counted")
 
 
 def main(cfg):
     setup(cfg)
     task = task_of(cfg)
     if not task.splits():
-        raise UserError(f"--data {task.data}: no splits; it should hold {FILES}; {task.describe_folder()}")
+        raise UserError(f"--data {task.data}: no splits; it should hold {FILES}")
     rows_of = {split: task.rows(split, cfg.rows) for split in task.splits()}
-    texts = [text for row in task.rows("train", 2 * cfg.rows) for text in (row["prompt"], *row["references"])]
-    tokenizer = load_tokenizer(build_tokenizer(texts))
-    print(f"task {task.name}{' ' + task.data if task.data else ''}, vocabulary {tokenizer.n_vocab}\n")
-    print(f"{'split':19} {'rows':>6} {'prompt tokens':>14} {'reference':>10}")
+    print(f"{'split':19} {'rows':>6} {'words of a prompt':>18} {'of a reference':>15}")
     for split, rows in rows_of.items():
         n = synthetic.SIZES.get(split, 1000) if task.synthetic else len(task.rows(split))
-        prompt, reference = (np.median([len(tokenizer.encode_ordinary(row[field])) for row in rows])
+        prompt, reference = (np.median([len(row[field].split()) for row in rows])
                              for field in ("prompt", "reference"))
-        print(f"{split:19} {n:6} {prompt:14.0f} {reference:10.0f}")
+        print(f"{split:19} {n:6} {prompt:18.0f} {reference:15.0f}")
     for split, rows in rows_of.items():
         print(f"\n--- {split}\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
 

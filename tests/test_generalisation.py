@@ -79,8 +79,8 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert [(row[0], row[1], row[3]) for row in rows] == pairs
     found = json.loads((tmp_path / "generalisation.json").read_text())
     assert found["judge"] == "gold"
-    assert [x["rate"] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
-    assert [x["rate"] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
+    assert [x["rate"][0] for x in found["win_rate"] if x["split"] == "test"] == [0, 0, .5]
+    assert [x["rate"][0] for x in found["head_to_head"] if x["split"] == "test"] == [.5, 1, 1]
     assert found["win_rate"][0]["gap"] is None and found["win_rate"][-1]["gap"][0] == 0
     assert "a run has fewer than 10 prompts" in got.stdout
     of_test = [x["pass_at_k"] for x in found["pass_at_k"] if x["split"] == "test"]
@@ -111,7 +111,7 @@ def test_without_references_there_is_no_rate_but_policies_meet(tmp_path):
     assert got.returncode == 0 and "(-: no references)" in got.stdout
     found = json.loads((tmp_path / "generalisation.json").read_text())
     assert [x["rate"] for x in found["win_rate"]] == [None, None]
-    assert found["head_to_head"][0]["rate"] == 1
+    assert found["head_to_head"][0]["rate"][0] == 1
     assert call("generalisation", *files, "--judge", "rouge", cwd=tmp_path).returncode == 0
     found = json.loads((tmp_path / "generalisation.json").read_text())
     assert [x["rouge1"] for x in found["rouge"]] == [None, None]
@@ -126,11 +126,11 @@ def test_policies_meet_on_equal_prompts_only(tmp_path):
     other.write_text("\n".join(lines[:0:-1]) + "\n")         # turned round, without the first
     got = call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
-    assert (line["rate"], line["prompts"], line["missing"]) == (1, 5, 1)
+    assert (line["rate"][0], line["prompts"], line["missing"]) == (1, 5, 1)
     path.write_text(path.read_text().splitlines()[0] + "\n")        # the very one that the other lacks
     call("generalisation", path, other, cwd=tmp_path)
     line, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
-    assert (line["rate"], line["low"], line["prompts"], line["missing"]) == (None, None, 0, 6)
+    assert (line["rate"], line["prompts"], line["missing"]) == (None, 0, 6)
     samples(tmp_path / "sft", "sft", "test", bad)
     first, second = (json.loads(line)["id"] for line in lines[:2])
     other.write_text(lines[0].replace(f'"{first}"', f'"{second}"') + "\n")
@@ -144,7 +144,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
     got = call("generalisation", path, cwd=tmp_path)
     assert "0.500   " in got.stdout and "0.500 [" not in got.stdout and "fewer than 10 prompts:" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
-    assert line["rate"] == .5 and line["low"] is None
+    assert line["rate"] == [.5, None, None]
     wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)
     assert wrong.returncode == 2 and "--judge gpt4: no such file; a judge is gold, rouge or" in wrong.stderr
 
