@@ -283,7 +283,8 @@ def main(cfg):
     if name == "rouge":
         lines = rouge_means(runs)
         results = {"judge": name, "rouge": lines}
-        print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is empty)\n")
+        print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is "
+              "empty)\n")
         print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
     else:
         judge, judge_hash = judge_of(cfg, name, device)

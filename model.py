@@ -1,8 +1,6 @@
 """The transformer: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX are configurations of one class.  Also what must
 exist only once: padding and masks (`pack`), log-probabilities, where a value and where a reward stands.
 
-    python model.py          # the shapes and their sizes
-
 Letters used in every script: B batch (packed rows), P prompt, T response, S length of a packed row, Q
 positions of it that are used, V vocabulary, D width, H heads, G key/value heads, E head width, N samples per
 prompt, R responses, M response tokens of a batch, counted one by one.
@@ -508,13 +506,3 @@ def plain(rows, device="cpu"):
     S = max(map(len, rows))
     tokens = torch.tensor([list(row) + [0] * (S - len(row)) for row in rows], device=device)
     return Packed(tokens, torch.arange(S, device=device).expand_as(tokens), *[None] * 8)
-
-
-if __name__ == "__main__":
-    print("shape             parameters  layers  heads  kv  width  position  norm       activation")
-    for name, shape in SHAPES.items():
-        c = GPTConfig(**shape)
-        with torch.device("meta"):      # sizes without memory
-            size = GPT(c).n_params()
-        print(f"{name:14} {size:13,}  {c.n_layer:6}  {c.n_head:5}  {c.n_kv_head:2}  {c.d_model:5}  "
-              f"{c.position:8}  {c.norm:9}  {c.activation}")

@@ -183,40 +183,43 @@ def explained_variance(values, returns, mask):
 
 @dataclass
 class Rollout:
-    """This rank's responses, and everything that stays fixed while the policy learns from them.  Grids are
-    (B, T)."""
+    """This rank's prompts, n responses to each (PPO: one), and everything that stays fixed while the policy
+    learns from them.  R = B n responses; grids are (R, T)."""
     prompts: list               # B id lists
-    responses: list             # B id lists
-    packed: M.Packed            # each prompt with its response
+    responses: list             # R id lists
+    packed: M.Packed            # each prompt with its responses
     h_policy: torch.Tensor      # the policy's trunk output, computed once
     h_value: torch.Tensor       # the value model's
     mask: torch.Tensor
     logp: torch.Tensor
     ref_logp: torch.Tensor
-    values: torch.Tensor
-    score: torch.Tensor         # (B,) of the reward model; zeros without one
-    finished: torch.Tensor      # (B,) bool, ended with EOS
+    values: torch.Tensor        # zeros without a value model
+    score: torch.Tensor         # (R,) of the reward model; zeros without one
+    finished: torch.Tensor      # (R,) bool, ended with EOS
 
     def __len__(self):
-        return len(self.responses)
+        return len(self.prompts)
 
     def __getitem__(self, idx):
-        """The rollouts idx (n,), with what lies after the longest of them cut off."""
-        prompts, responses = ([rows[i] for i in idx] for rows in (self.prompts, self.responses))
-        packed = M.pack(prompts, [[r] for r in responses], self.mask.device)
+        """The prompts idx with their responses, and what lies after the longest of these cut off."""
+        n = len(self.responses) // len(self.prompts)
+        rows = (idx[:, None] * n + torch.arange(n)).flatten()
+        prompts, responses = [self.prompts[i] for i in idx], [self.responses[i] for i in rows]
+        packed = M.pack(prompts, [responses[i:i + n] for i in range(0, len(rows), n)], self.mask.device)
         S, T = packed.tokens.shape[1], int(packed.lengths.max())
         h = (x[idx, :S] for x in (self.h_policy, self.h_value))
-        grids = (x[idx, :T] for x in (self.mask, self.logp, self.ref_logp, self.values))
-        return Rollout(prompts, responses, packed, *h, *grids, self.score[idx], self.finished[idx])
+        grids = (x[rows, :T] for x in (self.mask, self.logp, self.ref_logp, self.values))
+        return Rollout(prompts, responses, packed, *h, *grids, self.score[rows], self.finished[rows])
 
 
 @torch.no_grad()
-def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_tokens, eos, temperature, rng):
-    """Samples one response to each of this rank's prompts and scores it.  prompts: those of all ranks;
-    reward_model: GPT or None."""
-    sampled = generate(policy, prompts, max_new_tokens, temperature=temperature, eos=eos, rng=rng,
+def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_tokens, eos, temperature, rng,
+            n=1):
+    """Samples n responses to each of this rank's prompts and scores them.  prompts: those of all ranks;
+    value_model, reward_model: GPT or None."""
+    sampled = generate(policy, prompts, max_new_tokens, n, temperature, eos=eos, rng=rng,
                        ranks=(rank(), world_size()))
-    prompts, responses = my_rows(prompts), [response for response, in sampled]
+    prompts, responses = my_rows(prompts), [response for group in sampled for response in group]
     packed = M.pack(prompts, sampled, policy.device)
     h = policy.trunk(packed)                    # frozen layers run once for all models that share them
 
@@ -225,15 +228,15 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
     # log-probabilities come from a forward pass, not from the sampler, so that the first update's ratio is 1
     logp = policy.log_probs(packed, h, temperature)
     ref_logp = ref_policy.log_probs(packed, trunk(ref_policy), temperature)
-    h_value = trunk(value_model)
-    values = value_model.values(packed, h_value)
-    score = torch.zeros(len(responses), device=h.device)
+    h_value = trunk(value_model) if value_model else h
+    values = value_model.values(packed, h_value) if value_model else torch.zeros_like(logp)
+    score = torch.zeros_like(logp[:, 0])
     if reward_model:
         score = reward_model.rewards(packed, trunk(reward_model))
     finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
     if not all(x.isfinite().all() for x in (logp, ref_logp, values, score)):
-        raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the four "
-                        "models is damaged")
+        raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the models is "
+                        "damaged")
     mask = packed.response_mask()
     return Rollout(prompts, responses, packed, h, h_value, mask, logp, ref_logp, values, score, finished)
 

@@ -47,7 +47,7 @@ class Config(TrainFlags):
     tokenizer: str = arg("words", "of a model from scratch: words (bytes and frequent words of train) or a "
                                   "tiktoken name (gpt2)")
     n_words: Natural = arg(4096, "words in that vocabulary")
-    shape: Literal[*SHAPES] = arg("tiny", "of a model from scratch; `python model.py` lists them")
+    shape: Literal[*SHAPES] = arg("tiny", "of a model from scratch")
     context: Count = arg(512, "of a model from scratch: positions; longer prompts are cut on the left")
     max_new_tokens: Natural = arg(0, "tokens of a response; 0: the task's own")
     max_prompt_tokens: Natural = arg(0, "tokens of a prompt, cut on the left; 0: the task's own")

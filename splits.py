@@ -199,8 +199,9 @@ def _read(path, needs):
     except UserError as error:
         if ": field " not in str(error):
             raise
-        raise UserError(f"{error}; `python -m tools.convert {path} --export FILE.jsonl` makes these fields of "
-                        "message lists, of completions and of texts that hold their prompt (HH-RLHF)") from None
+        raise UserError(f"{error}; `python -m tools.convert {path} --export FILE.jsonl` makes these fields "
+                        "of message lists, of completions and of texts that hold their prompt (HH-RLHF)"
+                        ) from None
 
 
 def _as_rows(source, split, rows, limit):

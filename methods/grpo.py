@@ -18,14 +18,11 @@ from typing import Annotated, Literal
 
 import torch
 
-import model as M
-from common.dist import all_reduce, mean_over_ranks, my_rows, param_groups, rank, shard, world_size
-from common.errors import UserError
+from common.dist import all_reduce, mean_over_ranks, my_rows, param_groups, shard
 from common.flags import Count, Domain, NonNegative, arg, launch, setup
 from common.loop import Run, check_batch
-from generate import generate
 from ppo import (PolicyFlags, build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean,
-                 policy_loss, read_prompts, rollout_metrics, stop_if_broken)
+                 policy_loss, read_prompts, rollout, rollout_metrics, stop_if_broken)
 from splits import load_bundle
 
 Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
@@ -62,50 +59,13 @@ ADVANTAGES = {"grpo": grpo_advantages, "rloo": rloo_advantages}
 
 # ---------------------------------------------------------------------------------------------- one iteration
 
-@dataclass
-class Rollout:
-    """This rank's B prompts with N responses each, and what stays fixed while the policy learns.  Grids are
-    (B N, T)."""
-    prompts: list               # B id lists
-    responses: list             # B lists of N id lists
-    packed: M.Packed            # each prompt with its N responses
-    mask: torch.Tensor
-    logp: torch.Tensor
-    ref_logp: torch.Tensor
-    score: torch.Tensor         # (B N,) of the reward model; zeros without one
-    finished: torch.Tensor      # (B N,) bool
-
-    def __getitem__(self, idx):
-        """The prompts idx (n,) with their responses, and what lies after the longest of these cut off."""
-        prompts, responses = ([rows[i] for i in idx] for rows in (self.prompts, self.responses))
-        packed, n = M.pack(prompts, responses, self.mask.device), len(self.responses[0])
-        rows, T = (idx[:, None] * n + torch.arange(n)).flatten(), int(packed.lengths.max())
-        grids = (x[rows, :T] for x in (self.mask, self.logp, self.ref_logp))
-        return Rollout(prompts, responses, packed, *grids, self.score[rows], self.finished[rows])
-
-
-@torch.no_grad()
-def rollout(policy, ref_policy, reward_model, prompts, n, max_new_tokens, eos, temperature, rng):
-    """Samples n responses to each prompt and scores them.  The prompt is computed once for all of them."""
-    sampled = generate(policy, prompts, max_new_tokens, n=n, temperature=temperature, eos=eos, rng=rng,
-                       ranks=(rank(), world_size()))
-    prompts = my_rows(prompts)
-    packed = M.pack(prompts, sampled, policy.device)
-    logp, ref_logp = (model.log_probs(packed, None, temperature) for model in (policy, ref_policy))
-    score = reward_model.rewards(packed) if reward_model else torch.zeros_like(logp[:, 0])
-    finished = torch.tensor([r[-1] == eos for group in sampled for r in group], device=policy.device)
-    if not all(x.isfinite().all() for x in (logp, ref_logp, score)):
-        raise UserError("rollout: a log-probability or a reward is not finite: one of the models is damaged")
-    return Rollout(prompts, sampled, packed, packed.response_mask(), logp, ref_logp, score, finished)
-
-
 def update(policy, ro, advantages, cfg, run):
     """Several passes of clipped updates over one rollout.  advantages: (B, N).  Returns means over
     minibatches: {"pg_loss", "pg_clipfrac", "entropy", "pg_norm"}."""
     stats, norms = [], []
     tokens_of = ro.mask.sum(1).view(advantages.shape).sum(1)        # (B,)
     for _ in range(cfg.epochs):
-        for mb in torch.arange(len(advantages)).chunk(cfg.minibatches):     # as in ppo.update
+        for mb in torch.arange(len(ro)).chunk(cfg.minibatches):     # as in ppo.update
             n_tokens, mb_stats = int(all_reduce(tokens_of[mb].sum())), torch.zeros(3)
             for idx in mb.split(cfg.micro_batch_size or len(mb)):
                 loss, part_stats = minibatch_loss(policy, ro[idx], advantages[idx], n_tokens, cfg)
@@ -119,7 +79,7 @@ def update(policy, ro, advantages, cfg, run):
 
 def minibatch_loss(policy, ro, advantages, n_tokens, cfg):
     """Loss of some groups, a sum over n_tokens, and (loss, fraction clipped, entropy)."""
-    logp, entropy = policy.log_probs_and_entropy(ro.packed, None, cfg.temperature)
+    logp, entropy = policy.log_probs_and_entropy(ro.packed, ro.h_policy, cfg.temperature)
     advantages = advantages.flatten()[:, None].expand_as(ro.mask)
     loss, clipfrac = policy_loss(logp, ro.logp, advantages, ro.mask, cfg.clip_ratio, n_tokens)
     if cfg.advantage == "grpo":
@@ -150,10 +110,9 @@ def main(cfg):
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
         batch = run.next_rows(len(prompts), cfg.batch_size)
         # 1. N responses to each prompt
-        ro = rollout(policy, ref_policy, reward_model, [prompts[i] for i in batch], cfg.n,
-                     task.max_new_tokens, eos, cfg.temperature, rng)
-        row_of_each = [rows[i] for i in my_rows(batch) for _ in range(cfg.n)]
-        gold = gold_rewards(bundle, row_of_each, sum(ro.responses, []))
+        ro = rollout(policy, ref_policy, None, reward_model, [prompts[i] for i in batch], task.max_new_tokens,
+                     eos, cfg.temperature, rng, cfg.n)
+        gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch) for _ in range(cfg.n)], ro.responses)
         score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
         # 2. advantages within a group; RLOO's rewards bear the KL penalty, GRPO's loss does
         penalty = cfg.kl_coef * kl_estimate(ro.logp, ro.ref_logp).where(ro.mask, 0.).sum(1)
@@ -162,7 +121,8 @@ def main(cfg):
         # 3. clipped updates
         stats = update(policy, ro, advantages, cfg, run)
 
-        distinct = torch.tensor([len(set(map(tuple, group))) / cfg.n for group in ro.responses])
+        texts = list(map(tuple, ro.responses))
+        distinct = torch.tensor([len(set(texts[i:i + cfg.n])) / cfg.n for i in range(0, len(texts), cfg.n)])
         metrics = rollout_metrics(ro, score, gold) | {"distinct": mean_over_ranks(distinct)}
         run.state["metrics"] = metrics
         run.log(**metrics, **stats)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import model as M
+import ppo
 import test_optimum as O
 from common.checkpoint import load_checkpoint
 from common.dist import param_groups
@@ -90,8 +91,8 @@ def train_group(advantage, steps, out, n_tokens=3, learning_rate=3e-3):
     run = Run("grpo", cfg, torch.optim.Adam(param_groups(policy.trainable())), rng, [], policy=policy)
     for step in run.steps(steps):
         run.set_lr(learning_rate * (1 - step / steps))
-        ro = grpo.rollout(policy, ref_policy, None, [O.PROMPT] * 2, cfg.n, n_tokens, None, 1., rng)
-        score = torch.tensor([reward_of[tuple(y)] for group in ro.responses for y in group])
+        ro = ppo.rollout(policy, ref_policy, None, None, [O.PROMPT] * 2, n_tokens, None, 1., rng, cfg.n)
+        score = torch.tensor([reward_of[tuple(y)] for y in ro.responses])
         if advantage == "rloo":
             score = score - O.BETA * (ro.logp - ro.ref_logp).sum(1)
         grpo.update(policy, ro, grpo.ADVANTAGES[advantage](score.view(-1, cfg.n)), cfg, run)
@@ -150,8 +151,9 @@ def test_a_part_of_a_rollout_is_its_rows():
     policy = O.reference()
     prompts, responses = [[2], [1, 2], [0]], [[[1], [1, 2]], [[0, 1, 2, 0], [1]], [[0, 1, 2], [2]]]
     packed = M.pack(prompts, responses)
-    logp = policy.log_probs(packed).detach()
-    ro = grpo.Rollout(prompts, responses, packed, packed.response_mask(), logp, logp, torch.arange(6.), torch.ones(6))
+    logp, h, score = policy.log_probs(packed).detach(), packed.tokens, torch.arange(6.)
+    flat = sum(responses, [])
+    ro = ppo.Rollout(prompts, flat, packed, h, h, packed.response_mask(), logp, logp, 0 * logp, score, score > 0)
     part = ro[torch.tensor([2, 0])]
     assert part.logp.shape == (4, 3) and part.score.tolist() == [4, 5, 0, 1] and part.prompts == [[0], [2]]
     torch.testing.assert_close(policy.log_probs(part.packed), part.logp, atol=1e-6, rtol=1e-5)

@@ -122,7 +122,7 @@ def test_minibatches_divide_the_batch(script, flags, work, tmp_path, monkeypatch
     sizes, steps, loss, step = [], [], script.minibatch_loss, Run.step_optimizer
 
     def counted(*args):
-        ro = next(x for x in args if isinstance(x, script.Rollout))
+        ro = next(x for x in args if isinstance(x, ppo.Rollout))
         sizes.append(len(ro.prompts))
         return loss(*args)
     monkeypatch.setattr(script, "minibatch_loss", counted)
