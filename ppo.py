@@ -5,9 +5,7 @@
     python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows and grows; with more steps the
                                                          # gold reward falls again
 
-Writes ckpt_ppo.pt and metrics_ppo.jsonl.  What to look at: `kl` should settle, not run away; `ratio_first` is
-1; `reward` and, where it is known, `gold_reward` rise together until the policy over-optimises; `eos_rate`
-stays near 1 and `length` near the references'.
+Writes ckpt_ppo.pt and metrics_ppo.jsonl; docs/logs.md says what to look at.
 
 Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1, fewer steps of 2 epochs and
 half its layers frozen; the value model is a second network that starts from the reward model; advantages are
@@ -44,30 +42,24 @@ PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, steps=750, kl_coef=0.05, **_
 @dataclass
 class PolicyFlags(TrainFlags):
     """What methods/grpo.py shares with this script."""
-    model: str = arg("ckpt_sft.pt", "policy to start from; also the reference policy, from which KL is "
-                                    "measured")
+    model: str = arg("ckpt_sft.pt", "policy to start from, and the reference policy of the KL penalty")
     reward: str = arg("ckpt_reward.pt", "reward model, or gold: the synthetic task's gold reward")
     steps: Count = arg(45, "rollout batches")
     epochs: Count = arg(2, "passes over a rollout batch; the paper's 4")
     minibatches: Count = arg(2, "optimizer steps a pass")
-    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint.  "
-                              "The paper's 0.8")
-    lr: Positive = arg(1e-3, "peak learning rate, linear to zero; the paper's 1.5e-5 is for billions of "
-                             "parameters")
+    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: the checkpoint's own")
+    lr: Positive = arg(1e-3, "peak learning rate, linear to zero; the paper's 1.5e-5 is for large models")
     temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
     clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
-    kl_stop: NonNegative = arg(200.0, "nats a response, at which the policy has run away and the run stops; "
-                                      "0: never")
+    kl_stop: NonNegative = arg(200.0, "nats a response at which a runaway policy ends the run; 0: never")
     no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
 
 
 @dataclass
 class Config(PolicyFlags):
     batch_size: Count = arg(64, "rollouts a step, one a prompt; prompts come again if there are too few")
-    kl_coef: NonNegative = arg(0.1, "beta: one nat of KL costs this much reward (in standard deviations of "
-                                    "the reward model's scores); the paper's 0.05")
-    kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, which the authors' code has, "
-                                                  "leads to another optimum (see kl_estimate)")
+    kl_coef: NonNegative = arg(0.1, "beta: what one nat of KL costs, in standard deviations of the reward")
+    kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, the authors', has another optimum")
     kl_target: NonNegative = arg(0.0, "nats a response; above 0 beta adapts towards it")
     kl_horizon: Count = arg(2000, "responses over which beta adapts, at least a batch: more is slower")
     gamma: Fraction = arg(1.0, "discount")
@@ -75,8 +67,7 @@ class Config(PolicyFlags):
     clip_value: Positive = arg(0.2, "value kept within this of its old prediction")
     vf_coef: NonNegative = arg(0.1, "weight of the value loss")
     ent_coef: NonNegative = arg(0.0, "weight of the entropy bonus, per nat a token")
-    probe_every: Natural = arg(5, "steps between looks at the diversity of 8 responses to each of 8 prompts; "
-                                  "0: never")
+    probe_every: Natural = arg(5, "steps between looks at the diversity per input; 0: never")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
@@ -245,9 +236,8 @@ STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "
 
 
 def update(policy, value_model, ro, advantages, returns, cfg, run):
-    """Several passes of clipped updates over one rollout.  Returns the means over minibatches of STATS, the
-    gradient norms, and ratio_first: 1 + the largest |ratio - 1| of the first minibatch, when nothing is
-    learned yet."""
+    """Several passes of clipped updates over one rollout.  Returns means over minibatches: STATS, gradient
+    norms, and ratio_first, 1 + the largest |ratio - 1| of the first, when nothing is learned yet."""
     stats, norms, ratio_off = [], [], torch.zeros(())
     for _ in range(cfg.epochs):
         # equal slices of the batch, whose prompts were drawn in random order; every rank has a part of each
@@ -312,8 +302,7 @@ def make_value_model(policy, reward_model):
 
 
 def make_policies(cfg, policy):
-    """(policy, reference policy), the layers frozen as --freeze says.  Raises UserError if all of them are
-    frozen: the last norm would learn, and nothing else."""
+    """(policy, reference policy), the layers frozen as --freeze says.  Raises UserError if all of them are."""
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
     if policy.config.frozen == policy.config.n_layer:
@@ -326,8 +315,7 @@ def make_policies(cfg, policy):
 
 
 def build(cfg, device):
-    """((policy, ref_policy, value_model, reward_model), the policy's Bundle, hash of the reward model's
-    weights)."""
+    """((policy, ref_policy, value_model, reward_model), the policy's Bundle, the reward model's hash)."""
     bundle = load_bundle(cfg, device)
     policy, ref_policy = make_policies(cfg, bundle.model)
     reward_model, reward_hash = build_reward_model(cfg, bundle, device)
@@ -358,15 +346,12 @@ def gold_rewards(bundle, rows, responses):
                          for row, ids in zip(rows, responses)], device=bundle.model.device)
 
 
-PROBES = 8      # prompts, and responses to each of them
-
-
 def probe(policy, prompts, max_new_tokens, eos, cfg):
-    """Diversity per input, seen while the policy collapses: different n-grams / all n-grams of the responses
-    to one prompt, mean over n = 1..5 and over the same few prompts.  Random numbers of its own, so that
-    looking changes nothing."""
+    """Diversity per input, seen while the policy collapses: different n-grams / all n-grams of 8 responses to
+    one prompt, mean over n = 1..5 and over the first 8 prompts.  Random numbers of its own, so that looking
+    changes nothing."""
     sampled = gather_rows(generate(
-        policy, prompts[:PROBES], max_new_tokens, n=PROBES, temperature=cfg.temperature, eos=eos,
+        policy, prompts[:8], max_new_tokens, n=8, temperature=cfg.temperature, eos=eos,
         rng=torch.Generator().manual_seed(cfg.seed), ranks=(rank(), world_size())))
     grams = [[tuple(ids[i:i + n]) for ids in responses for i in range(len(ids) - n + 1)]
              for responses in sampled for n in range(1, 6)]
@@ -386,22 +371,20 @@ def rollout_metrics(ro, score, gold):
 def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
     """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
     if 0 < kl_stop < kl:
-        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
-                        f"reference (--kl-stop {kl_stop:g}); raise --kl-coef or lower --lr. No checkpoint "
-                        "was written")
+        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its reference "
+                        "(--kl-stop); raise --kl-coef or lower --lr. No checkpoint was written")
     state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
     if state["endless_steps"] == 20:
         raise UserError(f"step {step + 1}: for 20 steps hardly a response has ended within {max_new_tokens} "
-                        "tokens: the reward model likes length, or --model never learned to stop. No "
-                        "checkpoint was written")
+                        "tokens: the reward model likes length, or --model never learned to stop")
 
 
 def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg, cfg.minibatches)
     if cfg.kl_target and not (cfg.kl_coef and cfg.batch_size <= cfg.kl_horizon):
-        raise UserError("--kl-target: it multiplies beta, so --kl-coef must be above 0; and --kl-horizon "
-                        f"must be at least the {cfg.batch_size} rollouts of a step")
+        raise UserError("--kl-target multiplies beta, so --kl-coef must be above 0, and --kl-horizon at least "
+                        f"the {cfg.batch_size} rollouts of a step")
     models, bundle, reward_hash = build(cfg, device)
     (policy, _, value_model, reward_model), task, eos = models, bundle.task, bundle.tokenizer.eot_token
     rows, prompts = read_prompts(bundle, cfg.steps * cfg.batch_size)

@@ -38,8 +38,7 @@ class PairFlags(TrainFlags):
     """What methods/dpo.py shares with this script."""
     prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
     held_out: Count = arg(500, "prompts of the held-out pairs")
-    samples: Count = arg(5, "responses sampled for each prompt in the synthetic task, compared with each "
-                            "other and with the reference")
+    samples: Count = arg(5, "responses to each prompt that the synthetic task's annotators compare")
     typicality: NonNegative = arg(0.0, "a: how much the synthetic task's annotators like what is typical")
     warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
     log_every: Count = arg(100, "steps between log lines")
@@ -48,8 +47,7 @@ class PairFlags(TrainFlags):
 @dataclass
 class Config(PairFlags):
     model: str = arg("ckpt_sft.pt", "checkpoint to start from, and in the synthetic task to sample from")
-    freeze: Frozen = arg(-1.0, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint. "
-                               " The paper's 0.8")
+    freeze: Frozen = arg(-1.0, "fraction of the layers frozen with the embeddings; -1: the checkpoint's own")
     lr: Positive = arg(1e-3, "peak learning rate, cosine to zero; the paper uses 3e-5")
 
 
@@ -108,9 +106,9 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
 
 
 def comparisons(cfg, bundle):
-    """(train Groups, held-out Groups) of a task.  A synthetic task's annotators are asked here; other
-    preferences are files.  A folder without held-out preferences gives the last tenth of its prompts: of its
-    prompts, not of its pairs, because pairs of one prompt would leak."""
+    """(train Groups, held-out Groups) of a task: from a synthetic task's annotators, or from files.  Without
+    a file of held-out preferences the last tenth of the prompts is held out: of the prompts, not of the
+    pairs, because pairs of one prompt would leak."""
     task, tokenizer = bundle.task, bundle.tokenizer
     if task.synthetic:
         rows, held_out_rows = annotators.preferences(cfg, bundle)
@@ -130,8 +128,8 @@ def comparisons(cfg, bundle):
     if not held_out_rows:
         n = max(1, len(train) // 10)
         train, held_out = train[:-n], train[-n:]
-        print(f"no preferences_validation.jsonl: nothing is learned from the last {n} prompts of "
-              f"preferences.jsonl, {min(n, cfg.held_out)} of which are tested on", flush=True)
+        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
+              flush=True)
     if not train or not held_out:
         raise UserError(f"{task.data}: no pairs of two different responses to train and to test on")
     return train[:cfg.prompts], held_out[:cfg.held_out]
@@ -163,22 +161,14 @@ def score(model, prompts, responses, batch_size=0, packed_together=8):
     return gather_rows([[next(scores) for _ in group] for group in mine])
 
 
-def points(differences):
-    """1 for a positive difference, 0 for a negative one, a half for a tie: an array."""
-    return np.sign(differences) / 2 + .5
-
-
 def accuracy(groups, scores):
     """How often the higher score wins, against labels and, where known, the gold reward; ties count half.
     Pairs of equal gold reward count half in `labels_gold` and are left out of `accuracy_gold`.  scores: as
-    from `score`.
-
-    Returns a flat dict.  Its interval is bootstrapped over prompts, because pairs of one prompt depend on
-    each other."""
+    from `score`.  The interval is over prompts, because pairs of one prompt depend on each other."""
     of_pair = [(i, s[a] - s[b], len(group.responses[a]) - len(group.responses[b]))
                for i, (group, s) in enumerate(zip(groups, scores)) for a, b in group.pairs]
     prompt, margins, more_tokens = map(np.array, zip(*of_pair))
-    hits, longer = points(margins), points(more_tokens)
+    hits, longer = (np.sign(x) / 2 + .5 for x in (margins, more_tokens))        # a tie is half a hit
     sums = np.stack((np.bincount(prompt, hits), np.bincount(prompt)), axis=1)
     mean, low, high = bootstrap_ratio(sums)
     found = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": longer.mean(),
@@ -186,7 +176,7 @@ def accuracy(groups, scores):
     gaps = np.array([gap for group in groups for gap in group.gaps])
     if gaps.any():
         against_gold = np.where(gaps > 0, hits, 1 - hits)
-        found |= {"accuracy_gold": against_gold[gaps != 0].mean(), "labels_gold": points(gaps).mean()}
+        found |= {"accuracy_gold": against_gold[gaps != 0].mean(), "labels_gold": (np.sign(gaps) / 2 + .5).mean()}
     return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 
@@ -255,17 +245,12 @@ def main(cfg):
     metrics = accuracy(held_out, scores)
     metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
     run.save(model, bundle.saved["tokenizer"], bundle.task, metrics)
-    report(run.path, metrics)
-
-
-def report(path, m):
-    """Prints what the reward model is worth.  m: the metrics of its checkpoint."""
-    accuracy = Interval(m["accuracy"], m["accuracy_low"], m["accuracy_high"])
-    print(f"wrote {path}: it ranks {accuracy:.3f} of {m['pairs']} held-out pairs as their labels do; `the "
-          f"longer wins` {m['longer_wins']:.3f}", flush=True)
-    if "accuracy_gold" in m:
-        print(f"the gold reward agrees with {m['labels_gold']:.3f} of the labels; the reward model with "
-              f"{m['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
+    ranked = Interval(metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"])
+    print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "
+          f"`the longer wins` {metrics['longer_wins']:.3f}", flush=True)
+    if "accuracy_gold" in metrics:
+        print(f"the gold reward agrees with {metrics['labels_gold']:.3f} of the labels; the reward model with "
+              f"{metrics['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
 
 
 if __name__ == "__main__":

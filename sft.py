@@ -36,16 +36,13 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=128, epochs=1, referenc
 
 @dataclass
 class Config(TrainFlags):
-    model: str = arg("scratch", "scratch, a checkpoint of kind lm, a hub name (gpt2) or a Hugging Face "
-                                "directory")
+    model: str = arg("scratch", "scratch, a checkpoint, a hub name (gpt2) or a Hugging Face directory")
     rows: Natural = arg(0, "train rows used; 0: all")
     references: Count = arg(4, "references a prompt has in the synthetic task")
     lr: Positive = arg(2.5e-3, "peak learning rate, cosine to zero; the paper fine-tunes at 3e-5")
     warmup: Natural = arg(100, "steps of linear warm-up, at most a tenth of all")
-    freeze: Fraction = arg(0.0, "fraction of the layers frozen with the embeddings; the paper's 0.8 needs a "
-                                "pretrained model")
-    tokenizer: str = arg("words", "of a model from scratch: words (bytes and frequent words of train) or a "
-                                  "tiktoken name (gpt2)")
+    freeze: Fraction = arg(0.0, "fraction of the layers frozen with the embeddings; the paper's 0.8")
+    tokenizer: str = arg("words", "of a model from scratch: words (bytes and train's words) or a tiktoken name")
     n_words: Natural = arg(4096, "words in that vocabulary")
     shape: Literal[*SHAPES] = arg("tiny", "of a model from scratch")
     context: Count = arg(512, "of a model from scratch: positions; longer prompts are cut on the left")
@@ -55,9 +52,7 @@ class Config(TrainFlags):
 
 
 def sft_loss(logp, n_tokens):
-    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x,
-    y_<t).
-
+    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x, y_<t).
     logp: (R, T), zeros after a response's end; n_tokens: response tokens of the whole batch."""
     return -logp.sum() / n_tokens
 
@@ -97,8 +92,7 @@ def build(cfg, device):
     Examples, hash of the model started from)."""
     if cfg.model == "scratch":
         if cfg.freeze:
-            raise UserError("--freeze: a model from scratch has nothing to freeze; it needs --model "
-                            "CHECKPOINT")
+            raise UserError("--freeze: a model from scratch has nothing to freeze; it needs --model")
         task, weights_hash = task_of(cfg), None
     else:
         model, _, task, saved = load_bundle(cfg, device)

@@ -29,10 +29,8 @@ from splits import length_bucketed_batches, load_bundle
 class Config(PairFlags):
     model: str = arg("ckpt_sft.pt", "policy to start from, also the reference policy")
     loss: Literal["dpo", "ipo"] = arg("dpo", "ipo: a bounded target for the margin")
-    beta: Positive = arg(0.1, "strength of the pull to the reference policy: in the unit of the reward that "
-                              "explains the pairs, where PPO's is in standard deviations of the reward "
-                              "model's scores; of ipo its tau")
-    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: as in the checkpoint")
+    beta: Positive = arg(0.1, "pull to the reference policy (of ipo its tau); its unit is not that of PPO's")
+    freeze: Frozen = arg(0.5, "fraction of the layers frozen with the embeddings; -1: the checkpoint's own")
     lr: Positive = arg(5e-4, "peak learning rate, cosine to zero")
 
 

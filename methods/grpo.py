@@ -30,12 +30,10 @@ Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
 
 @dataclass
 class Config(PolicyFlags):
-    advantage: Literal["grpo", "rloo"] = arg("grpo", "grpo: standardised within the group; rloo: minus the "
-                                                     "mean of the others")
+    advantage: Literal["grpo", "rloo"] = arg("grpo", "standardised in the group, or minus the others' mean")
     batch_size: Count = arg(8, "prompts a step")
     n: Group = arg(8, "responses to each of them")
-    kl_coef: NonNegative = arg(0.1, "beta: one nat of KL costs this much reward (RLOO), or this much loss "
-                                    "(GRPO)")
+    kl_coef: NonNegative = arg(0.1, "beta: what one nat of KL costs, as reward (RLOO) or as loss (GRPO)")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
