@@ -17,7 +17,7 @@ def export(model, spec, folder):
     """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
     tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
     names written.  Raises UserError as `hf_config` does."""
-    folder, config, kept = Path(folder), model.config, spec.get("kept", {})
+    folder, config = Path(folder), model.config
     kind, hf = hf_config(config)
     family, theirs = FAMILIES[kind], {}
     for name, x in model.state_dict().items():
@@ -29,15 +29,15 @@ def export(model, spec, folder):
             theirs[their_name] = part.float().cpu().contiguous()
     files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
     if spec["kind"] == "bpe":
-        tokenizer, named = Published(spec), kept.get("config.json", {})
-        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
+        tokenizer, kept = Published(spec), spec["kept"]
+        eos, ends = tokenizer.eot_token, kept["config.json"].get("eos_token_id")
         ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
-        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
-                 "generation_config.json": kept.get("generation_config.json"),
-                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
-                 "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
-                     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
-                     "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
+        files = kept | {
+            "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {"eos_token_id": ends} | hf,
+            "tokenizer.json": spec["json"],
+            "tokenizer_config.json": kept["tokenizer_config.json"] | {
+                "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
+                "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
     files = {name: content for name, content in files.items() if content}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
@@ -62,10 +62,10 @@ def to_theirs(family, config, name, x):
     return parts
 
 
-def hf_config(config):
+def hf_config(c):
     """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
     on a shape that no published architecture has."""
-    c, kind = config, _family_of(config)
+    kind = next((kind for kind, family in FAMILIES.items() if _holds(family, c)), None)
     if not kind:
         raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
                         f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
@@ -80,20 +80,15 @@ def hf_config(config):
         hf["word_embed_proj_dim"] = c.d_model
     if c.position == "rope":
         rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
-               "attention_bias": c.bias, "mlp_bias": c.bias}
+        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope}
     if kind == "gpt_neox":
         rope["partial_rotary_factor"] = c.rope_part
         hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
     return kind, hf
 
 
-def _family_of(c):
-    """The family that can hold a configuration, or None."""
-    for kind, family in FAMILIES.items():
-        holds = [c.activation in family.activations.values(),
-                 *(getattr(c, name) == value for name, value in family.fixed.items()),
-                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
-                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
-        if all(holds):
-            return kind
+def _holds(family, c):
+    """Whether a family can hold a configuration."""
+    return (c.activation in family.activations.values()
+            and all(getattr(c, name) == value for name, value in family.fixed.items())
+            and ("n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model)))
