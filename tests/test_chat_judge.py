@@ -50,7 +50,9 @@ def fake():
 @pytest.fixture
 def endpoint(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(J.time, "sleep", lambda seconds: None)
-    return J.Endpoint(fake.url, KEY, "judge", tmp_path / "cache.jsonl", tries=4, timeout=0.5)
+    monkeypatch.setattr(J, "TRIES", 4)
+    monkeypatch.setattr(J, "TIMEOUT", 0.5)
+    return J.Endpoint(fake.url, KEY, "judge", tmp_path / "cache.jsonl")
 
 
 def fails(status):
@@ -131,17 +133,17 @@ def test_a_redirect_does_not_carry_the_key(fake, endpoint):
     assert "Authorization" in fake.seen[0][1] and "Authorization" not in fake.seen[1][1]
 
 
-def test_a_rerun_asks_nothing_but_what_a_torn_line_lost(fake, endpoint):
+def test_a_rerun_asks_nothing_but_what_is_new(fake, endpoint):
     fake.script = [longer]
-    first = J.judge(endpoint, PAIRS)
-    lines = endpoint.path.read_text()
-    endpoint.path.write_text(lines[:-9])
+    first = J.judge(endpoint, PAIRS[:2])
     again = J.Endpoint(fake.url, KEY, "judge", endpoint.path)
-    assert J.cost(again, PAIRS)[0] == 1
-    assert J.judge(again, PAIRS) == first and len(fake.seen) == 7
-    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS) == (0, 0)
+    assert J.cost(again, PAIRS)[0] == 2 and J.cost(again, PAIRS[:2]) == (0, 0)
+    assert J.judge(again, PAIRS[:2]) == first and len(fake.seen) == 4
     # another judge is asked anew
     assert J.cost(J.Endpoint(fake.url, KEY, "another", endpoint.path), PAIRS)[0] == 6
+    endpoint.path.write_text(endpoint.path.read_text()[:-9])
+    with pytest.raises(UserError, match="cache.jsonl, line 5: not JSON"):
+        J.Endpoint(fake.url, KEY, "judge", endpoint.path)
 
 
 def test_the_key_is_sent_but_never_written_or_shown(fake, endpoint, capfd):
