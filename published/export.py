@@ -16,10 +16,11 @@ from published.tokenizer import Published
 def export(model, spec, folder):
     """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
     tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
-    names written.  Raises UserError as `hf_config` does."""
-    folder, config = Path(folder), model.config
-    kind, hf = hf_config(config)
-    family, theirs = FAMILIES[kind], {}
+    names written.  Raises UserError as `scratch_config` does."""
+    folder, config, theirs = Path(folder), model.config, {}
+    hf = spec["kept"]["config.json"] if spec["kind"] == "bpe" else scratch_config(config)
+    hf = hf | {"tie_word_embeddings": config.tied, "dtype": "float32", "torch_dtype": "float32"}
+    family = FAMILIES[hf["model_type"]]
     for name, x in model.state_dict().items():
         if name == "head.weight" and config.tied:
             continue
@@ -27,13 +28,13 @@ def export(model, spec, folder):
             family.prefix + their_name for their_name in their_names(family, name)]
         for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
             theirs[their_name] = part.float().cpu().contiguous()
-    files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
+    files = {"config.json": hf}
     if spec["kind"] == "bpe":
         tokenizer, kept = Published(spec), spec["kept"]
-        eos, ends = tokenizer.eot_token, kept["config.json"].get("eos_token_id")
+        eos, ends = tokenizer.eot_token, hf.get("eos_token_id")
         ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
         files = kept | {
-            "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {"eos_token_id": ends} | hf,
+            "config.json": {"bos_token_id": tokenizer.bos} | hf | {"eos_token_id": ends},
             "tokenizer.json": spec["json"],
             "tokenizer_config.json": kept["tokenizer_config.json"] | {
                 "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
@@ -62,33 +63,23 @@ def to_theirs(family, config, name, x):
     return parts
 
 
-def hf_config(c):
-    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
-    on a shape that no published architecture has."""
-    kind = next((kind for kind, family in FAMILIES.items() if _holds(family, c)), None)
-    if not kind:
+def scratch_config(c):
+    """config.json, as a dict, of a model from scratch.  Raises UserError on a shape that no published
+    architecture has."""
+    kind, family = next(((kind, family) for kind, family in FAMILIES.items()
+                         if c.activation in family.activations.values()
+                         and all(getattr(c, name) == value for name, value in family.fixed.items())), ("", None))
+    if not family:
         raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
-                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
-    family = FAMILIES[kind]
+                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT and LLaMA "
+                        "shapes (sft.py --shape)")
     activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
     hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
-          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
-          family.activation: activation}
+          family.activation: activation, "eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
     hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
     if kind == "opt":
         hf["word_embed_proj_dim"] = c.d_model
-    if c.position == "rope":
-        rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope}
-    if kind == "gpt_neox":
-        rope["partial_rotary_factor"] = c.rope_part
-        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
-    return kind, hf
-
-
-def _holds(family, c):
-    """Whether a family can hold a configuration."""
-    return (c.activation in family.activations.values()
-            and all(getattr(c, name) == value for name, value in family.fixed.items())
-            and ("n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model)))
+    if c.position == "rope":        # as transformers 4 and as 5 spells it
+        hf |= {"rope_theta": c.rope_theta,
+               "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}}
+    return hf
