@@ -68,7 +68,8 @@ def scratch_config(c):
     architecture has."""
     kind, family = next(((kind, family) for kind, family in FAMILIES.items()
                          if c.activation in family.activations.values()
-                         and all(getattr(c, name) == value for name, value in family.fixed.items())), ("", None))
+                         and all(getattr(c, name) == value for name, value in family.fixed.items()
+                                 if name not in family.sizes)), ("", None))
     if not family:
         raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
                         f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT and LLaMA "

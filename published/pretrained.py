@@ -27,8 +27,7 @@ class Family:
     """What one architecture calls the fields and the parameters of our class, and how it lays these out."""
     architecture: str
     sizes: dict                 # a field of GPTConfig: theirs
-    defaults: dict              # of fields that config.json may lack
-    fixed: dict                 # fields of GPTConfig that are always so
+    fixed: dict                 # fields of GPTConfig that are always so, or so where config.json lacks theirs
     activations: dict           # their names: ours; the default first
     prefix: str                 # of every parameter's name but the head's
     names: dict                 # our module: theirs, in the order in which our matrix stacks them
@@ -43,12 +42,12 @@ class Family:
 SIZES = dict(n_layer="num_hidden_layers", n_head="num_attention_heads", d_model="hidden_size",
              d_ff="intermediate_size", context="max_position_embeddings")
 GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu"}
-LAYERNORM = dict(norm="layernorm", qkv_bias=False, qk_norm=False)
-RMSNORM = dict(position="rope", norm="rmsnorm", bias=False, parallel=False, rope_part=1.0)
+LAYERNORM = dict(norm="layernorm", norm_eps=1e-5, bias=True, qkv_bias=False, qk_norm=False)
+RMSNORM = dict(position="rope", norm="rmsnorm", bias=False, parallel=False, rope_part=1.0, n_kv_head=0,
+               d_head=0, norm_eps=1e-6)
 LLAMA = dict(
     sizes=SIZES | dict(n_kv_head="num_key_value_heads", d_head="head_dim", norm_eps="rms_norm_eps"),
-    defaults=dict(n_kv_head=0, d_head=0, norm_eps=1e-6), activations={"silu": "swiglu"},
-    prefix="model.",
+    activations={"silu": "swiglu"}, prefix="model.",
     names={"embed": ["embed_tokens"], "norm": ["norm"],
            "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
            "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -57,9 +56,8 @@ LLAMA = dict(
            "mlp.down": ["mlp.down_proj"]})
 FAMILIES = {
     "opt": Family(
-        "OPTForCausalLM", SIZES | dict(d_ff="ffn_dim", bias="enable_bias"), dict(bias=True),
-        LAYERNORM | dict(position="learned", parallel=False, norm_eps=1e-5), {"relu": "relu"},
-        "model.decoder.",
+        "OPTForCausalLM", SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
+        LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"}, "model.decoder.",
         {"embed": ["embed_tokens"], "embed_position": ["embed_positions"], "norm": ["final_layer_norm"],
          "norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
          "attn.qkv": LLAMA["names"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
@@ -68,15 +66,14 @@ FAMILIES = {
     "gpt2": Family(
         "GPT2LMHeadModel", dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
                                 context="n_positions", norm_eps="layer_norm_epsilon"),
-        dict(d_ff=0, norm_eps=1e-5), LAYERNORM | dict(position="learned", parallel=False, bias=True),
-        GELU, "transformer.",
+        LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU, "transformer.",
         {"embed": ["wte"], "embed_position": ["wpe"], "norm": ["ln_f"], "norm1": ["ln_1"], "norm2": ["ln_2"],
-         "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"], "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
+         "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
+         "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM", SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
-        dict(norm_eps=1e-5, parallel=True), LAYERNORM | dict(position="rope", bias=True),
-        {"gelu": "gelu"} | GELU, "gpt_neox.",
+        LAYERNORM | dict(position="rope", parallel=True), {"gelu": "gelu"} | GELU, "gpt_neox.",
         {"embed": ["embed_in"], "norm": ["final_layer_norm"],
          "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
@@ -84,8 +81,8 @@ FAMILIES = {
         head="embed_out", interleaved=True),
     "llama": Family("LlamaForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
     "qwen2": Family("Qwen2ForCausalLM", fixed=RMSNORM | dict(qkv_bias=True, qk_norm=False), **LLAMA),
-    "qwen3": Family("Qwen3ForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True),
-                    **LLAMA | dict(defaults=LLAMA["defaults"] | dict(d_head=128))),
+    "qwen3": Family("Qwen3ForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True, d_head=128),
+                    **LLAMA),
 }
 
 
@@ -119,7 +116,8 @@ def find(name):
         from huggingface_hub import snapshot_download       # takes a second
         # one kind of weights: hubs often hold the same ones three times
         for weights in ("model*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt", weights]))
+            wanted = ["*.json", "*.jinja", "merges.txt", weights]
+            folder = Path(snapshot_download(name, allow_patterns=wanted))
             if any(folder.glob(weights)):
                 break
         return folder
@@ -240,26 +238,25 @@ def model_of(hf):
     hf = {name: x for name, x in hf.items() if x is not None}
     # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
-        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
     try:
         refuse_variants(hf, rope)
         family = FAMILIES[hf["model_type"]]
-        ours = family.fixed | family.defaults | {name: hf[theirs] for name, theirs in family.sizes.items()
-                                                 if theirs in hf or name not in family.defaults}
+        ours = family.fixed | {name: hf[theirs] for name, theirs in family.sizes.items()
+                               if theirs in hf or name not in family.fixed}
         if ours["position"] == "rope":
             ours |= _read_rope(hf, rope)
+        tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
         default = next(iter(family.activations))
+        ours["activation"] = family.activations[hf.get(family.activation, default)]
         with torch.device("meta"):
-            return family, GPT(GPTConfig(
-                vocab_size=hf["vocab_size"], activation=family.activations[hf.get(family.activation, default)],
-                tied=hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt")), **ours))
+            return family, GPT(GPTConfig(vocab_size=hf["vocab_size"], tied=bool(tied), **ours))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 
 
 def refuse_variants(hf, rope):
-    """Raises UserError that names a field whose value is not implemented."""
+    """Raises UserError that names a field whose value is not implemented.  Prints the names of fields that
+    are not known."""
     kind = hf["model_type"]
     can = {name: [value] for name, value in ONLY.items()} | {
         "model_type": [*FAMILIES], "rope_type": [*ROPE], "type": [*ROPE],
@@ -275,6 +272,8 @@ def refuse_variants(hf, rope):
         if name in can and value not in can[name]:
             raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only "
                             f"{', '.join(map(str, can[name]))}")
+    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
+        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
 
 
 def _read_rope(hf, rope):

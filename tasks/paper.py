@@ -181,8 +181,9 @@ def rows(task, split, data=""):
             found = [row | {"output": row.get("output") or ""} for row in found]
         return [{"id": f"{split}-{i}"} | instruction_row(row, source) for i, row in enumerate(found)]
     if split == "ood_cnn":
-        return [{"id": str(row.get("id", f"ood_cnn-{i}")), "prompt": article_prompt(field(row, "article", CNN)),
-                 "reference": field(row, "highlights", CNN)} for i, row in enumerate(CNN.rows(data))]
+        return [{"id": str(row.get("id", f"{split}-{i}")), "reference": field(row, "highlights", CNN),
+                 "prompt": article_prompt(field(row, "article", CNN))}
+                for i, row in enumerate(CNN.rows(data))]
     inside = not split.startswith("ood_")
     source = TLDR[split if inside else "test"]
     posts = [post_row(row, source) for row in source.rows(data)]

@@ -15,15 +15,14 @@ the whole reply.  Therefore a text that says "answer A" sways both orders alike 
 import hashlib
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
+import requests         # comes with tiktoken
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3 import Retry
 
 from common.errors import UserError, first_line
 from common.files import loads, output_path, read_jsonl, write_json
@@ -89,6 +88,11 @@ class Endpoint:
         if not base.startswith(("http://", "https://")):
             raise UserError(f"OPENAI_BASE_URL {base}: a URL such as {OPENAI} is needed")
         self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key or "no-key", model
+        self.session = requests.Session()
+        self.session.headers["Authorization"] = f"Bearer {self.key}"    # requests sends it to this host alone
+        self.session.mount(self.url, HTTPAdapter(max_retries=Retry(
+            TRIES - 1, status_forcelist=[408, 409, 429, *range(500, 600)], allowed_methods=None,
+            backoff_factor=1, raise_on_status=False)))
         try:
             self.parameters = dict(loads(parameters))
         except (ValueError, TypeError):
@@ -115,25 +119,18 @@ class Endpoint:
 
     def _post(self, body):
         """The reply's text.  Raises UserError on a refusal, and when TRIES are used up."""
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        request.add_unredirected_header("Authorization", f"Bearer {self.key}")      # to this host alone
-        for attempt in range(TRIES):
-            time.sleep(2. ** attempt - 1)
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                    content = loads(response.read(2 ** 20))["choices"][0]["message"]["content"]
-                # None if all tokens went into reasoning: a reply, but no verdict
-                return str(content or "")[:1000].replace(self.key, "[key]")
-            except urllib.error.HTTPError as error:
-                why = f"status {error.code}"
-                if error.code not in (408, 409, 429) and error.code < 500:
-                    said = error.read(1000).decode("utf-8", "replace").replace(self.key, "[key]")
-                    raise UserError(f"{self.url}: {why}, which another try would not mend: "
-                                    f"{' '.join(said.split())}") from None
-            # no reply in time, a connection cut, or a reply that is no chat completion
-            except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-                why = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{self.url}: gave up after {TRIES} tries, the last: {why}; {self.path} holds the "
+        try:
+            response = self.session.post(self.url, body, headers={"Content-Type": "application/json"},
+                                         timeout=TIMEOUT)
+            why = f"status {response.status_code}, {' '.join(response.text.split())[:1000]}"
+            content = loads(response.content)["choices"][0]["message"]["content"]
+            # None if all tokens went into reasoning: a reply, but no verdict
+            return str(content or "")[:1000].replace(self.key, "[key]")
+        except requests.RequestException as error:      # no reply in time, connection refused or cut
+            why = first_line(error)
+        except (ValueError, LookupError, TypeError):    # no chat completion: `why` holds what was said
+            pass
+        raise UserError(f"{self.url} gives no answer: {why.replace(self.key, '[key]')}; {self.path} holds the "
                         "replies so far, and the same command continues from there")
 
 
