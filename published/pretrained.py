@@ -73,7 +73,8 @@ FAMILIES = {
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
         "GPTNeoXForCausalLM", SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
-        LAYERNORM | dict(position="rope", parallel=True), {"gelu": "gelu"} | GELU, "gpt_neox.",
+        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu"} | GELU,
+        "gpt_neox.",
         {"embed": ["embed_in"], "norm": ["final_layer_norm"],
          "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
@@ -244,7 +245,12 @@ def model_of(hf):
         ours = family.fixed | {name: hf[theirs] for name, theirs in family.sizes.items()
                                if theirs in hf or name not in family.fixed}
         if ours["position"] == "rope":
-            ours |= _read_rope(hf, rope)
+            scaling = rope.get("rope_type", rope.get("type", "default"))
+            numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
+            theta = rope.get("rope_theta", hf.get("rotary_emb_base", hf.get("rope_theta", 10000.)))
+            part = rope.get("partial_rotary_factor", hf.get("rotary_pct", ours["rope_part"]))
+            ours |= dict(rope_theta=float(theta), rope_part=float(part),
+                         rope_scaling=None if scaling == "default" else numbers)
         tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
         default = next(iter(family.activations))
         ours["activation"] = family.activations[hf.get(family.activation, default)]
@@ -274,15 +280,3 @@ def refuse_variants(hf, rope):
                             f"{', '.join(map(str, can[name]))}")
     if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
         print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
-
-
-def _read_rope(hf, rope):
-    """The fields of GPTConfig that say how positions turn."""
-    neox = hf["model_type"] == "gpt_neox"
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
-    theta = rope.get("rope_theta", hf.get("rotary_emb_base" if neox else "rope_theta", 10000.))
-    fields = dict(rope_theta=float(theta), rope_scaling=None if scaling == "default" else numbers)
-    if neox:                    # in the others all numbers of a head turn
-        fields["rope_part"] = float(rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25)))
-    return fields

@@ -90,8 +90,8 @@ def _end_of_sequence(folder, named, config, tokenizer):
 
 def _complete(tokenizer, named, legacy):
     """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
-    makes special what the first calls so.  Its add_prefix_space counts for GPT-2's kind, as in
-    transformers."""
+    makes special what the first calls so.  As in transformers, its add_prefix_space counts for GPT-2's
+    kind."""
     listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
@@ -113,8 +113,7 @@ def _content(token):
 def _from_vocabulary(folder, named, model_type):
     """A Tokenizer of GPT-2's kind from vocab.json and merges.txt (OPT)."""
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; transformers makes "
-                        "one of SentencePiece's tokenizer.model")
+        raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt")
     kind = str(named.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if kind != "GPT2Tokenizer" or model_type not in (None, "gpt2", "opt"):
         raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} "

@@ -123,21 +123,15 @@ def field(row, name, source, kind=str):
     """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
     if not isinstance(row.get(name), kind):
         found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
-        needed = getattr(kind, "__name__", kind)
-        raise UserError(f"{source.name}: column {name!r} of type {needed} is needed; found {found}")
+        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
     return row[name]
-
-
-def asked(row, source):
-    """(instruction, its input or "")."""
-    return (field(row, "instruction", source),
-            field({"input": ""} | row, "input", source, str | None) or "")
 
 
 def instruction_row(row, source):
     """A row with an instruction, an input or none, and its answer."""
     answer = next((name for name in ("output", "reference", "response") if name in row), "output")
-    return {"prompt": instruction_prompt(*asked(row, source)), "reference": field(row, answer, source)}
+    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    return {"prompt": prompt, "reference": field(row, answer, source)}
 
 
 def post_row(row, source):
@@ -213,7 +207,8 @@ def instruction_comparison(row, source):
     if better not in (1, 2):
         return None
     chosen, rejected = (first, second) if better == 1 else (second, first)
-    return {"prompt": instruction_prompt(*asked(row, source)), "chosen": chosen, "rejected": rejected}
+    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def preferences(task, validation=False, data=""):

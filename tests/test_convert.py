@@ -53,7 +53,8 @@ def test_rows_as_others_write_them(row, ours):
     ({"chosen": [BOT, USER], "rejected": [USER, WORSE]}, "do not end with the assistant's"),
     ({"messages": [{"role": "tool", "content": "x"}, BOT]}, "role 'tool'"),
     ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, "content of type list"),
-    ({"prompt": [5], "completion": "a"}, "a message of role None"),
+    ({"prompt": [5], "completion": [BOT]}, "a message of role None"),
+    ({"prompt": [USER], "completion": "a"}, "neither a text nor messages"),
     ({"messages": []}, "do not end with the assistant's"),
     ({"prompt": "P", "completion": 3}, "neither a text nor messages"),
     ({"text": "a"}, "fields text: no answer"),
@@ -86,7 +87,7 @@ def test_files_that_cannot_be_converted_get_one_line(tmp_path):
                        ((pairs,), "--export FILE.jsonl: name a .jsonl file"),
                        ((pairs, "--export", "DIR"), "--export DIR: name a .jsonl file"),
                        ((write(tmp_path / "t.jsonl", [{"a": "b"}]), "--export", "x.jsonl"), "no row could"),
-                       ((tmp_path / "list.json", "--export", "x.jsonl"), "list.json, line 1: a JSON object is"),
+                       ((tmp_path / "list.json", "--export", "x.jsonl"), "line 1: a JSON object is needed"),
                        ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv, line 1: not JSON"),
                        ((tmp_path / "none.jsonl", "--export", "x.jsonl"), "none.jsonl")):
         refused(tmp_path, "tools.convert", *args, says=says)

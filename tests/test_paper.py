@@ -77,9 +77,9 @@ def test_comparisons_become_preferences_and_articles_are_left_out(local):
 @pytest.mark.parametrize("read, row, says", [
     (paper.comparison, compared(0) | {"summaries": [{"text": "a"}, {}]}, "column 'text' of type str"),
     (paper.comparison, compared(0, title=None), "column 'title' of type str is needed"),
-    (paper.instruction_row, {"instruction": "Add.", "input": [1], "output": "2"}, "column 'input' of type"),
-    (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": 1, "instruction": "Add.",
-                                    "input": 3}, "column 'input' of type str")])
+    (paper.instruction_row, {"instruction": "Add.", "output": 2}, "column 'output' of type str"),
+    (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": "1"},
+     "column 'preference' of type int")])
 def test_odd_fields_are_named(read, row, says):
     with pytest.raises(UserError, match=says):
         read(row, paper.ALPACA_PREFERENCES)

@@ -264,7 +264,8 @@ def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
 @pytest.mark.parametrize("change, words", [
     (dict(model_type="mamba"), "mamba"), (QWEN2 | dict(quantization_config={"bits": 4}), "quantization"),
     (LLAMA | dict(attention_bias=True), "attention_bias = True"),
-    (NEOX | dict(attention_bias=False), "attention_bias = False"), (GPT2 | dict(n_layer="x"), "missing or odd"),
+    (NEOX | dict(attention_bias=False), "attention_bias = False"),
+    (GPT2 | dict(n_layer="x"), "missing or odd"),
     (QWEN2 | dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
     (OPT | dict(do_layer_norm_before=False), "do_layer_norm_before"),
     (LLAMA | dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), "yarn"),
@@ -319,7 +320,7 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
     model, saved = P.load("facebook/opt-125m")
     assert (logits_of(model) - torch.tensor(refs["models"]["opt"]["logits"])).abs().max() < 1e-4
     assert {name for name, _ in asked} == {"facebook/opt-125m"}
-    assert [p[-1] for _, p in asked] == ["model*.safetensors", "pytorch_model*.bin"]    # there is no first kind
+    assert [p[-1] for _, p in asked] == ["model*.safetensors", "pytorch_model*.bin"]     # no first kind
 
 
 def make():

@@ -130,8 +130,8 @@ class Endpoint:
             why = first_line(error)
         except (ValueError, LookupError, TypeError):    # no chat completion: `why` holds what was said
             pass
-        raise UserError(f"{self.url} gives no answer: {why.replace(self.key, '[key]')}; {self.path} holds the "
-                        "replies so far, and the same command continues from there")
+        raise UserError(f"{self.url} gives no answer: {why.replace(self.key, '[key]')}; {self.path} holds "
+                        "the replies so far, and the same command continues from there")
 
 
 # ------------------------------------------------------------------------------------------------ the judging

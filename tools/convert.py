@@ -7,7 +7,7 @@ preference files as others write them into this project's form.
 
 The last line reads JSON lines of
     {"chosen", "rejected"}              texts with one beginning, as HH-RLHF; or lists of messages
-    {"prompt", "chosen", "rejected"}    any of the three a text or a list of messages
+    {"prompt", "chosen", "rejected"}    texts, or lists of messages
     {"prompt", "completion"}            also question or instruction with response, output or answer
     {"messages"}                        a conversation, whose last answer is the reference
 and writes lines of {"prompt", "chosen", "rejected"}, or of {"prompt", "reference"}.  Messages become a text
@@ -67,17 +67,16 @@ def text_of(turns):
 
 
 def prompt_and_answer(prompt, answer):
-    """A prompt (text, messages or None) and an answer (text or messages, which may repeat the prompt's) ->
+    """A prompt (text, None or, if the answer is too, messages) and an answer, which may repeat the prompt ->
     two texts."""
-    if isinstance(prompt, list):
-        if isinstance(answer, list) and answer[:len(prompt)] != prompt:
-            answer = prompt + answer
-        prompt = text_of(turns(prompt))
     if isinstance(answer, list):
+        if isinstance(prompt, list) and answer[:len(prompt)] != prompt:
+            answer = prompt + answer
         *before, (speaker, answer) = turns(answer) or [("", "")]
         if speaker != ASSISTANT:
             raise UserError("messages that do not end with the assistant's")
-        prompt = text_of(before) if before or prompt is None else prompt
+        if before or not isinstance(prompt, str):
+            prompt = text_of(before)
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise UserError("no prompt, or an answer that is neither a text nor messages")
     return prompt, answer.removeprefix(prompt).strip()
@@ -99,14 +98,17 @@ def convert_row(row):
     """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}.  Raises
     UserError that says why it cannot be."""
     prompt = next((row[name] for name in PROMPTS if name in row), None)
-    if prompt is None and isinstance(row.get("instruction"), str):
-        prompt = instruction_prompt(row["instruction"], str(row.get("input") or ""))
-    if "chosen" not in row or "rejected" not in row:
-        answer = next((row[name] for name in ANSWERS if name in row), None)
-        if answer is None:
-            raise UserError(f"fields {', '.join(row) or 'none'}: no answer among them")
-        return dict(zip(("prompt", "reference"), prompt_and_answer(prompt, answer)))
-    chosen, rejected = row["chosen"], row["rejected"]
+    if prompt is None and "instruction" in row:
+        prompt = instruction_prompt(row["instruction"], row.get("input") or "")
+    if "chosen" in row and "rejected" in row:
+        return convert_pair(prompt, row["chosen"], row["rejected"])
+    answer = next((row[name] for name in ANSWERS if name in row), None)
+    if answer is None:
+        raise UserError(f"fields {', '.join(row) or 'none'}: no answer among them")
+    return dict(zip(("prompt", "reference"), prompt_and_answer(prompt, answer)))
+
+
+def convert_pair(prompt, chosen, rejected):
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         prompt = common_beginning(chosen, rejected)
     (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
