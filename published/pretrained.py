@@ -89,6 +89,9 @@ FAMILIES = {
 
 # ------------------------------------------------------------------------------------------------ in, and out
 
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")      # in one file or in shards
+
+
 def load(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
     carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
@@ -116,10 +119,9 @@ def find(name):
     try:
         from huggingface_hub import snapshot_download       # takes a second
         # one kind of weights: hubs often hold the same ones three times
-        for weights in ("model*.safetensors", "pytorch_model*.bin"):
-            wanted = ["*.json", "*.jinja", "merges.txt", weights]
-            folder = Path(snapshot_download(name, allow_patterns=wanted))
-            if any(folder.glob(weights)):
+        for kind in WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt", kind]))
+            if any(folder.glob(kind)):
                 break
         return folder
     except Exception as error:      # no network, no such repository, a gated one, ...
@@ -135,8 +137,8 @@ def from_pretrained(folder):
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
     family, model = model_of(read_json(folder / "config.json"))
-    config, theirs, state = model.config, read_weights(folder), {}
     check_memory(model.n_params(), 4, f"{folder}")
+    config, theirs, state = model.config, read_weights(folder), {}
     if config.tied and "lm_head.weight" in theirs:      # the one matrix by either name, or two that differ
         embed = theirs.setdefault(*their_names(family, "embed.weight"), theirs["lm_head.weight"])
         config.tied = torch.equal(embed, theirs["lm_head.weight"])
@@ -162,8 +164,7 @@ def read_weights(folder):
     """{name: tensor} of a directory's weights, without the buffers of old files and without the names'
     prefixes, which come and go between versions of one model, and with one name for the head.  Raises
     UserError if there are none or they are damaged."""
-    kinds = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
-    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in WEIGHTS)), [])
     if not files:
         raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
     weights = {}
