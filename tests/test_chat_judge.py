@@ -119,8 +119,9 @@ def test_a_refusal_is_not_tried_again_and_leaks_no_key(fake, endpoint):
 
 
 def test_other_addresses_are_refused(tmp_path):
-    with pytest.raises(UserError, match="OPENAI_BASE_URL .*: a URL such as"):
-        J.Endpoint("file:///etc/passwd", KEY, "judge", tmp_path / "c")
+    for base in ("file:///etc/passwd", "api.openai.com/v1"):
+        with pytest.raises(UserError, match="OPENAI_BASE_URL. gives no answer: (No host|Invalid URL)"):
+            J.Endpoint(base, KEY, "judge", tmp_path / "c").ask(J.messages(*PAIRS[0]))
 
 
 def test_a_redirect_does_not_carry_the_key(fake, endpoint):

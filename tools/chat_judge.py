@@ -84,9 +84,7 @@ class Endpoint:
     """POST {base}/chat/completions, with retries and a cache on disk."""
 
     def __init__(self, base, key, model, cache, parameters=PARAMETERS):
-        """Raises UserError on a base that is no URL, parameters that are no JSON object, and a torn cache."""
-        if not base.startswith(("http://", "https://")):
-            raise UserError(f"OPENAI_BASE_URL {base}: a URL such as {OPENAI} is needed")
+        """Raises UserError on parameters that are no JSON object, and on a torn cache."""
         self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key or "no-key", model
         self.session = requests.Session()
         self.session.headers["Authorization"] = f"Bearer {self.key}"    # requests sends it to this host alone
@@ -130,8 +128,8 @@ class Endpoint:
             why = first_line(error)
         except (ValueError, LookupError, TypeError):    # no chat completion: `why` holds what was said
             pass
-        raise UserError(f"{self.url} gives no answer: {why.replace(self.key, '[key]')}; {self.path} holds "
-                        "the replies so far, and the same command continues from there")
+        raise UserError(f"{self.url} (OPENAI_BASE_URL) gives no answer: {why.replace(self.key, '[key]')}; "
+                        f"{self.path} holds the replies so far, and the same command continues from there")
 
 
 # ------------------------------------------------------------------------------------------------ the judging
