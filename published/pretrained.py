@@ -25,7 +25,6 @@ from published.tokenizer import Published, published_spec, read_json
 @dataclass
 class Family:
     """What one architecture calls the fields and the parameters of our class, and how it lays these out."""
-    architecture: str
     sizes: dict                 # a field of GPTConfig: theirs
     fixed: dict                 # fields of GPTConfig that are always so, or so where config.json lacks theirs
     activations: dict           # their names: ours; the default first
@@ -56,7 +55,7 @@ LLAMA = dict(
            "mlp.down": ["mlp.down_proj"]})
 FAMILIES = {
     "opt": Family(
-        "OPTForCausalLM", SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
+        SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
         LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"}, "model.decoder.",
         {"embed": ["embed_tokens"], "embed_position": ["embed_positions"], "norm": ["final_layer_norm"],
          "norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
@@ -64,15 +63,15 @@ FAMILIES = {
          "mlp.up": ["fc1"], "mlp.down": ["fc2"]},
         activation="activation_function", position_offset=2),
     "gpt2": Family(
-        "GPT2LMHeadModel", dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
-                                context="n_positions", norm_eps="layer_norm_epsilon"),
+        dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
+             context="n_positions", norm_eps="layer_norm_epsilon"),
         LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU, "transformer.",
         {"embed": ["wte"], "embed_position": ["wpe"], "norm": ["ln_f"], "norm1": ["ln_1"], "norm2": ["ln_2"],
          "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
          "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
-        "GPTNeoXForCausalLM", SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
+        SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
         LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu"} | GELU,
         "gpt_neox.",
         {"embed": ["embed_in"], "norm": ["final_layer_norm"],
@@ -80,10 +79,9 @@ FAMILIES = {
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
          "mlp.up": ["mlp.dense_h_to_4h"], "mlp.down": ["mlp.dense_4h_to_h"]},
         head="embed_out", interleaved=True),
-    "llama": Family("LlamaForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
-    "qwen2": Family("Qwen2ForCausalLM", fixed=RMSNORM | dict(qkv_bias=True, qk_norm=False), **LLAMA),
-    "qwen3": Family("Qwen3ForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True, d_head=128),
-                    **LLAMA),
+    "llama": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
+    "qwen2": Family(fixed=RMSNORM | dict(qkv_bias=True, qk_norm=False), **LLAMA),
+    "qwen3": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True, d_head=128), **LLAMA),
 }
 
 

@@ -1,5 +1,5 @@
-"""Look at a published model, score a text with it, write a checkpoint as a Hugging Face directory, or bring
-preference files as others write them into this project's form.
+"""Look at a published model, score a text with it, write a checkpoint that began as one as a Hugging Face
+directory, or bring preference files as others write them into this project's form.
 
     python -m tools.convert --model gpt2 --prompt "Paris is"     # sizes, the text's score, how it continues
     python -m tools.convert --model ckpt_sft.pt --export DIR     # a directory that transformers loads
@@ -151,8 +151,6 @@ def main(cfg):
           f"(tokenizer {tokenizer.n_vocab}), end of sequence {tokenizer.eot_token}")
     if cfg.export:
         print(f"wrote {cfg.export}: {', '.join(export(model, saved['tokenizer'], cfg.export))}")
-        if saved["tokenizer"]["kind"] != "bpe":
-            print(f"a tokenizer of kind {saved['tokenizer']['kind']} has no Hugging Face form: not written")
         return
     if c.context <= cfg.new_tokens:
         raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a "
