@@ -14,12 +14,14 @@ from published.tokenizer import Published
 
 
 def export(model, spec, folder):
-    """Writes a language model as a Hugging Face directory: config.json, model.safetensors and, if the
-    tokenizer is a published one, tokenizer.json with what its directory held beside it.  Returns the file
-    names written.  Raises UserError as `hf_config` does."""
-    folder, config, kept = Path(folder), model.config, spec.get("kept", {})
-    kind, hf = hf_config(config)
-    family, theirs = FAMILIES[kind], {}
+    """Writes a language model that began as a published one as a Hugging Face directory: model.safetensors
+    and the files that it came with.  Returns the file names written.  Raises UserError on a model from
+    scratch."""
+    if spec["kind"] != "bpe":
+        raise UserError(f"--export writes models that began as published ones; the tokenizer of this one, of "
+                        f"kind {spec['kind']}, has no Hugging Face form")
+    folder, config, kept, theirs = Path(folder), model.config, spec["kept"], {}
+    family = FAMILIES[kept["config.json"]["model_type"]]
     for name, x in model.state_dict().items():
         if name == "head.weight" and config.tied:
             continue
@@ -27,17 +29,17 @@ def export(model, spec, folder):
             family.prefix + their_name for their_name in their_names(family, name)]
         for their_name, part in zip(names, to_theirs(family, config, name, x), strict=True):
             theirs[their_name] = part.float().cpu().contiguous()
-    files = {"config.json": {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None} | hf}
-    if spec["kind"] == "bpe":
-        tokenizer, named = Published(spec), kept.get("config.json", {})
-        eos, ends = tokenizer.eot_token, named.get("eos_token_id")
-        ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
-        files = {"config.json": {"bos_token_id": tokenizer.bos} | named | {"eos_token_id": ends} | hf,
-                 "generation_config.json": kept.get("generation_config.json"),
-                 "chat_template.jinja": kept.get("chat_template.jinja"), "tokenizer.json": spec["json"],
-                 "tokenizer_config.json": kept.get("tokenizer_config.json", {}) | {
-                     "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
-                     "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
+    tokenizer, ends = Published(spec), kept["config.json"].get("eos_token_id")
+    eos = tokenizer.eot_token
+    ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
+    files = kept | {
+        "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {
+            "eos_token_id": ends, "tie_word_embeddings": config.tied, "dtype": "float32",
+            "torch_dtype": "float32"},
+        "tokenizer.json": spec["json"],
+        "tokenizer_config.json": kept["tokenizer_config.json"] | {
+            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
+            "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
     files = {name: content for name, content in files.items() if content}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
@@ -60,40 +62,3 @@ def to_theirs(family, config, name, x):
     if name.startswith("embed_position"):
         parts = [torch.cat((p.new_zeros(family.position_offset, p.shape[1]), p)) for p in parts]
     return parts
-
-
-def hf_config(config):
-    """Our configuration as config.json of the family that can hold it: (family name, dict).  Raises UserError
-    on a shape that no published architecture has."""
-    c, kind = config, _family_of(config)
-    if not kind:
-        raise UserError(f"no published architecture has position {c.position}, norm {c.norm}, activation "
-                        f"{c.activation} and bias {c.bias} together: export works for GPT-2, OPT, LLaMA, "
-                        "Qwen and GPT-NeoX shapes (sft.py --shape)")
-    family = FAMILIES[kind]
-    activation = next(theirs for theirs, ours in family.activations.items() if ours == c.activation)
-    hf = {"model_type": kind, "architectures": [family.architecture], "vocab_size": c.vocab_size,
-          "tie_word_embeddings": c.tied, "dtype": "float32", "torch_dtype": "float32",
-          family.activation: activation}
-    hf |= {theirs: getattr(c, ours) for ours, theirs in family.sizes.items()}
-    if kind == "opt":
-        hf["word_embed_proj_dim"] = c.d_model
-    if c.position == "rope":
-        rope = (c.rope_scaling or {"rope_type": "default"}) | {"rope_theta": c.rope_theta}
-        hf |= {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rope_parameters": rope,
-               "attention_bias": c.bias, "mlp_bias": c.bias}
-    if kind == "gpt_neox":
-        rope["partial_rotary_factor"] = c.rope_part
-        hf |= {"rotary_pct": c.rope_part, "rotary_emb_base": c.rope_theta}
-    return kind, hf
-
-
-def _family_of(c):
-    """The family that can hold a configuration, or None."""
-    for kind, family in FAMILIES.items():
-        holds = [c.activation in family.activations.values(),
-                 *(getattr(c, name) == value for name, value in family.fixed.items()),
-                 "n_kv_head" in family.sizes or (c.n_kv_head, c.n_head * c.d_head) == (c.n_head, c.d_model),
-                 kind != "opt" or c.activation == "relu" or not c.bias]      # others are GPT-2's
-        if all(holds):
-            return kind

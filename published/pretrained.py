@@ -7,8 +7,7 @@ tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, whic
 fetches a hub name.  Weights are held in fp32.
 """
 import re
-import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,14 +25,11 @@ from published.tokenizer import Published, published_spec, read_json
 @dataclass
 class Family:
     """What one architecture calls the fields and the parameters of our class, and how it lays these out."""
-    architecture: str
     sizes: dict                 # a field of GPTConfig: theirs
-    defaults: dict              # of fields that config.json may lack
-    fixed: dict                 # fields of GPTConfig that are always so
+    fixed: dict                 # fields of GPTConfig that are always so, or so where config.json lacks theirs
     activations: dict           # their names: ours; the default first
     prefix: str                 # of every parameter's name but the head's
-    top: dict                   # our module: theirs
-    parts: dict                 # our module of a layer: theirs, in the order in which our matrix stacks them
+    names: dict                 # our module: theirs, in the order in which our matrix stacks them
     layer: str = "layers.{}."   # what stands before the names of a layer
     activation: str = "hidden_act"
     head: str = "lm_head"
@@ -45,53 +41,54 @@ class Family:
 SIZES = dict(n_layer="num_hidden_layers", n_head="num_attention_heads", d_model="hidden_size",
              d_ff="intermediate_size", context="max_position_embeddings")
 GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu"}
-LAYERNORM = dict(norm="layernorm", qkv_bias=False, qk_norm=False)
-RMSNORM = dict(position="rope", norm="rmsnorm", parallel=False, rope_part=1.0)
+LAYERNORM = dict(norm="layernorm", norm_eps=1e-5, bias=True, qkv_bias=False, qk_norm=False)
+RMSNORM = dict(position="rope", norm="rmsnorm", bias=False, parallel=False, rope_part=1.0, n_kv_head=0,
+               d_head=0, norm_eps=1e-6)
 LLAMA = dict(
     sizes=SIZES | dict(n_kv_head="num_key_value_heads", d_head="head_dim", norm_eps="rms_norm_eps"),
-    defaults=dict(n_kv_head=0, d_head=0, norm_eps=1e-6), activations={"silu": "swiglu"},
-    prefix="model.", top={"embed": "embed_tokens", "norm": "norm"},
-    parts={"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+    activations={"silu": "swiglu"}, prefix="model.",
+    names={"embed": ["embed_tokens"], "norm": ["norm"],
+           "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
            "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
            "attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"],
            "attn.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
            "mlp.down": ["mlp.down_proj"]})
 FAMILIES = {
     "opt": Family(
-        "OPTForCausalLM", SIZES | dict(d_ff="ffn_dim", bias="enable_bias"), dict(bias=True),
-        LAYERNORM | dict(position="learned", parallel=False, norm_eps=1e-5), {"relu": "relu"} | GELU,
-        "model.decoder.",
-        {"embed": "embed_tokens", "embed_position": "embed_positions", "norm": "final_layer_norm"},
-        {"norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
-         "attn.qkv": LLAMA["parts"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
+        SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
+        LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"}, "model.decoder.",
+        {"embed": ["embed_tokens"], "embed_position": ["embed_positions"], "norm": ["final_layer_norm"],
+         "norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
+         "attn.qkv": LLAMA["names"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
          "mlp.up": ["fc1"], "mlp.down": ["fc2"]},
         activation="activation_function", position_offset=2),
     "gpt2": Family(
-        "GPT2LMHeadModel", dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
-                                context="n_positions", norm_eps="layer_norm_epsilon"),
-        dict(d_ff=0, norm_eps=1e-5), LAYERNORM | dict(position="learned", parallel=False, bias=True),
-        GELU | {"relu": "relu"}, "transformer.", {"embed": "wte", "embed_position": "wpe", "norm": "ln_f"},
-        {"norm1": ["ln_1"], "norm2": ["ln_2"], "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
+        dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
+             context="n_positions", norm_eps="layer_norm_epsilon"),
+        LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU, "transformer.",
+        {"embed": ["wte"], "embed_position": ["wpe"], "norm": ["ln_f"], "norm1": ["ln_1"], "norm2": ["ln_2"],
+         "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
          "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
-        "GPTNeoXForCausalLM", SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
-        dict(norm_eps=1e-5, parallel=True), LAYERNORM | dict(position="rope", bias=True),
-        {"gelu": "gelu", "relu": "relu"} | GELU, "gpt_neox.",
-        {"embed": "embed_in", "norm": "final_layer_norm"},
-        {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+        SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
+        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu"} | GELU,
+        "gpt_neox.",
+        {"embed": ["embed_in"], "norm": ["final_layer_norm"],
+         "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
          "mlp.up": ["mlp.dense_h_to_4h"], "mlp.down": ["mlp.dense_4h_to_h"]},
         head="embed_out", interleaved=True),
-    "llama": Family("LlamaForCausalLM", fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
-    "qwen2": Family("Qwen2ForCausalLM", fixed=RMSNORM | dict(bias=False, qkv_bias=True, qk_norm=False),
-                    **LLAMA),
-    "qwen3": Family("Qwen3ForCausalLM", fixed=RMSNORM | dict(bias=False, qkv_bias=False, qk_norm=True),
-                    **LLAMA | dict(defaults=LLAMA["defaults"] | dict(d_head=128))),
+    "llama": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
+    "qwen2": Family(fixed=RMSNORM | dict(qkv_bias=True, qk_norm=False), **LLAMA),
+    "qwen3": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True, d_head=128), **LLAMA),
 }
 
 
 # ------------------------------------------------------------------------------------------------ in, and out
+
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")      # in one file or in shards
+
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
     """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
@@ -119,11 +116,10 @@ def find(name):
         return Path(name)
     try:
         from huggingface_hub import snapshot_download       # takes a second
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt"]))
         # one kind of weights: hubs often hold the same ones three times
-        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-            folder = Path(snapshot_download(name, allow_patterns=[pattern]))
-            if any(folder.glob(pattern)):
+        for kind in WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "merges.txt", kind]))
+            if any(folder.glob(kind)):
                 break
         return folder
     except Exception as error:      # no network, no such repository, a gated one, ...
@@ -138,19 +134,17 @@ def from_pretrained(folder):
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
-    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
-    kind, config = config_of(hf)
-    family, theirs = FAMILIES[kind], read_weights(folder)
-    config = settle_tied(config, family, theirs)
-    with torch.device("meta"):          # shapes only: the weights come from the file
-        model = GPT(config)
+    family, model = model_of(read_json(folder / "config.json"))
     check_memory(model.n_params(), 4, f"{folder}")
-    state, zero = {}, zero_biases(kind, hf)
+    config, theirs, state = model.config, read_weights(folder), {}
+    if config.tied and "lm_head.weight" in theirs:      # the one matrix by either name, or two that differ
+        embed = theirs.setdefault(*their_names(family, "embed.weight"), theirs["lm_head.weight"])
+        config.tied = torch.equal(embed, theirs["lm_head.weight"])
+        if config.tied:
+            del theirs["lm_head.weight"]
     try:
-        for name, x in model.state_dict().items():
-            if zero and re.search(zero, name):
-                state[name] = torch.zeros(x.shape)
-            elif name != "head.weight" or not config.tied:
+        for name in model.state_dict():
+            if name != "head.weight" or not config.tied:
                 parts = [theirs.pop(their_name).float() for their_name in their_names(family, name)]
                 state[name] = to_ours(family, config, name, parts)
         if theirs:
@@ -164,31 +158,18 @@ def from_pretrained(folder):
     return model.freeze(0)
 
 
-def settle_tied(config, family, theirs):
-    """The GPTConfig, not tied where the weights `theirs` hold two matrices that differ, as in transformers.
-    A file may hold the one matrix under either name; afterwards `theirs` has the embedding's alone."""
-    head = theirs.get("lm_head.weight")
-    if not config.tied or head is None:
-        return config
-    if torch.equal(theirs.setdefault(family.top["embed"] + ".weight", head), head):
-        del theirs["lm_head.weight"]
-        return config
-    return replace(config, tied=False)
-
-
 def read_weights(folder):
     """{name: tensor} of a directory's weights, without the buffers of old files and without the names'
     prefixes, which come and go between versions of one model, and with one name for the head.  Raises
     UserError if there are none or they are damaged."""
-    kinds = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
-    files = next(filter(None, (sorted(folder.glob(kind)) for kind in kinds)), [])
+    files = next(filter(None, (sorted(folder.glob(kind)) for kind in WEIGHTS)), [])
     if not files:
         raise UserError(f"{folder}: no model.safetensors and no pytorch_model.bin, sharded or not")
     weights = {}
     for path in files:
         try:        # torch.load reads weights only, so it refuses a pickle that would run code
             found = load_file(path) if path.suffix == ".safetensors" else torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+                path, map_location="cpu", weights_only=True)
             for name, x in found.items():
                 if not re.search(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$", name):
                     name = re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.|gpt_neox\.)", "", name)
@@ -206,9 +187,9 @@ def their_names(family, name):
     module, kind = name.rsplit(".", 1)
     if module == "head":
         return ["lm_head." + kind]
-    if found := re.match(r"blocks\.(\d+)\.(.+)", module):
-        return [f"{family.layer.format(found[1])}{part}.{kind}" for part in family.parts[found[2]]]
-    return [f"{family.top[module]}.{kind}"]
+    layer, part = re.match(r"(?:blocks\.(\d+)\.)?(.+)", module).groups()
+    before = family.layer.format(layer) if layer else ""
+    return [f"{before}{theirs}.{kind}" for theirs in family.names[part]]
 
 
 MATRIX = re.compile(r"(attn|mlp)\.\w+\.weight")      # of a linear layer
@@ -228,16 +209,6 @@ def to_ours(family, config, name, parts):
 def regroup(x, outer, inner):
     """Rows of x (outer * inner * E, ...) in the order inner, outer, E."""
     return x.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
-
-
-def zero_biases(kind, hf):
-    """A pattern of our biases that a model lacks and that are zero in our class, or "": a LLaMA may have
-    biases in its attention only or in its MLPs only, a GPT-NeoX in its MLPs only; our class has all or
-    none."""
-    neox = kind == "gpt_neox"
-    has = {"attn": hf.get("attention_bias", neox), "mlp": neox or hf.get("mlp_bias", False)}
-    lacks = [part for part, there in has.items() if not there]
-    return rf"\.({'|'.join(lacks)})\.\w+\.bias" if lacks and (neox or kind == "llama") else ""
 
 
 # ------------------------------------------------------------------------------------------------ config.json
@@ -261,69 +232,50 @@ ROPE = {    # type of rope scaling: its numbers
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
 
-def config_of(hf):
-    """config.json as a dict without nulls -> (family name, GPTConfig).  Raises UserError on an architecture,
-    or a variant of one, that is not implemented."""
-    kind = hf.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"config.json: model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
-    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
-        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)
+def model_of(hf):
+    """config.json as a dict -> (Family, GPT of its shape on the meta device, without weights).  Raises
+    UserError on an architecture, or a variant of one, that is not implemented."""
+    hf = {name: x for name, x in hf.items() if x is not None}
     # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     try:
-        refuse_variants(kind, hf, rope)
-        tied = hf.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        config = GPTConfig(vocab_size=int(hf["vocab_size"]), tied=bool(tied), **_read_fields(kind, hf, rope))
+        refuse_variants(hf, rope)
+        family = FAMILIES[hf["model_type"]]
+        ours = family.fixed | {name: hf[theirs] for name, theirs in family.sizes.items()
+                               if theirs in hf or name not in family.fixed}
+        if ours["position"] == "rope":
+            scaling = rope.get("rope_type", rope.get("type", "default"))
+            numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
+            theta = rope.get("rope_theta", hf.get("rotary_emb_base", hf.get("rope_theta", 10000.)))
+            part = rope.get("partial_rotary_factor", hf.get("rotary_pct", ours["rope_part"]))
+            ours |= dict(rope_theta=float(theta), rope_part=float(part),
+                         rope_scaling=None if scaling == "default" else numbers)
+        tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
+        default = next(iter(family.activations))
+        ours["activation"] = family.activations[hf.get(family.activation, default)]
         with torch.device("meta"):
-            GPT(config)         # fails on sizes that are none
-        return kind, config
+            return family, GPT(GPTConfig(vocab_size=hf["vocab_size"], tied=bool(tied), **ours))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 
 
-def refuse_variants(kind, hf, rope):
-    """Raises UserError that names a field whose value is not implemented."""
-    only = ONLY | {"word_embed_proj_dim": hf.get("hidden_size"),      # of another width: opt-350m
-                   "layer_types": ["full_attention"] * len(hf.get("layer_types", ()))}
-    if kind == "qwen3":
-        only["attention_bias"] = False
+def refuse_variants(hf, rope):
+    """Raises UserError that names a field whose value is not implemented.  Prints the names of fields that
+    are not known."""
+    kind = hf["model_type"]
+    can = {name: [value] for name, value in ONLY.items()} | {
+        "model_type": [*FAMILIES], "rope_type": [*ROPE], "type": [*ROPE],
+        "word_embed_proj_dim": [hf.get("hidden_size")],     # of another width: opt-350m
+        "layer_types": [["full_attention"] * len(hf.get("layer_types", ()))]}
+    if kind in ("llama", "qwen3", "gpt_neox"):
+        can |= {"attention_bias": [kind == "gpt_neox"], "mlp_bias": [kind == "gpt_neox"]}
     if kind != "gpt_neox":
-        only["partial_rotary_factor"] = 1
+        can["partial_rotary_factor"] = [1]
+    if kind in [*FAMILIES]:
+        can[FAMILIES[kind].activation] = [*FAMILIES[kind].activations]
     for name, value in (rope | hf).items():
-        if name in only and value != only[name]:
+        if name in can and value not in can[name]:
             raise UserError(f"config.json: {name} = {str(value)[:60]} is not implemented, only "
-                            f"{only[name]} is")
-
-
-def _read_fields(kind, hf, rope):
-    """Fields of GPTConfig but for vocab_size and tied."""
-    family = FAMILIES[kind]
-    if kind == "gpt2":          # which has two names for each
-        hf = {family.sizes[ours]: hf[theirs] for ours, theirs in SIZES.items() if theirs in hf} | hf
-    ours = family.defaults | {name: type(getattr(GPTConfig, name))(hf[theirs])
-                              for name, theirs in family.sizes.items()
-                              if theirs in hf or name not in family.defaults}
-    name = hf.get(family.activation, next(iter(family.activations)))
-    if name not in family.activations:
-        raise UserError(f"config.json: {family.activation} {name!r} is not implemented, only "
-                        f"{', '.join(family.activations)}")
-    ours["activation"] = family.activations[name]
-    if kind == "llama":
-        ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
-    if family.fixed["position"] == "rope":
-        ours |= _read_rope(kind, hf, rope)
-    return ours | family.fixed
-
-
-def _read_rope(kind, hf, rope):
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling not in ROPE:
-        raise UserError(f"config.json: rope scaling of type {scaling!r} is not implemented, only "
-                        f"{', '.join(ROPE)}")
-    theta = hf.get("rotary_emb_base" if kind == "gpt_neox" else "rope_theta", 10000.)
-    numbers = {"rope_type": scaling} | {name: float(rope[name]) for name in ROPE[scaling]}
-    return dict(rope_theta=float(rope.get("rope_theta", theta)),
-                # of GPT-NeoX; in the others it is fixed
-                rope_part=float(rope.get("partial_rotary_factor", hf.get("rotary_pct", 0.25))),
-                rope_scaling=None if scaling == "default" else numbers)
+                            f"{', '.join(map(str, can[name]))}")
+    if unknown := [name for name in hf if name not in KNOWN and not HARMLESS.fullmatch(name)]:
+        print(f"config.json: fields not known here and not read: {', '.join(sorted(unknown))}", flush=True)

@@ -3,7 +3,7 @@
     {"kind": "bpe", "json": text of tokenizer.json, "eos": id that ends a response, "bos": id that begins
      every prompt, or None, "kept": {file: content that only `export` needs}}
 """
-from itertools import takewhile
+import re
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -13,40 +13,34 @@ from common.files import loads
 
 class Published:
     """A published tokenizer, with the model's own ids and the members of a tiktoken.Encoding that the scripts
-    use.  Text that spells a special token stays text, so no post can end a prompt.
-
-    SentencePiece (LLaMA 2) writes a space before every text.  Here that space is a text's own first one, if
-    it has one: the ids of a prompt and those of " response" are together the ids of prompt + " response"."""
+    use.  Text that spells a special token stays text, so no post can end a prompt."""
 
     def __init__(self, spec):
-        """Raises UserError on a specification that the library cannot read."""
+        """Raises UserError on a specification that the library cannot read, and on SentencePiece's, where the
+        ids of a prompt and of " response" are not together those of prompt + " response"."""
         try:
             self.tokenizer = tokenizer = Tokenizer.from_str(spec["json"])
             tokenizer.encode_special_tokens = True      # as text
             tokenizer.no_truncation()                   # a file may ask for it; prompts are cut elsewhere
             tokenizer.no_padding()
             tokenizer.decoder = tokenizer.decoder or decoders.ByteLevel()
-            # LLaMA 2's normalizer makes two spaces of one; a Metaspace adds one only where a text has none
-            normalizer = tokenizer.normalizer
-            self.doubles_space = normalizer is not None and normalizer.normalize_str("a") != "a"
             self.eot_token, self.bos = spec["eos"], spec["bos"]
             self.n_vocab = max([*tokenizer.get_vocab().values(), self.eot_token, self.bos or 0]) + 1
-            self.letter = self.encode_ordinary("a")
-            self.letter_text = tokenizer.decode(self.letter)
+            self.decode(self.encode_ordinary("a"))
         except Exception as error:      # the library raises Exception itself
             raise UserError(f"tokenizer.json: damaged, or not for the `tokenizers` library ("
                             f"{first_line(error)})") from None
+        if re.search(r'"type":\s*"(Metaspace|Prepend)"', spec["json"]):
+            raise UserError("tokenizer.json: SentencePiece's tokenizer (LLaMA 1 and 2), which puts a space "
+                            "before every text, is not implemented; take a model with another tokenizer")
 
     def encode_ordinary(self, text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # half a pair has no UTF-8
-        text = text[1:] if self.doubles_space and text[:1] == " " else text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
-        """Ids -> text.  Ids that stand for no token (a vocabulary's padding) are left out.  SentencePiece
-        drops the space before the first word; a letter goes before it here, so a response keeps its space."""
-        text = self.tokenizer.decode([*self.letter, *ids], skip_special_tokens=False)
-        return text[len(self.letter_text):]
+        """Ids -> text.  Ids that stand for no token (a vocabulary's padding) are left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def published_spec(folder):
@@ -56,18 +50,12 @@ def published_spec(folder):
     path, chat = folder / "tokenizer.json", folder / "chat_template.jinja"
     if "added_tokens_decoder" not in named:     # a newer file says everything itself
         named |= read_json(folder / "special_tokens_map.json")
-    kept = {"config.json": config, "generation_config.json": read_json(folder / "generation_config.json"),
-            "tokenizer_config.json": named}
+    generation = read_json(folder / "generation_config.json")
+    kept = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": named}
     try:
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        else:
-            text = _from_vocabulary(folder, named, config.get("model_type")).to_str()
-        tokenizer = Tokenizer.from_str(text)
-        before = tokenizer.to_str()
+        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _from_vocabulary(
+            folder, named, config.get("model_type"))
         _complete(tokenizer, named, read_json(folder / "added_tokens.json"))
-        _prefix_space(folder, tokenizer, named.get("add_prefix_space"))
-        text = text if tokenizer.to_str() == before else tokenizer.to_str()
         eos = _end_of_sequence(folder, named, config, tokenizer)
         letter = tokenizer.encode("a")          # with what begins and ends every text
         if chat.is_file():
@@ -76,27 +64,15 @@ def published_spec(folder):
         raise
     except Exception as error:                  # odd values of odd types; the library raises Exception itself
         raise UserError(f"{folder}: damaged tokenizer ({first_line(error)})") from None
-    begin = [i for i, special in takewhile(lambda x: x[1], zip(letter.ids, letter.special_tokens_mask))]
+    begin = letter.ids[:[*letter.special_tokens_mask, 0].index(0)]
     if len(begin) > 1:
         raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
-    stops = kept["generation_config.json"].get("eos_token_id", config.get("eos_token_id"))
+    stops = generation.get("eos_token_id", config.get("eos_token_id"))
     if others := [i for i in (stops if isinstance(stops, list) else [stops]) if i not in (eos, None)]:
         print(f"{folder}: its configuration ends responses with {', '.join(map(str, others))} too; here only "
               f"{eos}, the tokenizer's end of sequence, ends one", flush=True)
-    return {"kind": "bpe", "json": text, "eos": eos, "bos": begin[0] if begin else None, "kept": kept}
-
-
-def _prefix_space(folder, tokenizer, wanted):
-    """Applies tokenizer_config.json's add_prefix_space (True, False or None) as transformers does: to a
-    tokenizer of GPT-2's kind.  Raises UserError where another kind does not do so already."""
-    pre, normalizer = tokenizer.pre_tokenizer, tokenizer.normalizer
-    if wanted is not None and isinstance(pre, pre_tokenizers.ByteLevel):
-        pre.add_prefix_space = wanted
-    text = normalizer.normalize_str("a") if normalizer else "a"
-    pieces = [piece for piece, _ in pre.pre_tokenize_str(text)] if pre else [text]
-    if wanted is not None and wanted != ("".join(pieces) != "a"):
-        raise UserError(f"{folder}: tokenizer_config.json's add_prefix_space = {wanted} is not what its "
-                        "tokenizer.json does, and not implemented; save the tokenizer anew with transformers")
+    return {"kind": "bpe", "json": tokenizer.to_str(), "eos": eos, "bos": begin[0] if begin else None,
+            "kept": kept}
 
 
 def _end_of_sequence(folder, named, config, tokenizer):
@@ -114,7 +90,8 @@ def _end_of_sequence(folder, named, config, tokenizer):
 
 def _complete(tokenizer, named, legacy):
     """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
-    makes special what the first calls so."""
+    makes special what the first calls so.  As in transformers, its add_prefix_space counts for GPT-2's
+    kind."""
     listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
@@ -123,6 +100,9 @@ def _complete(tokenizer, named, legacy):
         special += more.values() if isinstance(more, dict) else more
     tokenizer.add_special_tokens([name for name in map(_content, special)
                                   if name is not None and tokenizer.token_to_id(name) is not None])
+    before, wanted = tokenizer.pre_tokenizer, named.get("add_prefix_space")
+    if wanted is not None and isinstance(before, pre_tokenizers.ByteLevel):
+        before.add_prefix_space = wanted
 
 
 def _content(token):
@@ -133,8 +113,7 @@ def _content(token):
 def _from_vocabulary(folder, named, model_type):
     """A Tokenizer of GPT-2's kind from vocab.json and merges.txt (OPT)."""
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt; transformers makes "
-                        "one of SentencePiece's tokenizer.model")
+        raise UserError(f"{folder}: no tokenizer.json, and no vocab.json with merges.txt")
     kind = str(named.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
     if kind != "GPT2Tokenizer" or model_type not in (None, "gpt2", "opt"):
         raise UserError(f"{folder}: vocab.json and merges.txt do not say how a {kind} of a {model_type} "

@@ -37,7 +37,7 @@ class Source:
     """One split of one data set."""
     name: str                       # owner/name
     split: tuple                    # names it may have; the first that exists is taken
-    config: str | None = None
+    config: str = ""
     revision: str | None = None
 
     def rows(self, data=""):
@@ -47,7 +47,7 @@ class Source:
             return self._local(Path(data))
         from datasets import load_dataset       # slow to import, and only needed here
         for split in self.split:
-            what = dict(name=self.config)
+            what = dict(name=self.config or None)
             if self.revision == PARQUET:        # plain folders, which have no configurations
                 what = dict(data_files={split: f"{self.config}/{split}/*.parquet"})
             try:
@@ -55,34 +55,24 @@ class Source:
             except Exception as error:  # no network, renamed, gated: datasets and the hub raise many kinds
                 says = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{self.name}: the hub does not give its split {' or '.join(self.split)} ({says}); "
-                        f"--data DIR reads local copies from DIR/{self.short}/{self.split[0]}.jsonl or "
-                        ".parquet")
-
-    @property
-    def short(self):
-        return self.name.split("/")[1]
+                        f"--data DIR reads local copies from DIR/{self.name.split('/')[1]}/{self.split[0]}"
+                        ".jsonl or .parquet")
 
     def _local(self, data):
-        folders = [data / self.short / self.config] if self.config else []
-        for folder in (*folders, data / self.short):
-            for split in self.split:
-                for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
-                    if path.is_file():
-                        return read_jsonl(path, {})
-                # one file, or the hub's numbered parts
-                parts = [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
-                if parts:
-                    return self._parquet(sorted(map(str, parts)))
-        raise UserError(f"{data / self.short}: no {self.split[0]}.jsonl, .jsonl.gz or .parquet; it should "
-                        f"hold that split of {self.name}")
-
-    @staticmethod
-    def _parquet(parts):
+        folder = data / self.name.split("/")[1]
+        found = (sorted(where.glob(split + kind)) for where in (folder / self.config, folder)
+                 for split in self.split for kind in (".jsonl", ".jsonl.gz", ".parquet", "-*.parquet"))
+        files = next(filter(None, found), None)         # one, or the hub's numbered parts
+        if not files:
+            raise UserError(f"{folder}: no {self.split[0]}.jsonl, .jsonl.gz or .parquet; it should hold that "
+                            f"split of {self.name}")
+        if files[0].suffix != ".parquet":
+            return read_jsonl(files[0], {})
         from datasets import load_dataset
         try:
-            return load_dataset("parquet", data_files=parts, split="train").to_list()
+            return load_dataset("parquet", data_files=list(map(str, files)), split="train").to_list()
         except Exception as error:
-            raise UserError(f"{parts[0]}: cannot be read as parquet ({type(error).__name__})") from None
+            raise UserError(f"{files[0]}: cannot be read as parquet ({type(error).__name__})") from None
 
 
 _TLDR = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"
@@ -133,38 +123,23 @@ def field(row, name, source, kind=str):
     """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
     if not isinstance(row.get(name), kind):
         found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
-        needed = getattr(kind, "__name__", kind)
-        raise UserError(f"{source.name}: column {name!r} of type {needed} is needed; found {found}")
+        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
     return row[name]
-
-
-def asked(row, source):
-    """(instruction, its input or "")."""
-    return (field(row, "instruction", source),
-            field({"input": ""} | row, "input", source, str | None) or "")
 
 
 def instruction_row(row, source):
     """A row with an instruction, an input or none, and its answer."""
     answer = next((name for name in ("output", "reference", "response") if name in row), "output")
-    instruction, given = asked(row, source)
-    return {"prompt": instruction_prompt(instruction, given), "reference": field(row, answer, source),
-            "instruction": instruction, "input": given}
+    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    return {"prompt": prompt, "reference": field(row, answer, source)}
 
 
 def post_row(row, source):
     """A row of the TL;DR data set."""
     subreddit, title, post, summary = (field(row, name, source)
                                        for name in ("subreddit", "title", "post", "summary"))
-    found = {"id": str(row.get("id", "")), "prompt": tldr_prompt(subreddit, title, post),
-             "reference": summary.strip(), "subreddit": subreddit, "post": post}
-    return found | ({"sentiment": row["sentiment"]} if "sentiment" in row else {})
-
-
-def article_row(row, number):
-    """A row of the CNN/DailyMail data set."""
-    return {"id": str(row.get("id", f"ood_cnn-{number}")),
-            "prompt": article_prompt(field(row, "article", CNN)), "reference": field(row, "highlights", CNN)}
+    return {"id": str(row.get("id", "")), "prompt": tldr_prompt(subreddit, title, post),
+            "reference": summary.strip(), "subreddit": subreddit, "post": post}
 
 
 def sentiments(posts, batch_size=64):
@@ -173,8 +148,7 @@ def sentiments(posts, batch_size=64):
     try:
         from transformers import pipeline
     except ImportError:
-        raise UserError("task tldr-sentiment needs a classifier: pip install transformers, or give rows a "
-                        "boolean column `sentiment`, true where positive") from None
+        raise UserError("task tldr-sentiment needs a classifier: pip install transformers") from None
     classify = pipeline("sentiment-analysis", SENTIMENT_MODEL, truncation=True)
     return [out["label"] == "POSITIVE" for out in classify(posts, batch_size=batch_size)]
 
@@ -187,8 +161,6 @@ def in_distribution(task, rows):
     if task == "tldr-subreddit":
         return [r["subreddit"] == SUBREDDIT for r in rows]
     if task == "tldr-sentiment":
-        if all(isinstance(r.get("sentiment"), bool) for r in rows):
-            return [r["sentiment"] for r in rows]
         return sentiments([r["post"] for r in rows])
     return [True] * len(rows)
 
@@ -203,7 +175,9 @@ def rows(task, split, data=""):
             found = [row | {"output": row.get("output") or ""} for row in found]
         return [{"id": f"{split}-{i}"} | instruction_row(row, source) for i, row in enumerate(found)]
     if split == "ood_cnn":
-        return [article_row(row, i) for i, row in enumerate(CNN.rows(data))]
+        return [{"id": str(row.get("id", f"{split}-{i}")), "reference": field(row, "highlights", CNN),
+                 "prompt": article_prompt(field(row, "article", CNN))}
+                for i, row in enumerate(CNN.rows(data))]
     inside = not split.startswith("ood_")
     source = TLDR[split if inside else "test"]
     posts = [post_row(row, source) for row in source.rows(data)]
@@ -233,7 +207,8 @@ def instruction_comparison(row, source):
     if better not in (1, 2):
         return None
     chosen, rejected = (first, second) if better == 1 else (second, first)
-    return {"prompt": instruction_prompt(*asked(row, source)), "chosen": chosen, "rejected": rejected}
+    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def preferences(task, validation=False, data=""):

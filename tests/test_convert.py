@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from common.errors import UserError
 from common.prompts import instruction_prompt
 from conftest import json_lines, refused
 from tools import convert
@@ -33,7 +34,7 @@ REFERENCE = {"prompt": PAIR["prompt"], "reference": "Because."}
      PAIR | {"prompt": PAIR["prompt"] + " Because." + PAIR["prompt"]}),
     # answers that repeat their prompt, and ours as it is
     ({"prompt": "P:", "chosen": "P: a", "rejected": "P: b", "id": 3},
-     {"prompt": "P:", "chosen": "a", "rejected": "b", "id": 3}),
+     {"prompt": "P:", "chosen": "a", "rejected": "b"}),
     (PAIR, PAIR),
     # single answers
     ({"prompt": "P:", "completion": " a"}, {"prompt": "P:", "reference": "a"}),
@@ -52,13 +53,14 @@ def test_rows_as_others_write_them(row, ours):
     ({"chosen": [BOT, USER], "rejected": [USER, WORSE]}, "do not end with the assistant's"),
     ({"messages": [{"role": "tool", "content": "x"}, BOT]}, "role 'tool'"),
     ({"prompt": [USER], "completion": [{"role": "assistant", "content": ["x"]}]}, "content of type list"),
-    ({"prompt": [5], "completion": "a"}, "a message of role None"),
+    ({"prompt": [5], "completion": [BOT]}, "a message of role None"),
+    ({"prompt": [USER], "completion": "a"}, "neither a text nor messages"),
     ({"messages": []}, "do not end with the assistant's"),
     ({"prompt": "P", "completion": 3}, "neither a text nor messages"),
     ({"text": "a"}, "fields text: no answer"),
     ({"completion": "a"}, "no prompt")])
 def test_rows_that_are_dropped_say_why(row, why):
-    with pytest.raises(convert.Dropped, match=why):
+    with pytest.raises(UserError, match=why):
         convert.convert_row(row)
 
 
@@ -70,8 +72,7 @@ def write(path, rows):
 def test_files_are_converted_into_one(tmp_path, capsys):
     rows = [{"chosen": TALK + f" good {i}", "rejected": TALK + f" bad {i}"} for i in range(3)]
     out = tmp_path / "new" / "preferences.jsonl"
-    (tmp_path / "list.json").write_text(json.dumps([PAIR]))
-    files = [write(tmp_path / "hh.jsonl", rows + [{"text": "x"}]), str(tmp_path / "list.json")]
+    files = [write(tmp_path / "hh.jsonl", rows + [{"text": "x"}]), write(tmp_path / "pair.jsonl", [PAIR])]
     convert.main(convert.Config(files=files, export=str(out)))
     assert "1 rows dropped: fields text: no answer among them" in capsys.readouterr().out
     assert [row["chosen"] for row in json_lines(out)] == ["good 0", "good 1", "good 2", "Because."]
@@ -80,13 +81,13 @@ def test_files_are_converted_into_one(tmp_path, capsys):
 def test_files_that_cannot_be_converted_get_one_line(tmp_path):
     pairs = write(tmp_path / "pairs.jsonl", [PAIR])
     single = write(tmp_path / "single.jsonl", [{"prompt": "P", "completion": "a"}])
-    (tmp_path / "odd.json").write_text('{"a": 1}')
+    (tmp_path / "list.json").write_text(json.dumps([PAIR]))
     (tmp_path / "a.csv").write_text("prompt,chosen\n")
     for args, says in (((pairs, single, "--export", "x.jsonl"), "rows of two kinds (pairs and single"),
                        ((pairs,), "--export FILE.jsonl: name a .jsonl file"),
                        ((pairs, "--export", "DIR"), "--export DIR: name a .jsonl file"),
                        ((write(tmp_path / "t.jsonl", [{"a": "b"}]), "--export", "x.jsonl"), "no row could"),
-                       ((tmp_path / "odd.json", "--export", "x.jsonl"), "odd.json: not a JSON list of"),
+                       ((tmp_path / "list.json", "--export", "x.jsonl"), "line 1: a JSON object is needed"),
                        ((tmp_path / "a.csv", "--export", "x.jsonl"), "a.csv, line 1: not JSON"),
                        ((tmp_path / "none.jsonl", "--export", "x.jsonl"), "none.jsonl")):
         refused(tmp_path, "tools.convert", *args, says=says)

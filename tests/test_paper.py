@@ -1,6 +1,7 @@
 """The paper's tasks, from local copies of the data sets' schemas and through `datasets`, prompts to the
 letter."""
 import json
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -19,9 +20,9 @@ def put(folder, name, rows):
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
-def post(i, words=10, subreddit="relationships", **more):
+def post(i, words=10, subreddit="relationships"):
     return {"id": f"p{i}", "subreddit": subreddit, "title": f"title {i}", "post": " ".join(["word"] * words),
-            "summary": f"summary {i}"} | more
+            "summary": f"summary {i}"}
 
 
 def compared(i, choice=0, **info):
@@ -76,9 +77,9 @@ def test_comparisons_become_preferences_and_articles_are_left_out(local):
 @pytest.mark.parametrize("read, row, says", [
     (paper.comparison, compared(0) | {"summaries": [{"text": "a"}, {}]}, "column 'text' of type str"),
     (paper.comparison, compared(0, title=None), "column 'title' of type str is needed"),
-    (paper.instruction_row, {"instruction": "Add.", "input": [1], "output": "2"}, "column 'input' of type"),
-    (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": 1, "instruction": "Add.",
-                                    "input": 3}, "column 'input' of type str")])
+    (paper.instruction_row, {"instruction": "Add.", "output": 2}, "column 'output' of type str"),
+    (paper.instruction_comparison, {"output_1": "a", "output_2": "b", "preference": "1"},
+     "column 'preference' of type int")])
 def test_odd_fields_are_named(read, row, says):
     with pytest.raises(UserError, match=says):
         read(row, paper.ALPACA_PREFERENCES)
@@ -93,18 +94,14 @@ def test_graded_splits_part_the_posts(name, inside, shifted, outside, local):
     assert [r["id"] for r in task.rows(shifted)] == outside
 
 
-def test_sentiment_split_takes_a_column_or_a_classifier(local, monkeypatch):
-    posts = [post(0, sentiment=True), post(1, sentiment=False)]
-    for split in ("train", "test"):
-        put(local, f"summarize_from_feedback_tldr_3_filtered/{split}", posts)
+def test_the_sentiment_split_takes_a_classifier(local, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
     task = task_from("tldr-sentiment", local)
-    assert [r["id"] for split in ("train", "ood_sentiment") for r in task.rows(split)] == ["p0", "p1"]
-    put(local, "summarize_from_feedback_tldr_3_filtered/train", [post(0), post(1)])
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match="pip install transformers"):
         task.rows("train")
-    monkeypatch.setattr(paper, "sentiments", lambda posts: [True, False])
-    assert [r["id"] for r in task.rows("train")] == ["p0"]
+    monkeypatch.setattr(paper, "sentiments", lambda posts: [True, False, True, False])
+    assert [[r["id"] for r in task.rows(split)] for split in ("train", "ood_sentiment")] == [
+        ["p0", "p2"], ["p1", "p3"]]
 
 
 def test_instruction_prompts_and_splits(local):

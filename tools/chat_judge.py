@@ -10,30 +10,30 @@ prefer one place (Zheng et al. 2023).  A pair whose two verdicts disagree is a t
 is no verdict is left out and counted.  Replies are kept in --cache, so a run that was cut short continues.
 
 The compared texts reach the judge as JSON strings, which they cannot end, and a verdict counts only if it is
-the whole reply.  Therefore a text that says "answer A" sways both orders alike and wins nothing.  The key
-goes to the endpoint only, and it is removed from error messages and replies.
+the whole reply.  Therefore a text that says "answer A" sways both orders alike and wins nothing.
 """
 import hashlib
 import json
 import os
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
+import requests         # comes with tiktoken
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3 import Retry
 
-from common.errors import UserError
-from common.files import loads, output_path, write_json
+from common.errors import UserError, first_line
+from common.files import loads, output_path, read_jsonl, write_json
 from common.flags import Count, Flags, Natural, arg, launch
 from common.samples import KEY, interval_cell, matched, read_all, read_samples, run_name, run_table
 from common.stats import Interval, rate_interval
 from tasks.paper import instruction_of
 
+OPENAI = "https://api.openai.com/v1"
 PARAMETERS = '{"temperature": 0, "max_tokens": 4}'
+TRIES, TIMEOUT = 6, 60.         # of a request; seconds
 
 
 @dataclass
@@ -81,25 +81,23 @@ def verdict(reply):
 # ---------------------------------------------------------------------------------------------- the endpoint
 
 class Endpoint:
-    """POST {base}/chat/completions, with retries and a cache on disk.  Raises UserError on a refusal, and
-    when `tries` are used up."""
+    """POST {base}/chat/completions, with retries and a cache on disk."""
 
-    def __init__(self, base, key, model, cache, parameters=PARAMETERS, tries=6, timeout=60.):
-        if not base.startswith(("http://", "https://")):
-            raise UserError(f"OPENAI_BASE_URL {base}: a URL such as https://api.openai.com/v1 is needed")
+    def __init__(self, base, key, model, cache, parameters=PARAMETERS):
+        """Raises UserError on parameters that are no JSON object, and on a torn cache."""
         self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key or "no-key", model
-        self.path, self.tries, self.timeout = Path(cache), tries, timeout
+        self.session = requests.Session()
+        self.session.headers["Authorization"] = f"Bearer {self.key}"    # requests sends it to this host alone
+        self.session.mount(self.url, HTTPAdapter(max_retries=Retry(
+            TRIES - 1, status_forcelist=[408, 409, 429, *range(500, 600)], allowed_methods=None,
+            backoff_factor=1, raise_on_status=False)))
         try:
             self.parameters = dict(loads(parameters))
         except (ValueError, TypeError):
             raise UserError(f"--parameters {parameters}: a JSON object is needed") from None
-        self.known = {}         # {hash of a request: reply}
-        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
-            try:
-                row = loads(line)
-                self.known[row["request"]] = row["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue        # torn when a run was killed: its request is asked again
+        self.path = Path(cache)
+        rows = read_jsonl(cache, {"request": str, "reply": str}) if self.path.is_file() else []
+        self.known = {row["request"]: row["reply"] for row in rows}
 
     def request_of(self, chat):
         """(body of the request, its hash)."""
@@ -112,33 +110,26 @@ class Endpoint:
         body, name = self.request_of(chat)
         if name not in self.known:
             reply = self._post(body)
-            with open(self.path, "a") as f:     # on a line of its own, even after a torn one
+            with open(self.path, "a") as f:
                 f.write("\n" + json.dumps({"request": name, "reply": reply}))
             self.known[name] = reply
         return self.known[name]
 
     def _post(self, body):
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        request.add_unredirected_header("Authorization", f"Bearer {self.key}")      # to this host alone
-        for attempt in range(self.tries):
-            time.sleep(2. ** attempt - 1)
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    content = loads(response.read(2 ** 20))["choices"][0]["message"]["content"]
-                # None if all tokens went into reasoning: a reply, but no verdict
-                return str(content or "")[:1000].replace(self.key, "[key]")
-            except urllib.error.HTTPError as error:
-                why = f"status {error.code}"
-                if error.code not in (408, 409, 429) and error.code < 500:
-                    said = error.read(1000).decode("utf-8", "replace").replace(self.key, "[key]")
-                    raise UserError(f"{self.url}: {why}, which another try would not mend: "
-                                    f"{' '.join(said.split())}") from None
-            except (ValueError, KeyError, IndexError, TypeError):
-                why = "a reply that is no chat completion"
-            except (OSError, HTTPException) as error:       # no reply in time, connection refused or cut
-                why = str(error)
-        raise UserError(f"{self.url}: gave up after {self.tries} tries, the last: {why}; {self.path} holds "
-                        "the replies so far, and the same command continues from there")
+        """The reply's text.  Raises UserError on a refusal, and when TRIES are used up."""
+        try:
+            response = self.session.post(self.url, body, headers={"Content-Type": "application/json"},
+                                         timeout=TIMEOUT)
+            why = f"status {response.status_code}, {' '.join(response.text.split())[:1000]}"
+            content = loads(response.content)["choices"][0]["message"]["content"]
+            # None if all tokens went into reasoning: a reply, but no verdict
+            return str(content or "")[:1000].replace(self.key, "[key]")
+        except requests.RequestException as error:      # no reply in time, connection refused or cut
+            why = first_line(error)
+        except (ValueError, LookupError, TypeError):    # no chat completion: `why` holds what was said
+            pass
+        raise UserError(f"{self.url} (OPENAI_BASE_URL) gives no answer: {why.replace(self.key, '[key]')}; "
+                        f"{self.path} holds the replies so far, and the same command continues from there")
 
 
 # ------------------------------------------------------------------------------------------------ the judging
@@ -188,10 +179,9 @@ def judge_run(endpoint, key, pairs, workers):
 
 def main(cfg):
     runs = read_all(cfg.files)
-    key, base = os.environ.get("OPENAI_API_KEY", ""), os.environ.get("OPENAI_BASE_URL")
-    if not (key or base or cfg.dry_run):
+    key, base = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL", OPENAI)
+    if not key and base == OPENAI and not cfg.dry_run:
         raise UserError("OPENAI_API_KEY is not set; a local endpoint without a key needs OPENAI_BASE_URL")
-    base = base or "https://api.openai.com/v1"
     endpoint = Endpoint(base, key, cfg.judge_model, cfg.cache, cfg.parameters)
     opponent = read_samples(cfg.against) if cfg.against else None
     jobs = {run: pairs_of(rows[:cfg.inputs or None], opponent, run_name(run), cfg.against)
