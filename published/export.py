@@ -35,7 +35,8 @@ def export(model, spec, folder):
     files = kept | {
         "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {
             "eos_token_id": ends, "tie_word_embeddings": config.tied, "dtype": "float32",
-            "torch_dtype": "float32"},
+            "torch_dtype": "float32"} | (dict(attention_bias=True, mlp_bias=True)   # zeros where there were none
+                                         if config.bias and config.position == "rope" else {}),
         "tokenizer.json": spec["json"],
         "tokenizer_config.json": kept["tokenizer_config.json"] | {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,

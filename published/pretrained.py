@@ -56,7 +56,7 @@ LLAMA = dict(
 FAMILIES = {
     "opt": Family(
         SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
-        LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"}, "model.decoder.",
+        LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"} | GELU, "model.decoder.",
         {"embed": ["embed_tokens"], "embed_position": ["embed_positions"], "norm": ["final_layer_norm"],
          "norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
          "attn.qkv": LLAMA["names"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
@@ -65,14 +65,14 @@ FAMILIES = {
     "gpt2": Family(
         dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
              context="n_positions", norm_eps="layer_norm_epsilon"),
-        LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU, "transformer.",
+        LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU | {"relu": "relu"}, "transformer.",
         {"embed": ["wte"], "embed_position": ["wpe"], "norm": ["ln_f"], "norm1": ["ln_1"], "norm2": ["ln_2"],
          "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
          "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
         SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
-        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu"} | GELU,
+        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu", "relu": "relu"} | GELU,
         "gpt_neox.",
         {"embed": ["embed_in"], "norm": ["final_layer_norm"],
          "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
@@ -87,7 +87,7 @@ FAMILIES = {
 
 # ------------------------------------------------------------------------------------------------ in, and out
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")      # in one file or in shards
+WEIGHTS = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
 
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
@@ -134,7 +134,8 @@ def from_pretrained(folder):
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
-    family, model = model_of(read_json(folder / "config.json"))
+    hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    family, model = model_of(hf)
     check_memory(model.n_params(), 4, f"{folder}")
     config, theirs, state = model.config, read_weights(folder), {}
     if config.tied and "lm_head.weight" in theirs:      # the one matrix by either name, or two that differ
@@ -143,8 +144,10 @@ def from_pretrained(folder):
         if config.tied:
             del theirs["lm_head.weight"]
     try:
-        for name in model.state_dict():
-            if name != "head.weight" or not config.tied:
+        for name, x in model.state_dict().items():
+            if without_bias(hf, name):
+                state[name] = torch.zeros(x.shape)
+            elif name != "head.weight" or not config.tied:
                 parts = [theirs.pop(their_name).float() for their_name in their_names(family, name)]
                 state[name] = to_ours(family, config, name, parts)
         if theirs:
@@ -156,6 +159,13 @@ def from_pretrained(folder):
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
+
+
+def without_bias(hf, name):
+    """Whether config.json says that a linear layer has no bias: in our class all have one, or none has."""
+    part = re.search(r"\.(attn|mlp)\.\w+\.bias$", name)
+    says = {"attn": "attention_bias", "mlp": "mlp_bias"}
+    return part and not hf.get(says[part[1]], hf["model_type"] != "llama")
 
 
 def read_weights(folder):
@@ -235,12 +245,13 @@ ROPE = {    # type of rope scaling: its numbers
 def model_of(hf):
     """config.json as a dict -> (Family, GPT of its shape on the meta device, without weights).  Raises
     UserError on an architecture, or a variant of one, that is not implemented."""
-    hf = {name: x for name, x in hf.items() if x is not None}
     # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     try:
         refuse_variants(hf, rope)
         family = FAMILIES[hf["model_type"]]
+        if hf["model_type"] == "gpt2":          # which has two names for each
+            hf = {family.sizes[ours]: hf[theirs] for ours, theirs in SIZES.items() if theirs in hf} | hf
         ours = family.fixed | {name: hf[theirs] for name, theirs in family.sizes.items()
                                if theirs in hf or name not in family.fixed}
         if ours["position"] == "rope":
@@ -250,6 +261,8 @@ def model_of(hf):
             part = rope.get("partial_rotary_factor", hf.get("rotary_pct", ours["rope_part"]))
             ours |= dict(rope_theta=float(theta), rope_part=float(part),
                          rope_scaling=None if scaling == "default" else numbers)
+        if hf["model_type"] == "llama":
+            ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
         tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
         default = next(iter(family.activations))
         ours["activation"] = family.activations[hf.get(family.activation, default)]
@@ -267,8 +280,8 @@ def refuse_variants(hf, rope):
         "model_type": [*FAMILIES], "rope_type": [*ROPE], "type": [*ROPE],
         "word_embed_proj_dim": [hf.get("hidden_size")],     # of another width: opt-350m
         "layer_types": [["full_attention"] * len(hf.get("layer_types", ()))]}
-    if kind in ("llama", "qwen3", "gpt_neox"):
-        can |= {"attention_bias": [kind == "gpt_neox"], "mlp_bias": [kind == "gpt_neox"]}
+    if kind == "qwen3":
+        can["attention_bias"] = [False]
     if kind != "gpt_neox":
         can["partial_rotary_factor"] = [1]
     if kind in [*FAMILIES]:

@@ -3,8 +3,6 @@
     {"kind": "bpe", "json": text of tokenizer.json, "eos": id that ends a response, "bos": id that begins
      every prompt, or None, "kept": {file: content that only `export` needs}}
 """
-import re
-
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from common.errors import UserError, first_line
@@ -13,34 +11,40 @@ from common.files import loads
 
 class Published:
     """A published tokenizer, with the model's own ids and the members of a tiktoken.Encoding that the scripts
-    use.  Text that spells a special token stays text, so no post can end a prompt."""
+    use.  Text that spells a special token stays text, so no post can end a prompt.
+
+    SentencePiece (LLaMA 2) writes a space before every text.  Here that space is a text's own first one, if
+    it has one: the ids of a prompt and those of " response" are together the ids of prompt + " response"."""
 
     def __init__(self, spec):
-        """Raises UserError on a specification that the library cannot read, and on SentencePiece's, where the
-        ids of a prompt and of " response" are not together those of prompt + " response"."""
+        """Raises UserError on a specification that the library cannot read."""
         try:
             self.tokenizer = tokenizer = Tokenizer.from_str(spec["json"])
             tokenizer.encode_special_tokens = True      # as text
             tokenizer.no_truncation()                   # a file may ask for it; prompts are cut elsewhere
             tokenizer.no_padding()
             tokenizer.decoder = tokenizer.decoder or decoders.ByteLevel()
+            # LLaMA 2's normalizer makes two spaces of one; a Metaspace adds one only where a text has none
+            normalizer = tokenizer.normalizer
+            self.doubles_space = normalizer is not None and normalizer.normalize_str("a") != "a"
             self.eot_token, self.bos = spec["eos"], spec["bos"]
             self.n_vocab = max([*tokenizer.get_vocab().values(), self.eot_token, self.bos or 0]) + 1
-            self.decode(self.encode_ordinary("a"))
+            self.letter = self.encode_ordinary("a")
+            self.letter_text = tokenizer.decode(self.letter)
         except Exception as error:      # the library raises Exception itself
             raise UserError(f"tokenizer.json: damaged, or not for the `tokenizers` library ("
                             f"{first_line(error)})") from None
-        if re.search(r'"type":\s*"(Metaspace|Prepend)"', spec["json"]):
-            raise UserError("tokenizer.json: SentencePiece's tokenizer (LLaMA 1 and 2), which puts a space "
-                            "before every text, is not implemented; take a model with another tokenizer")
 
     def encode_ordinary(self, text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # half a pair has no UTF-8
+        text = text[1:] if self.doubles_space and text[:1] == " " else text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids):
-        """Ids -> text.  Ids that stand for no token (a vocabulary's padding) are left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        """Ids -> text.  Ids that stand for no token (a vocabulary's padding) are left out.  SentencePiece
+        drops the space before the first word; a letter goes before it here, so a response keeps its space."""
+        text = self.tokenizer.decode([*self.letter, *ids], skip_special_tokens=False)
+        return text[len(self.letter_text):]
 
 
 def published_spec(folder):

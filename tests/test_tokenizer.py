@@ -85,13 +85,68 @@ def test_long_texts_and_a_file_that_asks_for_truncation(refs):
     assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
 
 
-def test_sentencepiece_is_refused(refs):
-    """It writes a space before every text, so a prompt and a response would meet in two."""
-    data = refs["bytes"]["json"]
-    for change in ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}},
-                   {"normalizer": {"type": "Prepend", "prepend": "_"}}):
-        with pytest.raises(UserError, match="SentencePiece's tokenizer .* is not implemented"):
-            load(data | change)
+# ---------------------------------------------------------------------------------------------- SentencePiece
+
+def sentencepiece(kind):
+    """A tokenizer.json as a dict as LLaMA 2 has it ("prepend": TinyLlama too), or as newer files spell it
+    ("first", "always": Mistral), trained on a few words."""
+    corpus = ["the low lower lowest newer new wide", "it's a slow, slower day\n"] * 20
+    tok = H.Tokenizer(H.models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    # split: no token reaches over two words, as in SentencePiece's training
+    scheme = "always" if kind == "always" else "first"
+    tok.pre_tokenizer = H.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=True)
+    special = ["<unk>", "<s>", "</s>"]
+    tok.train_from_iterator(corpus, H.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special + [f"<0x{i:02X}>" for i in range(256)], show_progress=False))
+    data = json.loads(tok.to_str())
+    data["added_tokens"] = data["added_tokens"][:3]
+    data["pre_tokenizer"]["split"] = False
+    if kind == "prepend":
+        data["pre_tokenizer"] = None
+        data["normalizer"] = {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u2581"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+    data["decoder"] = {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    data["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+    return data
+
+
+@pytest.mark.parametrize("kind", ["prepend", "first", "always"])
+def test_a_sentencepiece_tokenizer_continues_a_prompt(kind, tmp_path):
+    """A prompt's ids and a response's are together those of the whole text, and a response keeps its one
+    space."""
+    data = sentencepiece(kind)
+    spec = published_spec(directory(tmp_path, data, config={"eos_token_id": 2, "bos_token_id": 1}))
+    tokenizer = load_tokenizer(json.loads(json.dumps(spec)))
+    assert (spec["eos"], spec["bos"], tokenizer.n_vocab) == (2, 1, len(data["model"]["vocab"]))
+    whole = H.Tokenizer.from_str(json.dumps(data))
+    whole.encode_special_tokens = True
+    low = data["model"]["vocab"]["\u2581lower"]
+    assert tokenizer.encode_ordinary("lower") == tokenizer.encode_ordinary(" lower") == [low]
+    assert tokenizer.decode([low]) == " lower" and tokenizer.decode([2]) == "</s>"
+    for text in [text for text in ODD if text] + ["the lowest day", "two  spaces inside\n\tand a line"]:
+        prompt, response = "a slow day:\nit's", " " + text
+        ids = tokenizer.encode_ordinary(response)
+        of_both = whole.encode(prompt + response, add_special_tokens=False).ids
+        assert tokenizer.encode_ordinary(prompt) + ids == of_both
+        assert tokenizer.decode(ids) == response
+        if not text.startswith(" "):
+            assert tokenizer.encode_ordinary(text) == whole.encode(text, add_special_tokens=False).ids
+    assert set(tokenizer.encode_ordinary("<s></s><0x41>")).isdisjoint({1, 2, 0x41 + 3})     # text, not tokens
+
+
+def test_any_tokenizer_of_the_library_loads(tmp_path):
+    """Unigram, which is not BPE."""
+    unigram = H.Tokenizer(H.models.Unigram([("<unk>", 0.), ("\u2581a", -1.), ("b", -2.)], unk_id=0))
+    unigram.pre_tokenizer, unigram.decoder = H.pre_tokenizers.Metaspace(), H.decoders.Metaspace()
+    spec = published_spec(directory(tmp_path, json.loads(unigram.to_str()), config={"eos_token_id": 0}))
+    tokenizer = load_tokenizer(spec)
+    assert tokenizer.encode_ordinary(" ab") == [1, 2] and tokenizer.decode([1, 2]) == " ab"
 
 
 # ------------------------------------------------------------------------------------- a directory's files

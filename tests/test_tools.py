@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import model as M
-from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.tokenizer import load_tokenizer
 from tools import bench, convert, one_step
@@ -67,16 +66,12 @@ def test_convert_scores_and_continues_a_text(work, capsys):
     assert 0 < nats < 20
 
 
-def test_convert_writes_a_hugging_face_directory(tmp_path, capsys):
-    shape = dict(vocab_size=300, n_layer=1, n_head=2, d_model=8, context=16, position="learned",
-                 norm="layernorm", activation="gelu_tanh", bias=True)
-    path = tmp_path / "ckpt_a.pt"
-    save_checkpoint(path, M.GPT(M.GPTConfig(**shape)), WORDS, None, {}, {})
-    convert.main(convert.Config(model=str(path), export=str(tmp_path / "out")))
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert "no Hugging Face form" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--new-tokens 16"):
-        convert.main(convert.Config(model=str(path), new_tokens=16))
+def test_convert_refuses_a_model_from_scratch_and_a_context_that_is_full(work, tmp_path):
+    path = str(work / "ckpt_sft.pt")
+    with pytest.raises(UserError, match="began as published ones"):
+        convert.main(convert.Config(model=path, export=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="--new-tokens 5000"):
+        convert.main(convert.Config(model=path, new_tokens=5000))
 
 
 # --------------------------------------------------------------------------------------------------- one step
