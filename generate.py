@@ -147,8 +147,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
         uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)
         mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
         if mine:
-            responses += _generate_group(model, mine, uniform[rank::world_size].to(model.device), temperature,
-                                         top_k, top_p, eos, fixed)
+            ids = _generate_group(model, mine, uniform[rank::world_size].to(model.device), temperature, top_k,
+                                  top_p, eos, fixed)
+            responses += [[[i for i in row if i >= 0] for row in rows] for rows in ids.tolist()]
     return responses
 
 
@@ -180,10 +181,11 @@ def _decode(model, caches, grid):
 
 
 def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  The grid shrinks as samples finish."""
+    """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids of that shape, -1 behind a
+    response's end.  The grid shrinks as samples finish."""
     B, n, steps = uniform.shape
     logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
-    result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)   # -1: it had ended
+    result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)
     finite = torch.ones((), dtype=torch.bool, device=model.device)
 
     def draw(logits):           # the next token of each sample, from (B, N, V)
@@ -216,7 +218,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
     if not finite:
         raise UserError("sampling: the model's logits are not finite: damaged weights, or bf16 is too coarse "
                         "for them (--dtype fp32)")
-    return [[[i for i in ids if i >= 0] for ids in samples] for samples in result.tolist()]
+    return result
 
 
 def _unfinished(alive, worth):

@@ -59,7 +59,7 @@ class PolicyFlags(TrainFlags):
 class Config(PolicyFlags):
     batch_size: Count = arg(64, "rollouts a step, one a prompt; prompts come again if there are too few")
     kl_coef: NonNegative = arg(0.1, "beta: what one nat of KL costs, in standard deviations of the reward")
-    kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, the authors', has another optimum")
+    kl_in_reward: Literal["k1", "k2"] = arg("k1", "estimator of that KL; k2, the authors', moves the optimum")
     kl_target: NonNegative = arg(0.0, "nats a response; above 0 beta adapts towards it")
     kl_horizon: Count = arg(2000, "responses over which beta adapts, at least a batch: more is slower")
     gamma: Fraction = arg(1.0, "discount")
@@ -155,11 +155,13 @@ def value_loss(values, old_values, returns, mask, clip=0.2, n_tokens=None):
     return loss, masked_mean((clipped > unclipped).float(), mask, n_tokens)
 
 
-def adapted_beta(beta, kl, target, n, horizon):
-    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): it grows while kl, the mean KL of n
-    responses in nats, is above the target.  horizon: responses over which it adapts."""
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return beta * (1 + error * n / horizon)
+def adapted_beta(beta, kl, cfg):
+    """Proportional controller of beta (Ziegler et al. 2019, section 2.2): it grows while kl, the mean KL of a
+    batch's responses in nats, is above the target.  With target 0 beta stays as it is."""
+    if not cfg.kl_target:
+        return beta
+    error = min(max(kl / cfg.kl_target - 1, -0.2), 0.2)
+    return beta * (1 + error * cfg.batch_size / cfg.kl_horizon)
 
 
 def explained_variance(values, returns, mask):
@@ -302,7 +304,7 @@ def make_value_model(policy, reward_model):
 
 
 def make_policies(cfg, policy):
-    """(policy, reference policy), the layers frozen as --freeze says.  Raises UserError if all of them are."""
+    """(policy, reference policy), the layers frozen as --freeze says.  Raises UserError if all are."""
     if cfg.freeze >= 0:
         policy.freeze(round(cfg.freeze * policy.config.n_layer))
     if policy.config.frozen == policy.config.n_layer:
@@ -371,8 +373,8 @@ def rollout_metrics(ro, score, gold):
 def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
     """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
     if 0 < kl_stop < kl:
-        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its reference "
-                        "(--kl-stop); raise --kl-coef or lower --lr. No checkpoint was written")
+        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
+                        "reference (--kl-stop); raise --kl-coef or lower --lr. No checkpoint was written")
     state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
     if state["endless_steps"] == 20:
         raise UserError(f"step {step + 1}: for 20 steps hardly a response has ended within {max_new_tokens} "
@@ -383,8 +385,8 @@ def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg, cfg.minibatches)
     if cfg.kl_target and not (cfg.kl_coef and cfg.batch_size <= cfg.kl_horizon):
-        raise UserError("--kl-target multiplies beta, so --kl-coef must be above 0, and --kl-horizon at least "
-                        f"the {cfg.batch_size} rollouts of a step")
+        raise UserError("--kl-target multiplies beta: --kl-coef must be above 0, and --kl-horizon at least "
+                        "a batch")
     models, bundle, reward_hash = build(cfg, device)
     (policy, _, value_model, reward_model), task, eos = models, bundle.task, bundle.tokenizer.eot_token
     rows, prompts = read_prompts(bundle, cfg.steps * cfg.batch_size)
@@ -392,11 +394,11 @@ def main(cfg):
     optimizer = torch.optim.Adam(trained, lr=cfg.lr, fused=True)
     run = Run("ppo", cfg, optimizer, rng, inputs=[bundle.saved["weights_hash"], reward_hash, prompts],
               policy=policy, value=value_model)
-    run.state.setdefault("beta", cfg.kl_coef)
 
     for step in run.steps(cfg.steps):       # also saves the state that a killed run goes on from
         run.set_lr(cfg.lr * (1 - step / cfg.steps))
-        start, batch, beta = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size), run.state["beta"]
+        start, batch = time.monotonic(), run.next_rows(len(prompts), cfg.batch_size)
+        beta = run.state.get("beta", cfg.kl_coef)
         # 1. sample; everything that the update compares with is fixed here
         ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, eos, cfg.temperature, rng)
         gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch)], ro.responses)
@@ -417,10 +419,7 @@ def main(cfg):
         metrics |= {"diversity": run.state["diversity"]} if cfg.probe_every else {}
         run.log(**metrics, beta=beta, **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / seconds)
-        if cfg.kl_target:
-            run.state["beta"] = adapted_beta(beta, metrics["kl"], cfg.kl_target, cfg.batch_size,
-                                             cfg.kl_horizon)
-        run.state["metrics"] = metrics
+        run.state |= {"metrics": metrics, "beta": adapted_beta(beta, metrics["kl"], cfg)}
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
 
     metrics = run.state["metrics"]

@@ -176,7 +176,8 @@ def accuracy(groups, scores):
     gaps = np.array([gap for group in groups for gap in group.gaps])
     if gaps.any():
         against_gold = np.where(gaps > 0, hits, 1 - hits)
-        found |= {"accuracy_gold": against_gold[gaps != 0].mean(), "labels_gold": (np.sign(gaps) / 2 + .5).mean()}
+        found |= {"accuracy_gold": against_gold[gaps != 0].mean(),
+                  "labels_gold": (np.sign(gaps) / 2 + .5).mean()}
     return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 
@@ -249,8 +250,8 @@ def main(cfg):
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "
           f"`the longer wins` {metrics['longer_wins']:.3f}", flush=True)
     if "accuracy_gold" in metrics:
-        print(f"the gold reward agrees with {metrics['labels_gold']:.3f} of the labels; the reward model with "
-              f"{metrics['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
+        print(f"the gold reward agrees with {metrics['labels_gold']:.3f} of the labels; the reward model "
+              f"with {metrics['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Config(TrainFlags):
     lr: Positive = arg(2.5e-3, "peak learning rate, cosine to zero; the paper fine-tunes at 3e-5")
     warmup: Natural = arg(100, "steps of linear warm-up, at most a tenth of all")
     freeze: Fraction = arg(0.0, "fraction of the layers frozen with the embeddings; the paper's 0.8")
-    tokenizer: str = arg("words", "of a model from scratch: words (bytes and train's words) or a tiktoken name")
+    tokenizer: str = arg("words", "of a model from scratch: words (bytes, train's words) or tiktoken's name")
     n_words: Natural = arg(4096, "words in that vocabulary")
     shape: Literal[*SHAPES] = arg("tiny", "of a model from scratch")
     context: Count = arg(512, "of a model from scratch: positions; longer prompts are cut on the left")
@@ -52,7 +52,7 @@ class Config(TrainFlags):
 
 
 def sft_loss(logp, n_tokens):
-    """Cross-entropy of the response tokens, EOS included, the prompt's masked out: -mean log pi(y_t | x, y_<t).
+    """Cross-entropy of the response tokens, EOS included: -mean log pi(y_t | x, y_<t).
     logp: (R, T), zeros after a response's end; n_tokens: response tokens of the whole batch."""
     return -logp.sum() / n_tokens
 

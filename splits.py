@@ -116,6 +116,14 @@ class Task:
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
 
+    def check_data(self):
+        if self.synthetic and self.data:
+            raise UserError(f"--task {self.name} takes no --data: it makes its own prompts")
+        if self.name == "folder" and not self.data:
+            raise UserError("--task folder: --data DIR is needed")
+        if self.data and not Path(self.data).is_dir():
+            raise UserError(f"--data {self.data}: no such folder; it should hold {FILES}")
+
     def check_split(self, split):
         if split not in self.splits():
             raise UserError(f"split {split!r} is not in task {self.name!r}; it has {', '.join(self.splits())}"
@@ -241,20 +249,15 @@ def task_from(saved):
 def task_of(cfg, saved=None):
     """The task that flags and checkpoint (its dict, or None) name together: flags win.  Raises UserError on
     an unknown one, and on one whose data are not there."""
-    task = task_from(saved["task"]) if saved and saved["task"] else None
-    name = cfg.task or ("folder" if cfg.data else task.name if task else "synthetic")
+    task = task_from(saved["task"]) if saved and saved["task"] else SyntheticTask("synthetic", "", 32, 0)
+    name = cfg.task or ("folder" if cfg.data else task.name)
     if name not in KINDS:
         raise UserError(f"--task {name}: choose from {', '.join(KINDS)}")
-    if not task or task.name != name:
+    if task.name != name:
         task = KINDS[name](name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
     given = {field: getattr(cfg, field, 0) for field in ("data", "max_new_tokens", "max_prompt_tokens")}
     task = replace(task, **{field: value for field, value in given.items() if value})
-    if task.synthetic and task.data:
-        raise UserError(f"--task {name} takes no --data: it makes its own prompts")
-    if name == "folder" and not task.data:
-        raise UserError("--task folder: --data DIR is needed")
-    if task.data and not Path(task.data).is_dir():
-        raise UserError(f"--data {task.data}: no such folder; it should hold {FILES}")
+    task.check_data()
     return task
 
 

@@ -32,22 +32,25 @@ def export(model, spec, folder):
     tokenizer, ends = Published(spec), kept["config.json"].get("eos_token_id")
     eos = tokenizer.eot_token
     ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
+    # all linear layers have one, zeros where there were none
+    biases = dict(attention_bias=True, mlp_bias=True) if config.bias and config.position == "rope" else {}
     files = kept | {
         "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {
             "eos_token_id": ends, "tie_word_embeddings": config.tied, "dtype": "float32",
-            "torch_dtype": "float32"} | (dict(attention_bias=True, mlp_bias=True)   # zeros where there were none
-                                         if config.bias and config.position == "rope" else {}),
+            "torch_dtype": "float32"} | biases,
         "tokenizer.json": spec["json"],
         "tokenizer_config.json": kept["tokenizer_config.json"] | {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
             "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
-    files = {name: content for name, content in files.items() if content}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    written = ["model.safetensors"]
     for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1)
-        (folder / name).write_text(text, encoding="utf-8")
-    return ["model.safetensors", *files]
+        if content:         # a directory may have come without some of them
+            text = content if isinstance(content, str) else json.dumps(content, indent=1)
+            (folder / name).write_text(text, encoding="utf-8")
+            written.append(name)
+    return written
 
 
 def to_theirs(family, config, name, x):

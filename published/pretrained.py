@@ -72,8 +72,8 @@ FAMILIES = {
         layer="h.{}.", activation="activation_function", transposed=True),
     "gpt_neox": Family(
         SIZES | dict(norm_eps="layer_norm_eps", parallel="use_parallel_residual"),
-        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25), {"gelu": "gelu", "relu": "relu"} | GELU,
-        "gpt_neox.",
+        LAYERNORM | dict(position="rope", parallel=True, rope_part=0.25),
+        {"gelu": "gelu", "relu": "relu"} | GELU, "gpt_neox.",
         {"embed": ["embed_in"], "norm": ["final_layer_norm"],
          "norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],

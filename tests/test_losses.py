@@ -140,7 +140,8 @@ def test_adaptive_kl_equals_reference(refs):
     for case in refs["adaptive_kl"]:
         beta = case["init"]
         for (kl, n), expected in zip(case["steps"], case["values"], strict=True):
-            beta = ppo.adapted_beta(beta, kl, case["target"], n, case["horizon"])
+            cfg = ppo.Config(kl_target=case["target"], batch_size=n, kl_horizon=case["horizon"])
+            beta = ppo.adapted_beta(beta, kl, cfg)
             close(beta, expected, 1e-9)
 
 
