@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
 from common.files import read_jsonl
 
 RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
@@ -45,9 +44,8 @@ def panels_of(rows):
 
 def references_of(rows):
     """{name: rows} of the two committed runs; none for a log that is not PPO's."""
-    if not any("kl" in row for row in rows):
-        return {}
-    return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
+    paths = REFERENCES if any("kl" in row for row in rows) else {}
+    return {name: read_jsonl(path, {"step": int}) for name, path in paths.items()}
 
 
 def series(rows, key):
@@ -62,10 +60,9 @@ def draw_curves(rows, path, name):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     panels, references = panels_of(rows), references_of(rows)
-    if not panels:
-        raise UserError(f"{name}: none of its lines holds a number to draw")
     n_rows = math.ceil(len(panels) / COLUMNS)
-    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
+    size = 4.1 * COLUMNS, 2.9 * n_rows + 0.45
+    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
@@ -78,8 +75,7 @@ def draw_curves(rows, path, name):
     for axis in axes.flat[len(panels):]:
         axis.axis("off")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / (2.9 * n_rows)))
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
