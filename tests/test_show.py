@@ -138,7 +138,7 @@ def test_page_of_another_task_has_no_marks(tmp_path):
 # ----------------------------------------------------------------------------------------------------- curves
 
 def test_committed_runs_are_a_healthy_and_a_sick_one():
-    healthy, sick = (read_jsonl(curves.REFERENCES[name], {"step": int, "kl": float})
+    healthy, sick = (read_jsonl(curves.RUNS / f"ppo_{name}.jsonl", {"step": int, "kl": float})
                      for name in ("healthy", "sick"))
     for rows in (healthy, sick):
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))

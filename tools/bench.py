@@ -4,9 +4,9 @@
     python -m tools.bench --work sft,diversity          # some of them
     python -m tools.bench --sizes tiny                  # of one size
 
-Prints a table and writes results/speed.json.  A row is the median of --repeats runs, after one that does not
-count.  Models have random weights and responses fixed lengths, so every machine does the same work.  Where
-there is a GPU, gpt2 runs there too, in bf16.
+Prints its rows and writes them to results/speed.json.  A row is the median of --repeats runs; models run once
+more before, which does not count.  They have random weights and responses of fixed lengths, so every machine
+does the same work.  Where there is a GPU, gpt2 runs there too, in bf16.
 """
 import copy
 import datetime
@@ -30,7 +30,6 @@ from common.errors import UserError
 from common.files import write_json
 from common.flags import ALL_THREADS, DTYPES, Count, Flags, Natural, arg, launch
 from common.loop import Run
-from common.samples import text_table
 from generate import generate
 
 SIZES = {   # name: (configuration, fraction of the layers frozen in PPO)
@@ -192,11 +191,6 @@ def all_rows(cfg):
         yield lexical_row(n, in_a_set, cfg.repeats)
 
 
-def cells(row):
-    rate = f"{row['rate']:,.0f}" if row["rate"] > 99 else f"{row['rate']:.2f}"
-    return [row["work"], row["size"], f"{row['median_s']:.4g}", f"{rate} {row['unit']}"]
-
-
 def machine():
     """The processor's name, on Linux, and the number of cores."""
     path = Path("/proc/cpuinfo")
@@ -209,12 +203,12 @@ def main(cfg):
     path, rows = Path(cfg.out) / "speed.json", []
     for row in all_rows(cfg):
         rows.append(row)
-        print(f"{row['work']}; {row['size']}", flush=True)
+        print(f"{row['work']:52} {row['size']:26}"
+              f"{row['median_s']:9.4g} s {row['rate']:11,.0f} {row['unit']}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"machine": machine(), "torch": torch.__version__,
                       "date": datetime.date.today().isoformat(), "rows": rows})
-    print("\n" + text_table(["work", "size", "median s", "rate"], map(cells, rows), 2))
-    print(f"\nwrote {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
