@@ -122,10 +122,9 @@ CLAUSES = {  # what a summary may say, by the story facts it states
 }
 MOOD = ("i feel FEELING", "i am FEELING", "now FEELING")
 ASK = ("should i ASK", "i want to ASK", "is it right to ASK", "maybe i should ASK")
-SINCE = ("since TIME",)
 
 _STORY_FORMS = [f for forms in CLAUSES.values() for f in forms]
-GRAMMAR = {f for f in (*_STORY_FORMS, *MOOD, *ASK, *SINCE)}
+GRAMMAR = {f for f in (*_STORY_FORMS, *MOOD, *ASK, "since TIME")}
 GRAMMAR |= {put.format(f) for f in _STORY_FORMS for put in ("TIME {}", "{} TIME", "also {}")}
 # and what a text says itself, but for others' advice, so that copying it from news is no error either
 GRAMMAR |= {f.removesuffix(" ?") for style in (POST, ARTICLE) for kind in (
@@ -154,13 +153,11 @@ def read_prompt(prompt):
 
     The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
     prompt of this task."""
-    title, _, body = prompt.partition("\n")
-    framed = body.startswith("POST ") and body.endswith("\nTLDR")
-    if not framed or not title.startswith(("TITLE ", "ARTICLE ")):
-        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
+    framed = re.fullmatch(r"(?:TITLE|ARTICLE) (.*)\nPOST (.*)\nTLDR", prompt)
+    title, body = framed.groups() if framed else ("", "")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
     key, others = {}, {slot: set() for slot in SLOTS}
-    for sentence in re.split(r"[.?]", body.removeprefix("POST ").removesuffix("TLDR")):
+    for sentence in re.split(r"[.?]", body):
         words = _pieces(sentence)
         facts = dict(FACT[w] for w in words if w in FACT)
         if "object" in facts and not named <= set(facts.items()) or "people" in words:
@@ -169,7 +166,7 @@ def read_prompt(prompt):
         else:
             key.update(facts)
     if set(key) != set(SLOTS):
-        raise ValueError(f"not a prompt of the synthetic task, a fact is missing: {prompt[:60]!r}")
+        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
     return key, others
 
 
@@ -186,12 +183,10 @@ def ungrammatical(text):
 
 
 def gold_reward(prompt, text, finished=True):
-    """Gold reward of a summary, a float: facts covered less errors (WEIGHT, PENALTY); a perfect summary has
-    5.
+    """Gold reward of any text as a summary, a float: facts covered less errors (WEIGHT, PENALTY), at most 5.
 
-    Every text gets a reward.  A fact counts once, and only in a grammatical clause, so a list of words earns
-    nothing.  finished: whether the text ended by itself (EOS).  Raises ValueError on a prompt of another
-    task."""
+    A fact counts once, and only in a grammatical clause, so a list of words earns nothing.  finished: whether
+    the text ended by itself (EOS).  Raises ValueError on a prompt of another task."""
     key, others = read_prompt(prompt)
     said, score = set(), 0.
     for clause in _clauses(text):
@@ -284,7 +279,7 @@ def _key_clauses(fill, rng, said):
             form = rng.choice((f"TIME {form}", f"{form} TIME"))
         clauses.append(fill(form, said))
     elif "time" in said:
-        clauses.append(fill(SINCE[0], said))
+        clauses.append(fill("since TIME", said))
     more = [fill(rng.choice(forms), said)
             for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
     rng.shuffle(more)

@@ -28,7 +28,7 @@ import reward
 import sft
 from common.errors import UserError
 from common.files import write_json
-from common.flags import ALL_THREADS, DTYPES, Count, Flags, Natural, arg, launch
+from common.flags import ALL_THREADS, DTYPES, Count, Flags, arg, launch
 from common.loop import Run
 from generate import generate
 
@@ -50,7 +50,6 @@ class Config(Flags):
     work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
     sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
     repeats: Count = arg(5, "runs of each row; the median counts")
-    threads: Natural = arg(0, "CPU threads; 0: one for tiny, torch's choice for others")
     out: str = arg("results", "folder of speed.json")
 
 
@@ -182,8 +181,8 @@ def all_rows(cfg):
         if not set(given) <= set(known):
             raise UserError(f"{flag} {','.join(given)}: choose from {', '.join(known)}")
     names = [name for name in work if name in MODEL_WORK]
-    for size in sizes if names else ():
-        torch.set_num_threads(cfg.threads or (1 if size == "tiny" else ALL_THREADS))
+    for size in sizes:
+        torch.set_num_threads(1 if size == "tiny" else ALL_THREADS)     # as common.flags.use_threads has it
         yield from model_rows(names, size, torch.device("cpu"), DTYPES["fp32"], cfg.repeats)
         if size == "gpt2" and torch.cuda.is_available():
             yield from model_rows(names, size, torch.device("cuda"), DTYPES["bf16"], cfg.repeats)

@@ -7,9 +7,9 @@
     python -m tools.show gpt4.json claude.json --prompt 1               # outputs in AlpacaEval's format
     python -m tools.show metrics_ppo.jsonl                              # curves over a healthy and a sick run
 
-Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Equal
-outputs of a policy are merged and counted ("4 x"), the most frequent first.  After an output stands its gold
-reward (synthetic tasks), or else the reward in the file.
+Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
+meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
+frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
 
 The curves of a log go to a PNG in the log's folder, and the last values to the screen.
 """
@@ -79,11 +79,9 @@ def collect(runs):
         names = [policy for policy, *_ in keys]
         if len(set(names)) < len(names):
             names = [run_name(key) for key in keys]
-        row, reference = rows[0], None
-        task = synthetic_task(row.get("task"))
-        if row["reference"].strip():
-            gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
-            reference = Output(row["reference"], True, gold, 1)
+        row, task = rows[0], synthetic_task(rows[0].get("task"))
+        gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        reference = Output(row["reference"], True, gold, 1) if row["reference"].strip() else None
         columns = {name: make_column(row, task) for name, row in zip(names, rows)}
         prompts.append(Prompt(number, row, task, reference, columns))
     return prompts
@@ -144,6 +142,7 @@ def say(text):
 
 STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
+section { content-visibility: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
