@@ -110,6 +110,7 @@ ARTICLE = {  # known words in an order no post has, and nothing but the title te
     "other_ask": ("people ASK",),
     "title": ("the WHO with the OBJECT", "the OBJECT with the WHO"),
 }
+FORMATS = {"post": ("TITLE", POST), "article": ("ARTICLE", ARTICLE)}
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
                                  "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
@@ -138,13 +139,15 @@ def _pieces(text):
 
 
 def _clauses(text):
-    """Lists of words, split at punctuation and at `and`."""
-    ends = groupby(_pieces(text), lambda piece: piece == "and" or not piece.isalnum())
-    return [list(words) for end, words in ends if not end]
-
-
-def _skeleton(clause):
-    return " ".join(FACT[w][0].upper() if w in FACT else w for w in clause)
+    """Splits a text at punctuation and at `and`.  Returns of each clause the (slot, value) that it states, or
+    None where it is outside the grammar of summaries."""
+    clauses = []
+    for end, words in groupby(_pieces(text), lambda piece: piece == "and" or not piece.isalnum()):
+        words = list(words)
+        skeleton = " ".join(FACT[w][0].upper() if w in FACT else w for w in words)
+        if not end:
+            clauses.append([FACT[w] for w in words if w in FACT] if skeleton in GRAMMAR else None)
+    return clauses
 
 
 @lru_cache(maxsize=100_000)
@@ -173,13 +176,12 @@ def read_prompt(prompt):
 @lru_cache(maxsize=100_000)
 def facts(text):
     """The facts of any text: frozenset of the (slot, value) that its grammatical clauses state."""
-    return frozenset(FACT[w] for clause in _clauses(text) if _skeleton(clause) in GRAMMAR
-                     for w in clause if w in FACT)
+    return frozenset(fact for stated in _clauses(text) for fact in stated or ())
 
 
 def ungrammatical(text):
     """How many clauses of any text are outside the grammar of summaries."""
-    return sum(_skeleton(clause) not in GRAMMAR for clause in _clauses(text))
+    return _clauses(text).count(None)
 
 
 def gold_reward(prompt, text, finished=True):
@@ -189,11 +191,10 @@ def gold_reward(prompt, text, finished=True):
     the text ended by itself (EOS).  Raises ValueError on a prompt of another task."""
     key, others = read_prompt(prompt)
     said, score = set(), 0.
-    for clause in _clauses(text):
-        if _skeleton(clause) not in GRAMMAR:
+    for stated in _clauses(text):
+        if stated is None:
             score -= PENALTY["ungrammatical"]
             continue
-        stated = [FACT[w] for w in clause if w in FACT]
         distractors = [(slot, v) for slot, v in stated if v in others[slot] and v != key[slot]]
         score -= PENALTY["distractor"] * bool(distractors)
         for slot, value in stated:
@@ -224,6 +225,10 @@ def _surface(rng, slot, value, new):
     return rng.choice(SURFACES[slot][value])
 
 
+def _other_values(slot, value):
+    return [v for v in VALUES[slot] if v != value]
+
+
 def _draw_story(rng):
     return {slot: rng.choice(VALUES[slot]) for slot in SLOTS}
 
@@ -236,24 +241,24 @@ def post(rng, split):
         new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
         style = "article" if rng.random() < PRETRAINING_MIX else "post"
         distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
-    forms = POST if style == "post" else ARTICLE
+    heading, forms = FORMATS[style]
     fill = partial(_fill, rng, new=new)
     key = _draw_story(rng)
     count = rng.choice(distractors)
     # no value twice, so that nothing is ambiguous
-    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
+    names = {slot: rng.sample(_other_values(slot, key[slot]), count) for slot in STORY}
     others = [dict(zip(STORY, values)) for values in zip(*names.values())]
     sentences = [fill(rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < ADVISED:
-        ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
-        sentences.append(fill(rng.choice(forms["other_ask"]), ask))
+        ask = rng.choice(_other_values("ask", key["ask"]))
+        sentences.append(fill(rng.choice(forms["other_ask"]), {"ask": ask}))
     told = [fill(rng.choice(forms["other_story"]), other) for other in others]
     leads = rng.random() < DISTRACTED
     first, rest = (told[0], sentences + told[1:]) if leads else (sentences[0], sentences[1:] + told)
     rng.shuffle(rest)
     body = " ".join(s if s.endswith("?") else s + " ." for s in [first, *rest])
     title = fill(rng.choice(forms["title"]), key)
-    prompt = f"{'TITLE' if style == 'post' else 'ARTICLE'} {title}\nPOST {body}\nTLDR"
+    prompt = f"{heading} {title}\nPOST {body}\nTLDR"
     return prompt, key, others[0], leads, .5 if split == "pretrain" and new else 0.
 
 
@@ -263,7 +268,7 @@ def _said(rng, key, noise):
     for slot in said:
         if noise == "independent":
             if rng.random() < WRONG:
-                said[slot] = rng.choice([v for v in VALUES[slot] if v != key[slot]])
+                said[slot] = rng.choice(_other_values(slot, key[slot]))
         elif said[slot] == CONFUSED[slot][0] and rng.random() < min(1., WRONG * len(VALUES[slot])):
             said[slot] = CONFUSED[slot][1]
     return said

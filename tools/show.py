@@ -43,17 +43,9 @@ class Config(Flags):
 
 # one text of a policy, and how often it wrote exactly this; score: a float, or None
 Output = namedtuple("Output", "text finished score count")
-
-
-@dataclass
-class Prompt:
-    """A prompt: the first sample line on it, the module of its synthetic task or None, its reference (Output
-    or None), and {policy: (summary, list of Output)} of those that answered it."""
-    number: int
-    row: dict
-    task: object
-    reference: Output | None
-    columns: dict
+# row: the first sample line on a prompt; task: the module of its synthetic task, or None; reference: an
+# Output or None; columns: {policy: (summary, list of Output)} of those that answered it
+Prompt = namedtuple("Prompt", "number row task reference columns")
 
 
 def make_column(row, task):
