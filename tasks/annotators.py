@@ -32,14 +32,13 @@ class Config(Common):
     model: str = arg("ckpt_sft.pt", "checkpoint whose samples are compared")
     prompts: Count = arg(8000, "prompts with preferences")
     held_out: Count = arg(500, "prompts of the held-out preferences")
-    samples: Count = arg(5, "responses sampled for each prompt, compared with each other and with the "
-                            "reference")
+    samples: Count = arg(5, "responses sampled for each prompt; they and the reference are compared")
     typicality: NonNegative = arg(0.0, "a: how much the annotators like what is typical")
 
 
 def preferences(cfg, bundle):
-    """(rows to learn from, held-out rows), lists of dicts: read from the file beside the checkpoint, or made
-    and written to it.  cfg: has Config's fields; bundle: of a synthetic task."""
+    """(rows to learn from, held-out rows), lists of dicts, from the file beside the checkpoint, which is made
+    if it is missing.  cfg: has Config's fields; bundle: of a synthetic task."""
     key = [bundle.saved["weights_hash"], bundle.task.as_dict(), cfg.seed, cfg.prompts, cfg.held_out,
            cfg.samples, cfg.typicality]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
@@ -68,23 +67,21 @@ def compare(bundle, rows, n_samples, rng, typicality=0.0):
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
     sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
                                    rng=rng, ranks=(rank(), world_size())))
-    found = []
+    pairs = []
     for row, prompt, responses in zip(rows, prompts, sampled):
         responses = responses + [encode_response(tokenizer, row["reference"], task.max_new_tokens)]
         texts = [decode(tokenizer, ids) for ids in responses]       # (text, finished)
         gold = [task.synthetic.gold_reward(row["prompt"], *text) for text in texts]
-        utility = gold
-        if typicality:
-            utility = [g + typicality * t for g, t in zip(gold, mean_log_probs(model, prompt, responses))]
+        typical = mean_log_probs(model, prompt, responses) if typicality else [0.] * len(gold)
+        utility = [g + typicality * t for g, t in zip(gold, typical)]
         for a, b in combinations(range(len(responses)), 2):
-            if responses[a] == responses[b]:
-                continue            # there is nothing to prefer
+            if responses[a] == responses[b]:        # there is nothing to prefer
+                continue
             if torch.rand((), generator=rng) >= 1 / (1 + math.exp(min(700., utility[b] - utility[a]))):
                 a, b = b, a
-            (chosen, chosen_ended), (rejected, rejected_ended) = texts[a], texts[b]
-            found.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected,
-                          "finished": [chosen_ended, rejected_ended], "gap": gold[a] - gold[b]})
-    return found
+            pairs.append({"prompt": row["prompt"], "chosen": texts[a][0], "rejected": texts[b][0],
+                          "finished": [texts[a][1], texts[b][1]], "gap": gold[a] - gold[b]})
+    return pairs
 
 
 @torch.no_grad()

@@ -9,10 +9,8 @@ in many phrasings, incomplete, sometimes wrong, often with a clause about a dist
 small grammar, so the gold reward can read any output.  The content of an output is a set of facts, so gold
 diversity is exact.
 
-Deviations from the paper: posts replace Reddit's, and the gold reward replaces GPT-4.  The weights of the
-gold reward were fixed before any policy was trained.  The wording of posts was made easier until a model of
-0.3 million parameters could learn to summarise them.  That of articles changed once after a first study, in
-which their unknown words had left one sample in eight unfinished.
+Deviations from the paper: posts replace Reddit's, and the gold reward replaces GPT-4.  docs/deviations.md
+says what of them was chosen, and on what.
 
 References have one of two kinds of noise, at the same rates.  The kind decides what the study finds:
 
@@ -26,7 +24,7 @@ Either way the distractor that writers take up is one for all of them.
 import re
 import random
 from functools import lru_cache, partial
-from itertools import combinations, product
+from itertools import combinations, groupby
 
 SLOTS = {  # slot: its values; a value's other surface forms after the slash; after the colon a form that only
     # a base model and the sets of new words have
@@ -54,7 +52,6 @@ VALUES = {slot: list(forms) for slot, forms in SURFACES.items()}
 FACT = {form: (slot, value) for slot, forms in SURFACES.items()
         for value, group in forms.items() for form in group}
 FACT |= {form: (slot, value) for slot, forms in NEW_FORMS.items() for value, form in forms.items()}
-NEW_WORDS = {form for forms in NEW_FORMS.values() for form in forms.values()}
 
 # mixed: each reference has either kind; a base model is pretrained on this
 NOISE = ("systematic", "independent", "mixed")
@@ -113,6 +110,7 @@ ARTICLE = {  # known words in an order no post has, and nothing but the title te
     "other_ask": ("people ASK",),
     "title": ("the WHO with the OBJECT", "the OBJECT with the WHO"),
 }
+FORMATS = {"post": ("TITLE", POST), "article": ("ARTICLE", ARTICLE)}
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
                                  "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
@@ -125,10 +123,9 @@ CLAUSES = {  # what a summary may say, by the story facts it states
 }
 MOOD = ("i feel FEELING", "i am FEELING", "now FEELING")
 ASK = ("should i ASK", "i want to ASK", "is it right to ASK", "maybe i should ASK")
-SINCE = ("since TIME",)
 
 _STORY_FORMS = [f for forms in CLAUSES.values() for f in forms]
-GRAMMAR = {f for f in (*_STORY_FORMS, *MOOD, *ASK, *SINCE)}
+GRAMMAR = {f for f in (*_STORY_FORMS, *MOOD, *ASK, "since TIME")}
 GRAMMAR |= {put.format(f) for f in _STORY_FORMS for put in ("TIME {}", "{} TIME", "also {}")}
 # and what a text says itself, but for others' advice, so that copying it from news is no error either
 GRAMMAR |= {f.removesuffix(" ?") for style in (POST, ARTICLE) for kind in (
@@ -141,20 +138,16 @@ def _pieces(text):
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-def _clauses(pieces):
-    """Splits at punctuation and at `and`."""
-    clause = []
-    for piece in [*pieces, "."]:
-        if piece == "and" or not piece.isalnum():
-            if clause:
-                yield clause
-            clause = []
-        else:
-            clause.append(piece)
-
-
-def _skeleton(clause):
-    return " ".join(FACT[w][0].upper() if w in FACT else w for w in clause)
+def _clauses(text):
+    """Splits a text at punctuation and at `and`.  Returns of each clause the (slot, value) that it states, or
+    None where it is outside the grammar of summaries."""
+    clauses = []
+    for end, words in groupby(_pieces(text), lambda piece: piece == "and" or not piece.isalnum()):
+        words = list(words)
+        skeleton = " ".join(FACT[w][0].upper() if w in FACT else w for w in words)
+        if not end:
+            clauses.append([FACT[w] for w in words if w in FACT] if skeleton in GRAMMAR else None)
+    return clauses
 
 
 @lru_cache(maxsize=100_000)
@@ -163,13 +156,11 @@ def read_prompt(prompt):
 
     The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
     prompt of this task."""
-    title, _, body = prompt.partition("\n")
-    framed = body.startswith("POST ") and body.endswith("\nTLDR")
-    if not framed or not title.startswith(("TITLE ", "ARTICLE ")):
-        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
+    framed = re.fullmatch(r"(?:TITLE|ARTICLE) (.*)\nPOST (.*)\nTLDR", prompt)
+    title, body = framed.groups() if framed else ("", "")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
     key, others = {}, {slot: set() for slot in SLOTS}
-    for sentence in re.split(r"[.?]", body.removeprefix("POST ").removesuffix("TLDR")):
+    for sentence in re.split(r"[.?]", body):
         words = _pieces(sentence)
         facts = dict(FACT[w] for w in words if w in FACT)
         if "object" in facts and not named <= set(facts.items()) or "people" in words:
@@ -178,37 +169,32 @@ def read_prompt(prompt):
         else:
             key.update(facts)
     if set(key) != set(SLOTS):
-        raise ValueError("not a prompt of the synthetic task (no key "
-                         f"{', '.join(sorted(set(SLOTS) - set(key)))}): {prompt[:60]!r}")
+        raise ValueError(f"not a prompt of the synthetic task: {prompt[:60]!r}")
     return key, others
 
 
 @lru_cache(maxsize=100_000)
 def facts(text):
     """The facts of any text: frozenset of the (slot, value) that its grammatical clauses state."""
-    return frozenset(FACT[w] for clause in _clauses(_pieces(text)) if _skeleton(clause) in GRAMMAR
-                     for w in clause if w in FACT)
+    return frozenset(fact for stated in _clauses(text) for fact in stated or ())
 
 
 def ungrammatical(text):
     """How many clauses of any text are outside the grammar of summaries."""
-    return sum(_skeleton(clause) not in GRAMMAR for clause in _clauses(_pieces(text)))
+    return _clauses(text).count(None)
 
 
 def gold_reward(prompt, text, finished=True):
-    """Gold reward of a summary, a float: facts covered less errors (WEIGHT, PENALTY); a perfect summary has
-    5.
+    """Gold reward of any text as a summary, a float: facts covered less errors (WEIGHT, PENALTY), at most 5.
 
-    Every text gets a reward.  A fact counts once, and only in a grammatical clause, so a list of words earns
-    nothing.  finished: whether the text ended by itself (EOS).  Raises ValueError on a prompt of another
-    task."""
+    A fact counts once, and only in a grammatical clause, so a list of words earns nothing.  finished: whether
+    the text ended by itself (EOS).  Raises ValueError on a prompt of another task."""
     key, others = read_prompt(prompt)
-    pieces, said, score = _pieces(text), set(), 0.
-    for clause in _clauses(pieces):
-        if _skeleton(clause) not in GRAMMAR:
+    said, score = set(), 0.
+    for stated in _clauses(text):
+        if stated is None:
             score -= PENALTY["ungrammatical"]
             continue
-        stated = [FACT[w] for w in clause if w in FACT]
         distractors = [(slot, v) for slot, v in stated if v in others[slot] and v != key[slot]]
         score -= PENALTY["distractor"] * bool(distractors)
         for slot, value in stated:
@@ -219,7 +205,7 @@ def gold_reward(prompt, text, finished=True):
             elif (slot, value) not in distractors:
                 score -= PENALTY["wrong"]
             said.add((slot, value))
-    score -= PENALTY["word_too_many"] * max(0, len(pieces) - FREE_WORDS)
+    score -= PENALTY["word_too_many"] * max(0, len(_pieces(text)) - FREE_WORDS)
     # rounded, or sums in another order would make a win of a tie
     return round(score - PENALTY["unfinished"] * (not finished), 9)
 
@@ -239,47 +225,41 @@ def _surface(rng, slot, value, new):
     return rng.choice(SURFACES[slot][value])
 
 
+def _other_values(slot, value):
+    return [v for v in VALUES[slot] if v != value]
+
+
 def _draw_story(rng):
     return {slot: rng.choice(VALUES[slot]) for slot in SLOTS}
-
-
-def _kind_of_post(rng, split):
-    """(possible numbers of distractors, chance of a new form, style) of one post of a split."""
-    distractors, new, style = SPLITS[split]
-    if split == "pretrain":
-        new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
-        style = "article" if rng.random() < PRETRAINING_MIX else "post"
-        distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
-    return distractors, new, style
-
-
-def _other_stories(rng, key, count):
-    """`count` stories beside the key story, no value twice, so that nothing is ambiguous."""
-    names = {slot: rng.sample([v for v in VALUES[slot] if v != key[slot]], count) for slot in STORY}
-    return [{slot: names[slot][i] for slot in STORY} for i in range(count)]
 
 
 def post(rng, split):
     """One post of a split.  Returns (prompt, key story, the distractor that tempts the writers, whether a
     distractor opens the post, the chance of a new form in its references)."""
-    distractors, new, style = _kind_of_post(rng, split)
-    new_in_references = .5 if split == "pretrain" and new else 0.
-    forms = POST if style == "post" else ARTICLE
+    distractors, new, style = SPLITS[split]
+    if split == "pretrain":
+        new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
+        style = "article" if rng.random() < PRETRAINING_MIX else "post"
+        distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
+    heading, forms = FORMATS[style]
     fill = partial(_fill, rng, new=new)
     key = _draw_story(rng)
-    others = _other_stories(rng, key, rng.choice(distractors))
+    count = rng.choice(distractors)
+    # no value twice, so that nothing is ambiguous
+    names = {slot: rng.sample(_other_values(slot, key[slot]), count) for slot in STORY}
+    others = [dict(zip(STORY, values)) for values in zip(*names.values())]
     sentences = [fill(rng.choice(forms[kind]), key) for kind in ("story", "mood", "ask")]
     if rng.random() < ADVISED:
-        ask = {"ask": rng.choice([v for v in VALUES["ask"] if v != key["ask"]])}
-        sentences.append(fill(rng.choice(forms["other_ask"]), ask))
+        ask = rng.choice(_other_values("ask", key["ask"]))
+        sentences.append(fill(rng.choice(forms["other_ask"]), {"ask": ask}))
     told = [fill(rng.choice(forms["other_story"]), other) for other in others]
     leads = rng.random() < DISTRACTED
     first, rest = (told[0], sentences + told[1:]) if leads else (sentences[0], sentences[1:] + told)
     rng.shuffle(rest)
     body = " ".join(s if s.endswith("?") else s + " ." for s in [first, *rest])
     title = fill(rng.choice(forms["title"]), key)
-    prompt = f"{'TITLE' if style == 'post' else 'ARTICLE'} {title}\nPOST {body}\nTLDR"
-    return prompt, key, others[0], leads, new_in_references
+    prompt = f"{heading} {title}\nPOST {body}\nTLDR"
+    return prompt, key, others[0], leads, .5 if split == "pretrain" and new else 0.
 
 
 def _said(rng, key, noise):
@@ -288,7 +268,7 @@ def _said(rng, key, noise):
     for slot in said:
         if noise == "independent":
             if rng.random() < WRONG:
-                said[slot] = rng.choice([v for v in VALUES[slot] if v != key[slot]])
+                said[slot] = rng.choice(_other_values(slot, key[slot]))
         elif said[slot] == CONFUSED[slot][0] and rng.random() < min(1., WRONG * len(VALUES[slot])):
             said[slot] = CONFUSED[slot][1]
     return said
@@ -304,7 +284,7 @@ def _key_clauses(fill, rng, said):
             form = rng.choice((f"TIME {form}", f"{form} TIME"))
         clauses.append(fill(form, said))
     elif "time" in said:
-        clauses.append(fill(SINCE[0], said))
+        clauses.append(fill("since TIME", said))
     more = [fill(rng.choice(forms), said)
             for slot, forms in (("feeling", MOOD), ("ask", ASK)) if slot in said]
     rng.shuffle(more)
@@ -362,14 +342,12 @@ def nli_points(pairs):
     """What a perfect classifier says of pairs (premise, hypothesis), for `diversity.nli_diversity`: [+1 for a
     contradiction: both fill a slot, differently; -1 for an entailment: the premise states all facts of the
     hypothesis; else 0]."""
-    return [_nli_point(facts(premise), facts(hypothesis)) for premise, hypothesis in pairs]
-
-
-def _nli_point(premise, hypothesis):
-    known = dict(premise)
-    if any(known.get(slot, value) != value for slot, value in hypothesis - premise):
-        return 1.
-    return -float(hypothesis <= premise)
+    points = []
+    for premise, hypothesis in ((facts(a), facts(b)) for a, b in pairs):
+        known = dict(premise)
+        contradicts = any(known.get(slot, value) != value for slot, value in hypothesis - premise)
+        points.append(1. if contradicts else -float(hypothesis <= premise))
+    return points
 
 
 def phrasings(rng, k):
@@ -391,9 +369,8 @@ def stories(rng, k):
 
 
 if __name__ == "__main__":
-    for split, noise in product(SPLITS, NOISE[:2]):
-        if split == "train" or noise == "systematic":
-            row = rows(split, 1, noise)[0]
-            print(f"--- {split}, {noise} noise\n{row['prompt']}")
-            for text in row["references"]:
-                print(f"   gold reward {gold_reward(row['prompt'], text):5.2f}  {text}")
+    for split, noise in [*((split, "systematic") for split in SPLITS), ("train", "independent")]:
+        row, = rows(split, 1, noise)
+        print(f"--- {split}, {noise} noise\n{row['prompt']}")
+        for text in row["references"]:
+            print(f"   gold reward {gold_reward(row['prompt'], text):5.2f}  {text}")

@@ -55,7 +55,7 @@ def test_equal_outputs_are_merged_and_carry_their_gold_reward(files, capsys):
     sad = synthetic.gold_reward(ROWS[0]["prompt"], " i feel sad .")
     angry = synthetic.gold_reward(ROWS[0]["prompt"], " now angry .")
     assert f" 2 x  i feel sad . [{sad:.2f}]" in text and f"      now angry . [{angry:.2f}]" in text
-    assert f"3 outputs, 2 different, mean gold reward {(2 * sad + angry) / 3:.2f}" in text
+    assert f"different outputs: 2 of 3, mean gold reward {(2 * sad + angry) / 3:.2f}" in text
 
 
 def test_rewards_of_the_file_and_unfinished_outputs(tmp_path, capsys):
@@ -73,22 +73,20 @@ def test_numbers_and_ids_choose_prompts(tmp_path, capsys):
              write(tmp_path / "b.jsonl", "sft", [" i feel sad ."], other, split="ood_article"),
              write(tmp_path / "c.jsonl", "ppo", [" i feel sad ."], ROWS[::2])]
     listed = screen(capsys, files=files)
-    assert "4-6      ood_article" in listed and "sft, ppo (2 of 3 prompts)" in listed
+    assert "4-6      ood_article" in listed and "sft (3), ppo (2)" in listed
     assert screen(capsys, files=files, prompt="5").startswith(f"prompt 5: {ROWS[1]['id']} (ood_article)")
     text = screen(capsys, files=files, prompt=ROWS[1]["id"])
     assert "(test)" in text and "(ood_article)" in text
-    both = screen(capsys, files=files, prompt="1, 3")
-    assert "prompt 1:" in both and "prompt 3:" in both and "prompt 2:" not in both
-    for wrong, says in (("7", "1 to 6"), ("nobody", "no such prompt")):
-        with pytest.raises(UserError, match=says):
+    for wrong in "7", "nobody":
+        with pytest.raises(UserError, match=f"--prompt {wrong}: .* 1 to 6"):
             show.main(show.Config(files=files, prompt=wrong))
 
 
 def test_columns_are_told_apart_by_temperature_and_seed():
-    names = show.column_names([("sft", .7, 0, "test"), ("sft", 1., 0, "test")])
-    assert names == ["policy sft, temperature 0.7, seed 0, split test",
-                     "policy sft, temperature 1.0, seed 0, split test"]
-    assert show.column_names([("a", .7, None, "file1"), ("b", 1., None, "file2")]) == ["a", "b"]
+    prompt, = show.collect({("sft", t, 0, "test"): [ROWS[0] | {"outputs": ["a"], "finished": [True],
+                                                               "split": "test"}] for t in (.7, 1.)})
+    assert list(prompt.columns) == ["policy sft, temperature 0.7, seed 0, split test",
+                                    "policy sft, temperature 1.0, seed 0, split test"]
 
 
 def test_published_outputs_meet_at_equal_prompts(tmp_path, capsys):
@@ -110,39 +108,37 @@ def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
 # ----------------------------------------------------------------------------------------------------- a page
 
 def test_page_escapes_every_text(tmp_path):
-    rows = [{"id": "<i>", "prompt": PROMPT, "reference": EVIL}, {"id": "b", "prompt": EVIL, "reference": ""}]
-    path = write(tmp_path / "a.jsonl", "<b>evil", [EVIL], rows, split="<u>")
-    show.main(show.Config(files=[path], html=str(tmp_path / "page.html")))
+    rows = [{"id": "<i>", "prompt": PROMPT, "reference": EVIL}]
+    paths = [write(tmp_path / "a.jsonl", "<b>evil", [EVIL], rows, split="<u>"),
+             write(tmp_path / "b.jsonl", "ppo", [EVIL], [{"id": "b", "prompt": EVIL, "reference": ""}], task="tldr")]
+    show.main(show.Config(files=paths, html=str(tmp_path / "page.html")))
     text = (tmp_path / "page.html").read_text()
     for tag in ("<script", "<b>evil", "<i>", "<u>"):
         assert tag not in text
-    assert text.count("&lt;script&gt;") == 4 and "default-src 'none'" in text
+    assert text.count("&lt;script&gt;") == 4 and text.count("<section>") == 2
 
 
 def test_facts_are_marked_by_what_the_post_says():
-    prompt = show.Prompt(1, "a", "test", PROMPT, "synthetic", synthetic, None, {})
-    text = "my sis sold my guitar . i feel angry . my boss wallet ."
-    marked = show.mark_facts(text, prompt, synthetic.facts(text))
+    prompt = show.Prompt(1, {"prompt": PROMPT}, synthetic, None, {})
+    marked = show.mark_facts("my sis sold my guitar . i feel angry . my boss wallet .", prompt)
     assert re.findall(r'<mark class="(\w+)">(\w+)</mark>', marked) == [
         ("right", "sis"), ("distractor", "sold"), ("right", "guitar"), ("invented", "angry")]
     # the last clause is not of the grammar: its words state nothing
     assert marked.endswith("my boss wallet .")
-    assert show.mark_facts(PROMPT, prompt).count('class="right"') == 8
+    assert show.mark_facts(PROMPT, prompt, response=False).count('class="right"') == 8
 
 
-def test_page_of_another_task_has_no_marks_and_is_limited(tmp_path, capsys):
-    rows = [{"id": str(i), "prompt": f"why {i} ?", "reference": ""} for i in range(60)]
+def test_page_of_another_task_has_no_marks(tmp_path):
+    rows = [{"id": 1, "prompt": "why ?", "reference": ""}]
     path = write(tmp_path / "a.jsonl", "ppo", [" my sister"], rows, task="tldr")
-    show.main(show.Config(files=[path], prompt="all", html=str(tmp_path / "page.html")))
-    assert "the first 50 of 60 prompts" in capsys.readouterr().out
-    text = (tmp_path / "page.html").read_text()
-    assert text.count("<section>") == 50 and "<mark" not in text
+    show.main(show.Config(files=[path], prompt="1", html=str(tmp_path / "page.html")))
+    assert "<mark" not in (tmp_path / "page.html").read_text()
 
 
 # ----------------------------------------------------------------------------------------------------- curves
 
 def test_committed_runs_are_a_healthy_and_a_sick_one():
-    healthy, sick = (read_jsonl(curves.REFERENCES[name], {"step": int, "kl": float})
+    healthy, sick = (read_jsonl(curves.RUNS / f"ppo_{name}.jsonl", {"step": int, "kl": float})
                      for name in ("healthy", "sick"))
     for rows in (healthy, sick):
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -166,10 +162,9 @@ def test_a_ppo_log_is_drawn_over_them_and_another_one_alone(tmp_path, capsys):
 
 
 def test_files_that_cannot_be_shown_are_refused(files, tmp_path):
-    log, empty = tmp_path / "metrics_ppo.jsonl", tmp_path / "empty.jsonl"
+    log = tmp_path / "metrics_ppo.jsonl"
     log.write_text('{"step": 1, "kl": 0.5}\n')
-    empty.write_text('{"step": 1, "text": "x"}\n')
-    for names, says in (([files[0], log], "is a log"), ([empty], "none of its lines holds a number"),
-                        (["nothing.jsonl"], "no such file"), ([], "bon.py")):
+    for names, says in (([files[0], log], "metrics_ppo.jsonl, line 1"), (["nothing.jsonl"], "no such file"),
+                        ([], "bon.py")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=[str(name) for name in names]))

@@ -11,6 +11,7 @@ from tasks import synthetic
 PROMPT = ("TITLE my neighbor with my ring\nPOST so my ring was washed by my neighbor . should i confront ? "
           "then my teacher dropped my piano . "
           "i am jealous since monday . people want to sue .\nTLDR")
+NEW_WORDS = {form for forms in synthetic.NEW_FORMS.values() for form in forms.values()}
 
 
 def reward(text, finished=True):
@@ -70,8 +71,7 @@ def test_every_reference_parses_cleanly(noise):
         for row in synthetic.rows(split, 80, noise):
             synthetic.read_prompt(row["prompt"])
             for text in row["references"]:
-                for clause in synthetic._clauses(synthetic._pieces(text)):
-                    assert synthetic._skeleton(clause) in synthetic.GRAMMAR, (text, clause)
+                assert synthetic.ungrammatical(text) == 0, text
 
 
 def test_grammar_words_are_no_facts():
@@ -80,7 +80,7 @@ def test_grammar_words_are_no_facts():
     assert not {w for form in forms for w in form.split() if not w.isupper()} & set(synthetic.FACT)
     # no word in two roles
     known = sum(len(f) for forms in synthetic.SURFACES.values() for f in forms.values())
-    assert known + len(synthetic.NEW_WORDS) == len(synthetic.FACT)
+    assert known + len(NEW_WORDS) == len(synthetic.FACT)
 
 
 def test_both_noises_err_as_often_and_only_one_is_shared():
@@ -103,7 +103,7 @@ def test_both_noises_err_as_often_and_only_one_is_shared():
 def new_words(row):
     """How many words of a post and of its references are new forms."""
     texts = [row["prompt"], *row["references"]]
-    return [sum(word in synthetic.NEW_WORDS for word in text.split()) for text in texts]
+    return [sum(word in NEW_WORDS for word in text.split()) for text in texts]
 
 
 def test_new_words_are_forms_of_known_values_in_prompts_of_their_sets_alone():
@@ -131,7 +131,7 @@ def test_new_words_news_and_many_distractors_are_the_base_models_alone(noise):
     assert all(len(synthetic.read_prompt(r["prompt"])[1]["object"]) <= 2 for r in rows)
     of_base = synthetic.rows("pretrain", 1000, noise)
     words = {w for row in of_base for text in (row["prompt"], *row["references"]) for w in text.split()}
-    assert synthetic.NEW_WORDS <= words
+    assert NEW_WORDS <= words
 
 
 def test_a_base_model_has_met_each_kind_of_shift_apart_from_the_others():

@@ -4,12 +4,9 @@
     python -m tools.bench --work sft,diversity          # some of them
     python -m tools.bench --sizes tiny                  # of one size
 
-Prints a table and writes results/speed.json.  A row is the median of --repeats runs, after one that does not
-count.  Models have random weights and responses fixed lengths, so every machine does the same work.  Where
-there is a GPU, gpt2 runs there too, in bf16.
-
-`of peak` is the arithmetic of the matrix products that the work does (counted by torch), over what one large
-matrix product reaches on the same machine.  Sampling has no such number: it waits for memory.
+Prints its rows and writes them to results/speed.json.  A row is the median of --repeats runs; models run once
+more before, which does not count.  They have random weights and responses of fixed lengths, so every machine
+does the same work.  Where there is a GPU, gpt2 runs there too, in bf16.
 """
 import copy
 import datetime
@@ -23,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import diversity
 import model as M
@@ -32,9 +28,8 @@ import reward
 import sft
 from common.errors import UserError
 from common.files import write_json
-from common.flags import ALL_THREADS, DTYPES, Count, Flags, Natural, arg, launch
+from common.flags import ALL_THREADS, DTYPES, Count, Flags, arg, launch
 from common.loop import Run
-from common.samples import text_table
 from generate import generate
 
 SIZES = {   # name: (configuration, fraction of the layers frozen in PPO)
@@ -44,6 +39,10 @@ SIZES = {   # name: (configuration, fraction of the layers frozen in PPO)
 PROMPT, RESPONSE = 256, 32      # tokens of SFT's and the reward model's rows
 PPO_PROMPT, ROLLOUTS = 64, 32   # of a PPO iteration: 2 epochs of 2 minibatches, responses of RESPONSE tokens
 NEW_TOKENS = 48                 # of a sample
+LEXICAL = {     # (outputs, of them in one set).  growth: measures that are linear have the same rate in both
+    "diversity": [(8000, 16)],
+    "growth": [(1000, 1000), (64000, 64000), (1000, 16), (64000, 16)],
+}
 
 
 @dataclass
@@ -51,7 +50,6 @@ class Config(Flags):
     work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
     sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
     repeats: Count = arg(5, "runs of each row; the median counts")
-    threads: Natural = arg(0, "CPU threads; 0: one for tiny, torch's choice for others")
     out: str = arg("results", "folder of speed.json")
 
 
@@ -119,20 +117,19 @@ def ppo_work(config, frozen, device, dtype):
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
     cfg, rng = ppo.Config(quiet=True), torch.Generator().manual_seed(0)
     prompts = random_ids(ROLLOUTS, PPO_PROMPT, vocabulary=config.vocab_size)
-    folder = tempfile.TemporaryDirectory()      # of a log that stays empty
-    run = Run("bench", cfg, optimizer, rng, [], Path(folder.name) / "ckpt_bench.pt", policy=policy,
-              value=value_model)
 
-    def sample(folder=folder):      # the folder lives as long as this function
+    def sample():
         ro = ppo.rollout(policy, ref_policy, value_model, reward_model, prompts, RESPONSE, None, 1.0, rng)
         rewards = ppo.token_rewards(ro.score, ppo.kl_estimate(ro.logp, ro.ref_logp), ro.mask, cfg.kl_coef)
         advantages, returns = ppo.gae(rewards, ro.values, ro.mask)
         return ro, ppo.whiten(advantages, ro.mask), returns
     tokens, rollout = ROLLOUTS * RESPONSE, sample()
     yield f"PPO rollout, {ROLLOUTS} responses", sample, tokens
-    update = partial(ppo.update, policy, value_model, cfg=cfg, run=run)
-    yield f"PPO update, {ROLLOUTS} responses", lambda: update(*rollout), tokens
-    yield "PPO iteration", lambda: update(*sample()), tokens
+    with tempfile.TemporaryDirectory() as folder:       # of a log that stays empty
+        run = Run("bench", cfg, optimizer, rng, [], Path(folder) / "ckpt_bench.pt", policy=policy)
+        update = partial(ppo.update, policy, value_model, cfg=cfg, run=run)
+        yield f"PPO update, {ROLLOUTS} responses", lambda: update(*rollout), tokens
+        yield "PPO iteration", lambda: update(*sample()), tokens
 
 
 def sample_work(config, frozen, device, dtype, n_prompts=64, n=1):
@@ -153,85 +150,44 @@ MODEL_WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work, "sample":
 
 # ------------------------------------------------------------------------------------------------- measuring
 
-def peak_flops(device, dtype, repeats):
-    """Operations a second of one large matrix product."""
-    n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    timed(lambda: a @ a, device)
-    return 2 * n ** 3 / statistics.median(timed(lambda: a @ a, device) for _ in range(repeats))
-
-
-def measure(work, repeats, device):
-    """Median of the seconds that a function takes, after one run that does not count."""
-    work()
-    return statistics.median(timed(work, device) for _ in range(repeats))
-
-
 def model_rows(names, size, device, dtype, repeats):
     """Rows of the work `names` with a model of one size."""
     config, frozen = SIZES[size]
     where = size if device.type == "cpu" else f"{size}, {torch.cuda.get_device_name(device)}, bf16"
-    peak = peak_flops(device, dtype, repeats)
-    yield {"work": "matrix product, the peak", "size": where, "median_s": None,
-           "rate": peak / 1e9, "unit": "GFLOP/s"}
     for name in names:
         for what, work, tokens in MODEL_WORK[name](config, frozen, device, dtype):
-            row = {"work": what, "size": where, "median_s": measure(work, repeats, device)}
-            row |= {"rate": tokens / row["median_s"], "unit": "tokens/s"}
-            if "step" in what or "update" in what:
-                with FlopCounterMode(display=False) as counter:
-                    work()
-                row["of_peak"] = counter.get_total_flops() / row["median_s"] / peak
-            yield row
+            work()      # this run does not count
+            seconds = statistics.median(timed(work, device) for _ in range(repeats))
+            yield {"work": what, "size": where, "median_s": seconds, "rate": tokens / seconds,
+                   "unit": "tokens/s"}
 
 
-def outputs(n, words=30):
-    """n outputs of `words` tokens each, frequent ones more often, as in a text (Zipf)."""
-    return [[f"w{i}" for i in row] for row in np.random.default_rng(0).zipf(1.3, (n, words)).clip(max=5000)]
-
-
-def diversity_rows(repeats):
-    groups, cpu = np.array(outputs(8000)).reshape(500, 16, -1).tolist(), torch.device("cpu")
-    seconds = measure(partial(diversity.lexical_measures, groups), repeats, cpu)
-    yield {"work": "all lexical measures, 500 prompts x 16 outputs", "size": "30 words each",
-           "median_s": seconds, "rate": 8000 / seconds, "unit": "outputs/s"}
-
-
-def growth_rows(repeats):
-    """64 times as many outputs, in one pool and in sets of 16: measures that are linear take as long for
-    each.  The large one is measured once, because it takes long."""
-    cpu = torch.device("cpu")
-    for what, split in (("one pool", lambda texts: [texts]),
-                        ("sets of 16", lambda texts: [texts[i:i + 16] for i in range(0, len(texts), 16)])):
-        small = measure(partial(diversity.lexical_measures, split(outputs(1000))), repeats, cpu)
-        large = timed(partial(diversity.lexical_measures, split(outputs(64000))), cpu)
-        yield {"work": f"all lexical measures, 64,000 outputs, {what}", "size": "30 words each",
-               "median_s": large, "rate": large / 64 / small, "unit": "x per output of 1,000"}
+def lexical_row(n, in_a_set, repeats):
+    """All lexical measures of n outputs, some words more frequent than others, as in a text (Zipf).  Those of
+    64,000 are measured once, because they take minutes."""
+    ids = np.random.default_rng(0).zipf(1.3, (n, 30)).clip(max=5000)
+    texts = [[f"w{i}" for i in row] for row in ids]
+    sets = [texts[i:i + in_a_set] for i in range(0, n, in_a_set)]
+    work = partial(diversity.lexical_measures, sets)
+    seconds = statistics.median(timed(work, torch.device("cpu")) for _ in range(1 if n > 8000 else repeats))
+    return {"work": f"lexical measures, {n:,} outputs in sets of {in_a_set:,}", "size": "30 words each",
+            "median_s": seconds, "rate": n / seconds, "unit": "outputs/s"}
 
 
 def all_rows(cfg):
-    known_work = [*MODEL_WORK, "diversity", "growth"]
+    known_work = [*MODEL_WORK, *LEXICAL]
     work, sizes = cfg.work.split(",") if cfg.work else known_work, cfg.sizes.split(",")
     for flag, given, known in (("--work", work, known_work), ("--sizes", sizes, SIZES)):
         if not set(given) <= set(known):
             raise UserError(f"{flag} {','.join(given)}: choose from {', '.join(known)}")
     names = [name for name in work if name in MODEL_WORK]
-    for size in sizes if names else ():
-        torch.set_num_threads(cfg.threads or (1 if size == "tiny" else ALL_THREADS))
+    for size in sizes:
+        torch.set_num_threads(1 if size == "tiny" else ALL_THREADS)     # as common.flags.use_threads has it
         yield from model_rows(names, size, torch.device("cpu"), DTYPES["fp32"], cfg.repeats)
         if size == "gpt2" and torch.cuda.is_available():
             yield from model_rows(names, size, torch.device("cuda"), DTYPES["bf16"], cfg.repeats)
-    if "diversity" in work:
-        yield from diversity_rows(cfg.repeats)
-    if "growth" in work:
-        yield from growth_rows(cfg.repeats)
-
-
-def cells(row):
-    seconds = "" if row["median_s"] is None else f"{row['median_s']:.4g}"
-    rate = f"{row['rate']:,.0f}" if row["rate"] > 99 else f"{row['rate']:.2f}"
-    return [row["work"], row["size"], seconds, f"{rate} {row['unit']}",
-            f"{row['of_peak']:.0%}" if "of_peak" in row else ""]
+    for n, in_a_set in (shape for name in work for shape in LEXICAL.get(name, ())):
+        yield lexical_row(n, in_a_set, cfg.repeats)
 
 
 def machine():
@@ -246,12 +202,12 @@ def main(cfg):
     path, rows = Path(cfg.out) / "speed.json", []
     for row in all_rows(cfg):
         rows.append(row)
-        print(f"{row['work']}; {row['size']}", flush=True)
+        print(f"{row['work']:52} {row['size']:26}"
+              f"{row['median_s']:9.4g} s {row['rate']:11,.0f} {row['unit']}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"machine": machine(), "torch": torch.__version__,
                       "date": datetime.date.today().isoformat(), "rows": rows})
-    print("\n" + text_table(["work", "size", "median s", "rate", "of peak"], map(cells, rows), 2))
-    print(f"\nwrote {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

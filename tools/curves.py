@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
 from common.files import read_jsonl
 
 RUNS = Path(__file__).resolve().parent.parent / "results" / "runs"
-REFERENCES = {"healthy": RUNS / "ppo_healthy.jsonl", "sick": RUNS / "ppo_sick.jsonl"}
-STYLES = {"healthy": dict(color="#0072B2", linestyle="-", label="healthy: python ppo.py"),
-          "sick": dict(color="#D55E00", linestyle="--", label="sick: no KL penalty, lr and steps doubled")}
+STYLES = {  # the two runs ppo_<name>.jsonl: how they are drawn
+    "healthy": dict(color="#0072B2", linestyle="-", label="healthy: python ppo.py"),
+    "sick": dict(color="#D55E00", linestyle="--", label="sick: no KL penalty, lr and steps doubled")}
 
 PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy run)
     "reward": ("reward", "standard deviations", "rises, then levels off"),
@@ -36,18 +35,13 @@ COLUMNS = 4             # of panels
 
 
 def panels_of(rows):
-    """{key: (what, unit, healthy)} of what a log holds: PANELS for PPO, every number for another script."""
+    """({key: (what, unit, healthy)} of what a log holds, {name: rows} of the two committed runs).  PPO's log
+    has PANELS; that of another script has every number, and no run beside it."""
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if type(value) in (int, float))
     if "kl" in keys:
-        return {k: panel for k, panel in PANELS.items() if k in keys}
-    return {k: (k.replace("_", " "), "", "") for k in keys if k not in ("step", "seconds")}
-
-
-def references_of(rows):
-    """{name: rows} of the two committed runs; none for a log that is not PPO's."""
-    if not any("kl" in row for row in rows):
-        return {}
-    return {name: read_jsonl(path, {"step": int}) for name, path in REFERENCES.items() if path.is_file()}
+        return ({k: panel for k, panel in PANELS.items() if k in keys},
+                {name: read_jsonl(RUNS / f"ppo_{name}.jsonl", {"step": int}) for name in STYLES})
+    return {k: (k.replace("_", " "), "", "") for k in keys if k not in ("step", "seconds")}, {}
 
 
 def series(rows, key):
@@ -61,11 +55,10 @@ def draw_curves(rows, path, name):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels, references = panels_of(rows), references_of(rows)
-    if not panels:
-        raise UserError(f"{name}: none of its lines holds a number to draw")
+    panels, references = panels_of(rows)
     n_rows = math.ceil(len(panels) / COLUMNS)
-    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(4.1 * COLUMNS, 2.9 * n_rows), squeeze=False)
+    size = 4.1 * COLUMNS, 2.9 * n_rows + 0.45
+    figure, axes = plt.subplots(n_rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
     for axis, (key, (what, unit, healthy)) in zip(axes.flat, panels.items()):
         for reference, lines in references.items():
             axis.plot(*series(lines, key), linewidth=1.3, alpha=0.8, **STYLES[reference])
@@ -78,8 +71,7 @@ def draw_curves(rows, path, name):
     for axis in axes.flat[len(panels):]:
         axis.axis("off")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / (2.9 * n_rows)))
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -90,7 +82,7 @@ def last_values(rows):
     def last(lines, key):
         values = series(lines, key)[1]
         return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
-    logs = {"this run": rows, **references_of(rows)}
-    return ["mean of the last tenth", *logs, "unit"], [
-        [what, *(last(lines, key) for lines in logs.values()), unit]
-        for key, (what, unit, _) in panels_of(rows).items()]
+    panels, references = panels_of(rows)
+    return ["mean of the last tenth", "this run", *references, "unit"], [
+        [what, *(last(lines, key) for lines in (rows, *references.values())), unit]
+        for key, (what, unit, _) in panels.items()]

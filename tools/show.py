@@ -8,159 +8,84 @@
     python -m tools.show metrics_ppo.jsonl                              # curves over a healthy and a sick run
 
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
-meet where their prompts are equal texts.  Equal outputs of a policy are merged and counted ("4 x"), the most
+meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-On the page of a synthetic task every fact that a text states is marked: right, if the post's key story states
-it too; of a distractor story; or of no story of the post.
 
 The curves of a log go to a PNG in the log's folder, and the last values to the screen.
 """
 import re
 import shutil
 import textwrap
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import atomic_write, read_jsonl
 from common.flags import Flags, arg, launch
-from common.samples import read_all, run_name, study_order, text_table
+from common.samples import read_all, run_name, text_table
 from splits import synthetic_task
 from tools.curves import draw_curves, last_values
 
-MOST_PROMPTS = 50       # of a page
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
 
 @dataclass
 class Config(Flags):
     files: list = arg(None, "sample files, or one log metrics_*.jsonl")
-    prompt: str = arg("", "a number from 1, an id, several with commas, or all; '' lists what there is")
+    prompt: str = arg("", "a number from 1, or an id; '' lists what there is")
     html: str = arg("", "write a page to this file instead of the screen")
 
 
 # ----------------------------------------------------------------------- what each policy wrote to one prompt
 
-@dataclass
-class Output:
-    """One text of a policy, and how often it wrote exactly this."""
-    text: str
-    finished: bool
-    score: float | None
-    count: int = 1
-
-
-@dataclass
-class Prompt:
-    """One prompt, its reference (Output or None), and {policy: (summary, list of Output)} of those that
-    answered it.  task: the module of its synthetic task, or None."""
-    number: int
-    id: str
-    split: str
-    text: str
-    task_name: str
-    task: object
-    reference: Output | None
-    columns: dict
-
-
-def task_that_wrote(row):
-    """The module of the synthetic task that wrote a sample line's prompt, or None."""
-    task = synthetic_task(row.get("task"))
-    try:
-        return task and task.read_prompt(row["prompt"]) and task
-    except ValueError:
-        return None
-
-
-def scores_of(row, task):
-    """(scores of a sample line's outputs, their name): gold rewards where there are any, or else the line's
-    rewards, or else (list of None, "")."""
-    if task:
-        outputs = zip(row["outputs"], row["finished"])
-        return [task.gold_reward(row["prompt"], *output) for output in outputs], "gold reward"
-    if row.get("rewards"):
-        return row["rewards"], "reward"
-    return [None] * len(row["outputs"]), ""
-
-
-def merge(texts, finished, scores):
-    """Equal outputs as one Output each, the most frequent first, ties in the order of the file."""
-    merged = {}
-    for text, ended, score in zip(texts, finished, scores):
-        output = merged.setdefault((text, ended), Output(text, ended, score, 0))
-        output.count += 1
-    return sorted(merged.values(), key=lambda o: -o.count)
+# one text of a policy, and how often it wrote exactly this; score: a float, or None
+Output = namedtuple("Output", "text finished score count")
+# row: the first sample line on a prompt; task: the module of its synthetic task, or None; reference: an
+# Output or None; columns: {policy: (summary, list of Output)} of those that answered it
+Prompt = namedtuple("Prompt", "number row task reference columns")
 
 
 def make_column(row, task):
-    """(a summary such as "16 outputs, 9 different, mean gold reward 3.42", list of Output) of a line."""
-    scores, name = scores_of(row, task)
-    outputs = merge(row["outputs"], row["finished"], scores)
-    n = sum(o.count for o in outputs)
-    summary = f"{n} output{'s' * (n > 1)}" + (f", {len(outputs)} different" if n > 1 else "")
-    if name:
-        summary += f", mean {name} {sum(o.score * o.count for o in outputs) / n:.2f}"
-    return summary, outputs
+    """(a summary such as "different outputs: 9 of 16, mean gold reward 3.42", list of Output) of a sample
+    line.  task: the module of its synthetic task, or None."""
+    outputs, scores, name = list(zip(row["outputs"], row["finished"])), row.get("rewards"), "reward"
+    if task:
+        scores, name = [task.gold_reward(row["prompt"], *output) for output in outputs], "gold reward"
+    score_of = dict(zip(outputs, scores or ()))
+    merged = [Output(*output, score_of.get(output), n) for output, n in Counter(outputs).most_common()]
+    mean = f", mean {name} {sum(scores) / len(scores):.2f}" if scores else ""
+    return f"different outputs: {len(merged)} of {len(outputs)}{mean}", merged
 
 
 def collect(runs):
-    """runs: as from `read_all`.  Returns a list of Prompt, one for each different prompt."""
-    by_prompt = {}
+    """{(policy, temperature, seed, split): rows} as from `read_all` -> a list of Prompt."""
+    by_prompt, prompts = {}, []
     for key, rows in runs.items():
-        times = Counter()       # a file may hold one prompt under two ids
         for row in rows:
-            times[row["prompt"]] += 1
-            by_prompt.setdefault((row["prompt"], times[row["prompt"]]), []).append((key, row))
-    prompts = []
+            by_prompt.setdefault((row["prompt"], str(row["id"])), []).append((key, row))
     for number, answers in enumerate(by_prompt.values(), 1):
-        answers.sort(key=lambda answer: study_order((*answer[0][:3], "")))
         keys, rows = zip(*answers)
-        row, task, reference = rows[0], task_that_wrote(rows[0]), None
-        if row["reference"].strip():
-            gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
-            reference = Output(row["reference"], True, gold)
-        columns = [make_column(row, task) for row in rows]
-        prompts.append(Prompt(number, str(row["id"]), row["split"], row["prompt"], row.get("task") or "",
-                              task, reference, dict(zip(column_names(keys), columns))))
+        names = [policy for policy, *_ in keys]
+        if len(set(names)) < len(names):
+            names = [run_name(key) for key in keys]
+        row, task = rows[0], synthetic_task(rows[0].get("task"))
+        gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        reference = Output(row["reference"], True, gold, 1) if row["reference"].strip() else None
+        columns = {name: make_column(row, task) for name, row in zip(names, rows)}
+        prompts.append(Prompt(number, row, task, reference, columns))
     return prompts
-
-
-def column_names(keys):
-    """Names of columns from keys (policy, temperature, seed, split): the policy, or all of the key where two
-    columns have one policy."""
-    names = [key[0] for key in keys]
-    return names if len(set(names)) == len(names) else [run_name(key) for key in keys]
-
-
-def select(prompts, wanted):
-    """--prompt -> list of Prompt.  Raises UserError on a number or an id that is not there; an id may
-    name prompts of several splits."""
-    if wanted == "all":
-        if len(prompts) > MOST_PROMPTS:
-            print(f"the first {MOST_PROMPTS} of {len(prompts)} prompts", flush=True)
-        return prompts[:MOST_PROMPTS]
-    chosen = []
-    for name in map(str.strip, wanted.split(",")):
-        same = [p for p in prompts if str(p.number) == name] or [p for p in prompts if p.id == name]
-        if not same:
-            raise UserError(f"--prompt {name}: no such prompt; give an id, or a number from 1 to "
-                            f"{len(prompts)}")
-        chosen += same
-    return chosen
 
 
 # ---------------------------------------------------------------------------------------------- on the screen
 
 def wrap(text, width, first="", rest=""):
-    """Lines of at most `width` characters, without any that would steer a terminal.  Line ends in the text
-    stay."""
+    """Lines of at most `width` characters.  Line ends in the text stay."""
     lines = []
-    for paragraph in text.expandtabs(4).strip().split("\n"):
-        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in paragraph)
-        lines += textwrap.wrap(shown, width, initial_indent=rest if lines else first,
+    for paragraph in text.strip().split("\n"):
+        lines += textwrap.wrap(paragraph, width, initial_indent=rest if lines else first,
                                subsequent_indent=rest) or [""]
     return lines
 
@@ -175,36 +100,41 @@ def output_lines(output, width):
 
 def show_prompt(prompt, width):
     """A Prompt as text, `width` characters wide, its columns side by side."""
-    title = f"prompt {prompt.number}: {prompt.id} ({prompt.split})"
-    lines = [*wrap(title, width), "", *wrap(prompt.text, width), ""]
+    title = f"prompt {prompt.number}: {prompt.row['id']} ({prompt.row['split']})"
+    lines = [*wrap(title, width), "", *wrap(prompt.row["prompt"], width), ""]
     if prompt.reference:
         lines += ["reference:", *output_lines(prompt.reference, width), ""]
-    gap = 3
-    each = max(NARROWEST, (width + gap) // len(prompt.columns) - gap)
+    gap = "   "
+    each = max(NARROWEST, (width + len(gap)) // len(prompt.columns) - len(gap))
     columns = [[*wrap(name, each), *wrap(summary, each), "-" * each,
                 *(line for output in outputs for line in output_lines(output, each))]
                for name, (summary, outputs) in prompt.columns.items()]
-    height = max(map(len, columns))
-    columns = [[line.ljust(each) for line in column + [""] * (height - len(column))] for column in columns]
-    return "\n".join([*lines, *((" " * gap).join(row).rstrip() for row in zip(*columns)), ""])
+    lines += [gap.join(cell.ljust(each) for cell in cells).rstrip()
+              for cells in zip_longest(*columns, fillvalue="")]
+    return "\n".join([*lines, ""])
 
 
 def show_files(prompts, width):
     """A list of what the files hold, a line for each split."""
     rows = []
-    for split in dict.fromkeys(p.split for p in prompts):
-        own = [p for p in prompts if p.split == split]
+    for split in dict.fromkeys(p.row["split"] for p in prompts):
+        own = [p for p in prompts if p.row["split"] == split]
         n_of = Counter(name for p in own for name in p.columns)
-        names = [name + (f" ({n} of {len(own)} prompts)" if n < len(own) else "") for name, n in n_of.items()]
-        row = [f"{own[0].number}-{own[-1].number}", split, own[0].id, own[0].task_name, ", ".join(names)]
-        rows.append([" ".join(wrap(cell, 10 ** 6)) for cell in row])
-    return text_table(["prompts", "split", "first id", "task", "policies"], rows, 2, width)
+        rows.append([f"{own[0].number}-{own[-1].number}", split, own[0].row["id"],
+                     ", ".join(f"{name} ({n})" for name, n in n_of.items())])
+    return text_table(["prompts", "split", "first id", "policies (prompts)"], rows, 2, width)
+
+
+def say(text):
+    """Prints a text without the characters that would steer a terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 # ------------------------------------------------------------------------------------------------ as a page
 
 STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
+section { content-visibility: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
@@ -214,55 +144,53 @@ mark { background: none; color: #0a8a63; }
 .distractor { color: #c8501f; text-decoration: line-through; }
 .invented { color: #c8501f; text-decoration: line-through double; font-style: italic; }
 """
-LEGEND = ('<p>Facts: <mark class="right">right</mark>, the key story states it; '
-          '<mark class="distractor">of a distractor</mark>, another story of the post states it; '
-          '<mark class="invented">invented</mark>, no story of the post states it. A fact outside of a '
+LEGEND = ('<p>Facts: <mark class="right">of the key story</mark>, <mark class="distractor">of a distractor '
+          'story</mark>, <mark class="invented">of no story of the post</mark>. A fact outside of a '
           'grammatical clause stays plain, because it earns nothing.</p>')
 
 
-def mark_facts(text, prompt, stated=None):
-    """A text as HTML, each word that states a fact marked: of a response the facts `stated`, of the post
-    itself (None) those of its key story.  prompt: a Prompt with a task."""
-    key, distractors = prompt.task.read_prompt(prompt.text)
+def mark_facts(text, prompt, response=True):
+    """A text as HTML.  Marked is each word that states a fact: of a response in a grammatical clause, of the
+    post itself one of its key story.  prompt: a Prompt."""
+    if not prompt.task:
+        return escape(text)
+    key, distractors = prompt.task.read_prompt(prompt.row["prompt"])
+    stated = prompt.task.facts(text) if response else set(key.items())
 
     def mark(word):
-        fact = prompt.task.FACT.get(word)
-        right = fact and key[fact[0]] == fact[1]
-        if not fact or (fact not in stated if stated is not None else not right):
+        slot, value = prompt.task.FACT.get(word, (None, None))
+        if (slot, value) not in stated:
             return escape(word)
-        name = "right" if right else "distractor" if fact[1] in distractors[fact[0]] else "invented"
+        name = "right" if key[slot] == value else "distractor" if value in distractors[slot] else "invented"
         return f'<mark class="{name}">{escape(word)}</mark>'
-    return "".join(mark(piece) for piece in re.findall(r"\w+|\W+", text))
+    return "".join(map(mark, re.findall(r"\w+|\W+", text)))
 
 
-def html_item(output, prompt):
-    text = output.text.strip()
-    shown = mark_facts(text, prompt, prompt.task.facts(text)) if prompt.task else escape(text)
-    shown = (shown or "(nothing)") + ("" if output.finished else " [unfinished]")
-    count = f"{output.count} ×" if output.count > 1 else ""
-    score = "" if output.score is None else f"{output.score:.2f}"
-    return f'<li><b>{count}</b><pre>{shown}</pre><span class="score">{score}</span></li>'
+def html_list(outputs, prompt):
+    items = []
+    for text, finished, score, count in outputs:
+        shown = (mark_facts(text.strip(), prompt) or "(nothing)") + " [unfinished]" * (not finished)
+        items.append(f"<li><b>{f'{count} ×' if count > 1 else ''}</b><pre>{shown}</pre>"
+                     f"<span>{'' if score is None else f'{score:.2f}'}</span></li>")
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def html_section(prompt):
-    columns = prompt.columns
-    if prompt.reference:
-        columns = {"reference": ("", [prompt.reference])} | columns
-    policies = "\n".join(
-        f'<div><h3>{escape(name)}</h3><small>{escape(summary)}</small><ul>'
-        + "\n".join(html_item(output, prompt) for output in outputs) + "</ul></div>"
-        for name, (summary, outputs) in columns.items())
-    text = mark_facts(prompt.text, prompt) if prompt.task else escape(prompt.text)
-    return (f"<section><h2>Prompt {prompt.number}: {escape(prompt.id)} ({escape(prompt.split)})</h2>\n"
-            f'<pre>{text}</pre>\n<div class="policies">{policies}</div></section>')
+    columns = {"reference": ("", [prompt.reference])} if prompt.reference else {}
+    policies = "\n".join(f"<div><h3>{escape(name)}</h3><small>{escape(summary)}</small>"
+                         f"{html_list(outputs, prompt)}</div>"
+                         for name, (summary, outputs) in (columns | prompt.columns).items())
+    title = f"Prompt {prompt.number}: {prompt.row['id']} ({prompt.row['split']})"
+    text = mark_facts(prompt.row["prompt"], prompt, response=False)
+    return (f"<section><h2>{escape(title)}</h2>\n<pre>{text}</pre>\n"
+            f'<div class="policies">{policies}</div></section>')
 
 
 def page(prompts):
-    """Prompts as one HTML page, without scripts; wrong facts are struck out too."""
+    """Prompts as one HTML page, without scripts."""
     legend = LEGEND if any(prompt.task for prompt in prompts) else ""
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
-            f"'unsafe-inline'\">\n<title>Outputs side by side</title><style>{STYLE}</style></head>\n"
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f"<title>Outputs side by side</title><style>{STYLE}</style></head>\n"
             f"<body><h1>Outputs side by side</h1>\n{legend}\n" + "\n".join(map(html_section, prompts))
             + "</body></html>\n")
 
@@ -271,31 +199,29 @@ def page(prompts):
 
 def is_log(path):
     """Whether a file is a log of a training run: its lines have a step and no outputs."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    rows = [] if Path(path).suffix == ".json" else read_jsonl(path, {})
+    rows = read_jsonl(path, {}) if Path(path).is_file() and Path(path).suffix != ".json" else []
     return bool(rows) and "step" in rows[0] and "outputs" not in rows[0]
 
 
 def main(cfg):
     width = shutil.get_terminal_size((110, 24)).columns
-    logs = [path for path in cfg.files or [] if is_log(path)]
-    if logs:
-        if len(cfg.files) > 1:
-            raise UserError(f"{logs[0]} is a log: give one log, or sample files")
-        rows, png = read_jsonl(logs[0], {"step": int}), Path(logs[0]).with_suffix(".png")
-        draw_curves(rows, png, Path(logs[0]).name)
+    if len(cfg.files or ()) == 1 and is_log(cfg.files[0]):
+        path = Path(cfg.files[0])
+        rows, png = read_jsonl(path, {"step": int}), path.with_suffix(".png")
+        draw_curves(rows, png, path.name)
         return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
-    runs = read_all(cfg.files)
-    prompts = collect(runs)
+    prompts = collect(read_all(cfg.files))
     if not cfg.prompt and not cfg.html:
-        print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows what each policy wrote")
-        return
-    chosen = select(prompts, cfg.prompt or "all")
+        return say(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
+    if cfg.prompt:
+        n, by_id = len(prompts), [p for p in prompts if str(p.row["id"]) == cfg.prompt]
+        prompts = [p for p in prompts if str(p.number) == cfg.prompt] or by_id
+        if not prompts:
+            raise UserError(f"--prompt {cfg.prompt}: give an id, or a number from 1 to {n}")
     if cfg.html:
-        atomic_write(cfg.html, page(chosen).encode())
-        return print(f"wrote {cfg.html}: {len(chosen)} prompts")
-    print("\n".join(show_prompt(prompt, width) for prompt in chosen))
+        atomic_write(cfg.html, page(prompts).encode())
+        return print(f"wrote {cfg.html}: {len(prompts)} prompts")
+    say("\n".join(show_prompt(prompt, width) for prompt in prompts))
 
 
 if __name__ == "__main__":
