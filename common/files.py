@@ -93,16 +93,11 @@ def loads(text):
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  A UserError names the line."""
-    return [row for _, row in read_numbered(path, needs)]
-
-
-def read_numbered(path, needs):
-    """The same with the lines' numbers: [(number, dict)].  Empty lines count, and are left out."""
-    path = Path(path)
+    """Lines of a .jsonl or .jsonl.gz file as dicts, without the empty ones.  needs: {field: type}.  A
+    UserError names the line."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            return [(number, _parse_line(line, f"{path}, line {number}", needs))
+        with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as f:
+            return [_parse_line(line, f"{path}, line {number}", needs)
                     for number, line in enumerate(f, 1) if line.strip()]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged ({error})") from None

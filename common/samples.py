@@ -20,18 +20,14 @@ from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import loads, read_numbered
+from common.files import loads, read_jsonl
 from common.prompts import instruction_prompt
 from common.stats import Interval
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
-NAMES = {"split": "split", "policy": "policy", "T": "temperature", "seed": "seed"}  # columns that name a run
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
-WIDTH = 110                                         # characters of a line of a table
 
-
-# -------------------------------------------------------------------------------------------------------- out
 
 def sample_path(out, policy, split):
     return Path(out) / f"samples_{policy}_{split}.jsonl"
@@ -45,8 +41,6 @@ def sample_line(row, outputs, finished, rewards, **shared):
             "finished": list(finished), **shared}
 
 
-# --------------------------------------------------------------------------------------------------------- in
-
 def read_samples(path):
     """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
     runs = read_runs(path)
@@ -59,12 +53,11 @@ def read_runs(path):
     """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}.
 
     A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  A file may
-    hold several policies.  Raises UserError, which names file and line, on one that is no sample."""
-    alpaca_eval = Path(path).suffix == ".json"
-    rows = enumerate(read_alpaca_eval(path), 1) if alpaca_eval else read_numbered(path, NEEDED)
-    runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
-    for number, row in rows:
-        where = f"{path}, line {number}"
+    hold several policies.  Raises UserError, which names file and sample, on a wrong one."""
+    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
+    runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the sample}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, sample {number}"
         _check_line(row, where)
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
@@ -73,11 +66,11 @@ def read_runs(path):
             named = f"{times[key, row['prompt']]} {row['prompt']}"
             row["id"] = hashlib.sha256(named.encode()).hexdigest()[:12]
         if run and len(row["outputs"]) != len(run[0]["outputs"]):
-            raise UserError(f"{where}: {len(row['outputs'])} outputs, the first line of {run_name(key)} has "
+            raise UserError(f"{where}: {len(row['outputs'])} outputs, the first of {run_name(key)} has "
                             f"{len(run[0]['outputs'])}")
         seen = first.setdefault((key, str(row["id"])), number)
         if seen != number:
-            raise UserError(f"{where}: the id {row['id']!r} is that of line {seen} already")
+            raise UserError(f"{where}: the id {row['id']!r} is that of sample {seen} already")
         run.append(row)
     if not runs:
         raise UserError(f"{path}: no samples; python bon.py writes them")
@@ -121,9 +114,9 @@ def read_all(paths):
     return {key: runs[key] for key in sorted(runs, key=study_order)}
 
 
-def matched(rows, others, names=("one file", "the other")):
-    """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  Raises
-    UserError where one id names two prompts or two references: then the files are of different data."""
+def matched(rows, others, names):
+    """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  names:
+    of the two, in words.  Raises UserError where one id names two prompts or two references."""
     place = {str(row["id"]): j for j, row in enumerate(others)}
     pairs = [(i, place[str(row["id"])]) for i, row in enumerate(rows) if str(row["id"]) in place]
     for i, j in pairs:
@@ -161,11 +154,6 @@ def run_name(key):
     return ", ".join(f"{what} {x}" for what, x in zip(KEY, key) if x is not None)
 
 
-def short_name(name):
-    """At most 30 characters of a name, without its middle: names of one family differ at the end."""
-    return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
-
-
 def interval_cell(x):
     """An Interval, or a list of its three numbers, in a table; "-" where there is none."""
     return "-" if x is None or x[0] is None else f"{Interval(*x):.3f}"
@@ -174,14 +162,14 @@ def interval_cell(x):
 def run_table(lines, columns):
     """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column of
     equal seeds is left out."""
-    names = {title: ["-" if x[field] is None else short_name(str(x[field])) for x in lines]
-             for title, field in NAMES.items()}
+    names = {field.replace("temperature", "T"): ["-" if x[field] is None else x[field] for x in lines]
+             for field in ("split", "policy", "temperature", "seed")}
     if len(set(names["seed"])) == 1:
         del names["seed"]
     return text_table([*names, *columns], zip(*names.values(), *columns.values()), labels=len(names))
 
 
-def text_table(header, rows, labels=1, width=WIDTH):
+def text_table(header, rows, labels=1, width=110):
     """A table as a string.  header, rows: lists of cells of any type.  The first `labels` columns name a row.
     Columns that do not fit into `width` characters follow in blocks below, which repeat the labels."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
