@@ -3,15 +3,13 @@
     torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                      # one node
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two
 
-Every rank knows the rows of a step's batch.  Rank r takes rows r, r + world_size, ..., and forwards at most
---micro-batch-size of them at a time.  A loss is a sum over the terms of a part, divided by the count of the
-*whole* batch, so the gradients of all parts add up to the batch's.  Random numbers belong to rows, not to
-ranks.  So ranks and micro-batches change memory and time, and results only by rounding.
+Rank r takes rows r, r + world_size, ... of a batch and forwards at most --micro-batch-size of them at a time.
+A loss is a sum over the terms of a part, divided by the count of the *whole* batch, so the gradients of all
+parts add up.  Random numbers belong to rows.  So ranks and micro-batches change results by rounding only.
 
-Every rank holds the whole model and takes the same optimizer step.  DistributedDataParallel would average
-gradients after one `forward` only, and the scripts call trunk, top and head one by one.  With --shard a rank
-keeps its shard of each trained layer, of its gradient and of its optimizer state.  Rank 0 writes the files
-and all ranks read them, so they need a common folder.
+DistributedDataParallel would average gradients after one `forward` only, and the scripts call trunk, top and
+head one by one.  With --shard a rank keeps its shard of each trained layer, of its gradient and of its
+optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common folder.
 """
 import os
 
@@ -73,11 +71,7 @@ def all_reduce(x, op="sum"):
 
 def all_gather(x):
     """The tensors x (n_rank, ...) of all ranks, one after the other: (n, ...)."""
-    if world_size() == 1:
-        return x
-    parts = [None] * world_size()
-    dist.all_gather_object(parts, x.cpu())
-    return torch.cat(parts).to(x.device)
+    return torch.cat(gather_rows([x.cpu()])).to(x.device)
 
 
 def mean_over_ranks(x):

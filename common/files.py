@@ -29,18 +29,16 @@ def lock(path):
     """Holds the new file `path` until it is closed or the process ends, so that no two processes write the
     same results.  Raises UserError if another holds it for LOCK_SECONDS, in which a worker whose parent was
     killed has stopped."""
-    held, until = open(path, "w"), time.monotonic() + LOCK_SECONDS
-    while True:
+    held = open(path, "w")
+    for _ in range(round(LOCK_SECONDS / 0.2)):
         try:
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return held
         except (BlockingIOError, PermissionError):
-            if time.monotonic() >= until:
-                raise UserError(f"{path}: another process still writes here; wait for its end, or name "
-                                "another --out") from None
             time.sleep(0.2)
         except OSError:         # a file system without locks
             return held
+    raise UserError(f"{path}: another process still writes here; wait for its end, or name another --out")
 
 
 def atomic_write(path, payload):

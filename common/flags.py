@@ -147,9 +147,7 @@ def launch(main, config, doc, presets=None):
         status = 141                    # a shell's status for SIGPIPE
     except (UserError, OSError) as error:       # OSError: a full disk, a folder without permission
         said = f"error: {error}"
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
-            raise
+    except (MemoryError, torch.OutOfMemoryError):
         said = ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
                 "smaller model; docs/published-models.md says more")
     except KeyboardInterrupt:
