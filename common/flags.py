@@ -167,7 +167,7 @@ def setup(cfg):
     device = dist.start(_device(cfg.device))
     if dist.rank():
         sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
-    # threads add up the gradients of one position in any order; a fixed order costs next to nothing on a CPU
+    # threads add up gradients in any order; a fixed one costs next to nothing on a CPU
     # (not by use_deterministic_algorithms, which first imports torch's compiler: two seconds)
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -194,10 +194,8 @@ def check_memory(n_params, bytes_each, what):
 
 def _device(name):
     """--device -> torch.device.  Raises UserError on one that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = torch.cuda.device_count()
-    here = ["cpu", *["cuda"][:n], *(f"cuda:{i}" for i in range(n))]
-    if name not in here:
+    here = [*["cuda"][:n], "cpu", *(f"cuda:{i}" for i in range(n))]
+    if name not in ("auto", *here):
         raise UserError(f"--device {name}: torch sees {n} GPUs here; use auto, {', '.join(here)}")
-    return torch.device(name)
+    return torch.device(here[0] if name == "auto" else name)

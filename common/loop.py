@@ -51,9 +51,7 @@ def check_batch(cfg, minibatches=1):
 class Run:
     """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
     torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models:
-    the GPTs that are trained, by name.
-
-    `state` is a dict that the script may fill with plain values; it survives an interruption."""
+    the GPTs that are trained, by name.  `state` holds plain values that survive an interruption."""
 
     def __init__(self, name, cfg, optimizer, rng, inputs, path=None, **models):
         self.cfg, self.name, self.optimizer, self.rng, self.models = cfg, name, optimizer, rng, models
@@ -83,8 +81,7 @@ class Run:
             if "log" in self.state:             # without the lines of steps that are done again
                 write_jsonl(self.log_path, self.state["log"])
             return
-        # kept, so that a mistyped flag costs no hours: stop, and move it back
-        old = self.state_path.with_suffix(".resume.old")
+        old = self.state_path.with_suffix(".resume.old")    # kept: a mistyped flag should cost no hours
         print(f"{self.state_path} is of other flags or inputs: starting anew, it is now {old.name}")
         if dist.rank() == 0:
             os.replace(self.state_path, old)
@@ -147,8 +144,8 @@ class Run:
         dist.sum_gradients([p for params in params_of for p in params])
         norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in params_of]
         if not math.isfinite(sum(norms)):
-            raise UserError(f"step {self.step + 1}: the gradient is not finite; lower --lr. No checkpoint was "
-                            "written")
+            raise UserError(f"step {self.step + 1}: the gradient is not finite; lower --lr. No checkpoint "
+                            "was written")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norms

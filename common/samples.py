@@ -33,14 +33,6 @@ def sample_path(out, policy, split):
     return Path(out) / f"samples_{policy}_{split}.jsonl"
 
 
-def sample_line(row, outputs, finished, rewards, **shared):
-    """One line of a sample file.  row: of the task, with id, prompt and reference; outputs: N texts;
-    finished: N booleans; rewards: N floats or None; shared: the fields that all lines of the file share."""
-    return {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "outputs": list(outputs),
-            "rewards": None if rewards is None else [round(r, 5) for r in rewards],
-            "finished": list(finished), **shared}
-
-
 def read_samples(path):
     """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
     runs = read_runs(path)
@@ -50,23 +42,26 @@ def read_samples(path):
 
 
 def read_runs(path):
-    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}.
-
-    A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  A file may
-    hold several policies.  Raises UserError, which names file and sample, on a wrong one."""
+    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}, dicts with at
+    least id, prompt, reference, outputs, finished, policy and split.  A UserError names file and sample."""
     rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
     runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the sample}
     for number, row in enumerate(rows, 1):
         where = f"{path}, sample {number}"
-        _check_line(row, where)
+        outputs = row["outputs"]
+        if not outputs or not all(isinstance(text, str) for text in outputs):
+            raise UserError(f"{where}: outputs must be a non-empty list of strings")
+        finished = row.setdefault("finished", [True] * len(outputs))    # the word "false" would count as true
+        if [type(x) for x in finished or ()] != [bool] * len(outputs):
+            raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
         if row.get("id") is None:       # made of the prompt, so that policies meet in whatever order
             times[key, row["prompt"]] += 1
             named = f"{times[key, row['prompt']]} {row['prompt']}"
             row["id"] = hashlib.sha256(named.encode()).hexdigest()[:12]
-        if run and len(row["outputs"]) != len(run[0]["outputs"]):
-            raise UserError(f"{where}: {len(row['outputs'])} outputs, the first of {run_name(key)} has "
+        if run and len(outputs) != len(run[0]["outputs"]):
+            raise UserError(f"{where}: {len(outputs)} outputs, the first of {run_name(key)} has "
                             f"{len(run[0]['outputs'])}")
         seen = first.setdefault((key, str(row["id"])), number)
         if seen != number:
@@ -75,16 +70,6 @@ def read_runs(path):
     if not runs:
         raise UserError(f"{path}: no samples; python bon.py writes them")
     return runs
-
-
-def _check_line(row, where):
-    """Types of a line's lists; fills in `finished`."""
-    outputs = row["outputs"]
-    finished = row.setdefault("finished", [True] * len(outputs))        # the word "false" would count as true
-    if not outputs or not all(isinstance(text, str) for text in outputs):
-        raise UserError(f"{where}: outputs must be a non-empty list of strings")
-    if [type(x) for x in finished or ()] != [bool] * len(outputs):
-        raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
 
 
 def read_alpaca_eval(path):

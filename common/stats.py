@@ -20,12 +20,11 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
-    def __format__(self, digits):
-        mean, *ends = (format(x, digits or ".2f") for x in self if x is not None)
+    def __format__(self, digits=".2f"):
+        mean, *ends = (format(x, digits) for x in self if x is not None)
         return f"{mean} [{', '.join(ends)}]" if ends else mean
 
-    def __str__(self):
-        return format(self, ".2f")
+    __str__ = __format__
 
 
 # ----------------------------------------------------------------------------------------- means over prompts
@@ -56,9 +55,9 @@ def rate_interval(values):
     and has a width at the ends too.  Without ends if n is 1.
 
     Wilson's score interval (1927) with the effective number of prompts (Dean and Pagano 2015) and Student's
-    t.  One outcome of 0 or 1 a prompt has the variance p (1 - p).  The mean of several outputs varies less,
-    so its prompts count for more.  How much less is estimated from the values and half a prompt with one
-    outcome, because a few prompts may be alike by chance."""
+    t.  A prompt's mean of several outputs varies less than one outcome of 0 or 1, so it counts for more.  How
+    much less is estimated from the values and half a prompt with one outcome, because a few prompts may be
+    alike by chance."""
     x = np.asarray(values, dtype=float)
     n, p = len(x), float(x.mean())
     if n == 1:
@@ -116,9 +115,9 @@ def _ends(mean, half, rate=False):
 
 
 def _variance_by_prompts(x):
-    """What the choice of prompts adds to the variance of the mean of x (seeds, prompts), beyond what the
-    seeds' means show already: the excess of the prompts' mean square over that of the rest, in a two-way
-    table without replication (Searle, Casella and McCulloch 1992, section 4.3)."""
+    """What the choice of prompts adds to the variance of the mean of x (seeds, prompts): the excess of the
+    prompts' mean square over that of the rest, in a two-way table without replication (Searle, Casella and
+    McCulloch 1992, section 4.3)."""
     seeds, prompts = x.shape
     if prompts < 2:
         return 0.
@@ -134,8 +133,7 @@ def seeds_and_prompts(per_seed, variance_by_prompts, n_prompts):
     together, with Satterthwaite's (1946) degrees of freedom.  The first alone ignores the prompts, and the
     second alone is too narrow where two seeds are alike by chance."""
     by_seeds, freedom = per_seed.var(ddof=1) / len(per_seed), len(per_seed) - 1
-    half = t_quantile(freedom) * math.sqrt(by_seeds)
-    both = by_seeds + variance_by_prompts
+    half, both = t_quantile(freedom) * math.sqrt(by_seeds), by_seeds + variance_by_prompts
     if not variance_by_prompts:
         return half
     shared = both ** 2 / (by_seeds ** 2 / freedom + variance_by_prompts ** 2 / (n_prompts - 1))

@@ -6,15 +6,16 @@ import pytest
 from common.errors import UserError
 from common.files import write_jsonl
 from common.prompts import instruction_prompt
-from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table,
-                            sample_line, sample_path, study_order, text_table)
+from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table, sample_path,
+                            study_order, text_table)
 
-ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
+LINE = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "outputs": [" x", " y"], "rewards": [.1, 2.],
+        "finished": [True, False], "policy": "sft", "split": "test", "temperature": 1.0, "seed": 0, "task": "tldr",
+        "trained_against": None}
 
 
 def line(**more):
-    return sample_line(ROW, [" x", " y"], [True, False], [.123456789, 2.], policy="sft", split="test",
-                       temperature=1.0, seed=0, task="tldr", trained_against=None) | more
+    return LINE | more
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -22,10 +23,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert path == tmp_path / "samples_sft_test.jsonl"
     write_jsonl(path, [line(), line(id="b", rewards=None)])
     first, second = read_samples(path)
-    assert first == {"id": "a", "prompt": ROW["prompt"], "reference": "a cat", "outputs": [" x", " y"],
-                     "rewards": [.12346, 2.], "finished": [True, False], "policy": "sft", "split": "test",
-                     "temperature": 1.0, "seed": 0, "task": "tldr", "trained_against": None}
-    assert second["rewards"] is None and known_task([first, second]) == "tldr"
+    assert first == LINE and second["rewards"] is None and known_task([first, second]) == "tldr"
     assert known_task([first, {"task": "alpaca"}]) is None and known_task([first, {}]) is None
     assert list(read_all([path])) == [("sft", 1.0, 0, "test")]
 
