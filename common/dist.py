@@ -80,21 +80,18 @@ def mean_over_ranks(x):
 
 
 def sum_gradients(params):
-    """Replaces every rank's gradients by their sum: one message for all parameters that are not sharded.  The
-    backward pass has summed those of sharded parameters already."""
-    params = [p for p in params if not is_sharded(p)]
-    if world_size() == 1 or not params:
-        return
-    flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
-    for p, g in zip(params, flat.split([p.numel() for p in params])):
-        p.grad.copy_(g.view_as(p))
+    """Replaces every rank's gradients by their sum.  The backward pass has summed those of sharded parameters
+    already."""
+    for p in params:
+        if not is_sharded(p):
+            all_reduce(p.grad)
 
 
 # ------------------------------------------------------------------------------ layers sharded over the ranks
 
 def shard(*models):
-    """Shards the trained layers of models over the ranks, a layer at a time: PyTorch's fully_shard (Zhao et
-    al. 2023).  From then on every rank must make the same forward and backward passes."""
+    """Shards the trained layers of models over the ranks by PyTorch's fully_shard (Zhao et al. 2023).  From
+    then on every rank must make the same forward and backward passes."""
     if world_size() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh      # half a second, only where it is needed
@@ -128,8 +125,8 @@ def shard_like(x, other):
 
 
 def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call).  It is
-    the model itself if nothing changes."""
+    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call): itself
+    if nothing changes."""
     weights = model.state_dict()
     full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(full[k] is p for k, p in weights.items()):

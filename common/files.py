@@ -16,7 +16,7 @@ LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 
 def output_path(out, default):
-    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Raises
+    """--out FILE.pt names the file, anything else names the folder for `default`, which is made.  Raises
     UserError on a FILE.pt where no checkpoint is written: it may be one already."""
     if out.endswith(".pt") and not default.endswith(".pt"):
         raise UserError(f"--out {out}: this script writes {default}; name a folder for it")
@@ -26,9 +26,8 @@ def output_path(out, default):
 
 
 def lock(path):
-    """Holds the new file `path` until it is closed or the process ends, so that no two processes write the
-    same results.  Raises UserError if another holds it for LOCK_SECONDS, in which a worker whose parent was
-    killed has stopped."""
+    """Holds the new file `path` until it is closed or the process ends.  Raises UserError if another process
+    holds it for LOCK_SECONDS, in which a worker whose parent was killed has stopped."""
     held = open(path, "w")
     for _ in range(round(LOCK_SECONDS / 0.2)):
         try:

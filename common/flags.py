@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 import torch
 
@@ -20,8 +20,7 @@ from common.errors import UserError
 
 # --------------------------------------------------------------------------------------------- types of flags
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(NamedTuple):
     """Which values of a type a flag accepts: `says` in words, `holds` as a function."""
     says: str
     holds: object
@@ -116,8 +115,8 @@ def _add_flag(group, field):
 
 
 def parse(config, doc, argv=None, presets=None):
-    """Command line -> config.  Booleans take --flag and --no-flag.  presets: {name: {field: value}}, which
-    --preset NAME puts in place of the defaults; flags still win."""
+    """Command line -> config.  presets: {name: {field: value}}, which --preset NAME puts in place of the
+    defaults; flags still win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
     if presets:
