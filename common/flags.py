@@ -107,29 +107,27 @@ def _add_flag(group, field):
     if field.name == "files":
         group.add_argument("files", nargs="*", help=field.metadata["help"])
     elif kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif get_origin(kind) is Literal:
-        group.add_argument(flag, default=field.default, metavar="|".join(get_args(kind)), help=text)
+        group.add_argument(flag, metavar="|".join(get_args(kind)), help=text)
     else:
-        group.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
 
 
 def parse(config, doc, argv=None, presets=None):
     """Command line -> config.  presets: {name: {field: value}}, which --preset NAME puts in place of the
     defaults; flags still win."""
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     argument_default=argparse.SUPPRESS)        # only flags that are given
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
     if presets:
         own.add_argument("--preset", choices=presets, help=f"other defaults: {presets}")
     own_first = sorted(dataclasses.fields(config), key=lambda f: f.name in TrainFlags.__dataclass_fields__)
     for field in own_first:
         _add_flag(shared if field.name in Common.__dataclass_fields__ else own, field)
-    if presets:
-        preset = parser.parse_known_args(argv)[0].preset
-        parser.set_defaults(**presets.get(preset, {}))
     given = vars(parser.parse_args(argv))
-    given.pop("preset", None)
-    return config(**given)
+    preset = presets[given.pop("preset")] if "preset" in given else {}
+    return config(**preset | given)
 
 
 def launch(main, config, doc, presets=None):
@@ -137,23 +135,22 @@ def launch(main, config, doc, presets=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):      # texts of all languages, on a screen that may not know them
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    status, said = 2, ""
     try:
         main(parse(config, doc, presets=presets))
         return
     except BrokenPipeError:             # whoever reads what is printed, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141                    # a shell's status for SIGPIPE
+        sys.exit(141)                   # a shell's status for SIGPIPE
     except (UserError, OSError) as error:       # OSError: a full disk, a folder without permission
-        said = f"error: {error}"
+        status, said = 2, f"error: {error}"
     except (MemoryError, torch.OutOfMemoryError):
-        said = ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
-                "smaller model; docs/published-models.md says more")
+        status, said = 2, ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or "
+                           "choose a smaller model; docs/published-models.md says more")
     except KeyboardInterrupt:
         status, said = 130, "interrupted"
     finally:
         dist.stop()
-    print(said, end="\n" * bool(said), file=sys.stderr)
+    print(said, file=sys.stderr)
     sys.exit(status)
 
 
