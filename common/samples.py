@@ -157,14 +157,11 @@ def run_table(lines, columns):
 def text_table(header, rows, labels=1, width=110):
     """A table as a string.  header, rows: lists of cells of any type.  The first `labels` columns name a row.
     Columns that do not fit into `width` characters follow in blocks below, which repeat the labels."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    blocks, used = [], width
-    for i in range(labels, len(header)):
-        if not blocks or used + 2 + widths[i] > width:
-            blocks.append(list(range(labels)))
-            used = sum(widths[:labels]) + 2 * (labels - 1)
-        blocks[-1].append(i)
-        used += 2 + widths[i]
-    return "\n\n".join("\n".join("  ".join(row[i].ljust(widths[i]) for i in block).rstrip() for row in cells)
-                       for block in blocks)
+    columns = [[str(cell) for cell in column] for column in zip(header, *rows)]
+    columns = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    blocks = []
+    for column in columns[labels:]:
+        if not blocks or sum(2 + len(c[0]) for c in (*blocks[-1], column)) > width + 2:
+            blocks.append(columns[:labels])
+        blocks[-1].append(column)
+    return "\n\n".join("\n".join("  ".join(row).rstrip() for row in zip(*block)) for block in blocks)
