@@ -1,8 +1,7 @@
 """A dataclass becomes the flags of a script: a field's type is its domain, `arg(default, help)` the rest.
 
-Every script is a dataclass `Config` and a function `main(cfg)`.  `launch(main, Config, __doc__)` parses the
-command line and turns a UserError into one line and exit status 2.  A Config checks its values when it is
-built, so a main holds no range checks.
+Every script is a dataclass `Config`, which checks its values when it is built, and a function `main(cfg)`.
+`launch(main, Config, __doc__)` parses the command line and turns a UserError into one line and exit status 2.
 """
 import argparse
 import dataclasses
@@ -172,12 +171,8 @@ def setup(cfg):
 
 
 def use_threads(cfg, model):
-    """Sets the number of CPU threads, --threads or what suits the model, and prints it.  In a small one two
-    threads mostly wait for each other."""
-    size = model.n_params()
-    torch.set_num_threads(cfg.threads or (1 if size < SMALL_MODEL else ALL_THREADS))
-    if model.device.type == "cpu":
-        print(f"{size:,} parameters, CPU threads (--threads): {torch.get_num_threads()}")
+    """Sets the number of CPU threads.  In a small model two threads mostly wait for each other."""
+    torch.set_num_threads(cfg.threads or (1 if model.n_params() < SMALL_MODEL else ALL_THREADS))
 
 
 def check_memory(n_params, bytes_each, what):
@@ -185,7 +180,7 @@ def check_memory(n_params, bytes_each, what):
     needed, there = n_params * bytes_each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise UserError(f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine has "
-                        f"{there / 2**30:.1f} GB; choose a smaller model (python model.py lists sizes)")
+                        f"{there / 2**30:.1f} GB; choose a smaller model")
 
 
 def _device(name):

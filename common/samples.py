@@ -84,8 +84,7 @@ def read_alpaca_eval(path):
 
 
 def read_all(paths):
-    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
-    UserError on no path, and on one run in two files."""
+    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`."""
     if not paths:
         raise UserError("no sample files given; python bon.py writes samples_*.jsonl")
     runs = {}
