@@ -181,14 +181,9 @@ def ranks(x):
     return (count.cumsum() - (count + 1) / 2)[where]
 
 
-def spearman(x, y, given=None):
-    """Spearman's rank correlation of x (n,) and y (n,); nan where one of them does not vary.  With given (n,)
-    the partial one: the linear dependence on the ranks of `given` is taken out of both ranks first."""
-    x, y = ranks(x), ranks(y)
-    z = 0 * x if given is None else ranks(given) - (len(x) - 1) / 2
-    if z.any():     # what is left of x and y after a least-squares fit on z, whose mean is 0
-        x, y = (v - v.mean() - z * (v @ z) / (z @ z) for v in (x, y))
-    x, y = x - x.mean(), y - y.mean()
+def spearman(x, y):
+    """Spearman's rank correlation of x (n,) and y (n,); nan where one of them does not vary."""
+    x, y = (r - r.mean() for r in (ranks(x), ranks(y)))
     scale = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / scale) if scale > 0 else math.nan
 
