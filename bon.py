@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.files import output_path, write_jsonl
 from common.flags import Common, Count, Domain, Mass, Natural, arg, launch, setup
 from common.loop import Run
-from common.samples import list_of_hashes, sample_line, sample_path
+from common.samples import list_of_hashes, sample_path
 from generate import generate
 from reward import score
 from splits import decode, encode_prompts, load_bundle
@@ -146,8 +146,10 @@ def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
     the numbers of the outputs kept; fields: of every line."""
     lines = []
     for row, ids, r, kept in zip(rows, sampled, rewards, picks):
-        texts, finished = zip(*(decode(tokenizer, ids[j]) for j in kept))
-        lines.append(sample_line(row, texts, finished, r and [r[j] for j in kept], **fields))
+        texts, finished = map(list, zip(*(decode(tokenizer, ids[j]) for j in kept)))
+        lines.append({"id": row["id"], "prompt": row["prompt"], "reference": row["reference"],
+                      "outputs": texts, "rewards": r and [round(r[j], 5) for j in kept],
+                      "finished": finished, **fields})
     return lines
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.embed import encoder_wanted, load_encoder, load_nli
+from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Natural, arg, launch, setup
@@ -421,7 +421,7 @@ def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "diversity.json"), read_all(cfg.files)
     nli = load_nli(cfg.nli, device) if cfg.nli else None
-    encode = load_encoder(cfg.encoder, device, cfg.dtype) if encoder_wanted(cfg.encoder) else None
+    encode = load_encoder(cfg.encoder, device, cfg.dtype)
     if cfg.encoder and encode is None:
         print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())

@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
 from common.samples import (KEY, interval_cell, known_task, list_of_hashes, matched, read_all, run_name,
-                            run_table, short_name)
+                            run_table)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -268,7 +268,7 @@ def print_more(passes, meetings):
                                  for k in ks}))
     if meetings:
         print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-        print(run_table(meetings, {"against": [short_name(x["against"]) for x in meetings],
+        print(run_table(meetings, {"against": [x["against"] for x in meetings],
                                    "its T": [x["against_temperature"] for x in meetings],
                                    "prompts": [x["prompts"] for x in meetings],
                                    "win rate": [interval_cell(x["rate"]) for x in meetings]}))

@@ -22,7 +22,7 @@ from common.dist import all_reduce, full_copy, gather_rows, my_rows, param_group
 from common.errors import UserError
 from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFlags, arg, launch, setup
 from common.loop import Run, check_batch, warmup_cosine
-from common.stats import Interval, bootstrap_ratio
+from common.stats import Interval, bootstrap_statistic
 from model import pack
 from splits import encode_prompts, encode_response, length_bucketed_batches, load_bundle
 from tasks import annotators
@@ -170,7 +170,7 @@ def accuracy(groups, scores):
     prompt, margins, more_tokens = map(np.array, zip(*of_pair))
     hits, longer = (np.sign(x) / 2 + .5 for x in (margins, more_tokens))        # a tie is half a hit
     sums = np.stack((np.bincount(prompt, hits), np.bincount(prompt)), axis=1)
-    mean, low, high = bootstrap_ratio(sums)
+    mean, low, high = bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), 1000)
     found = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": longer.mean(),
              "pairs": len(hits)}
     gaps = np.array([gap for group in groups for gap in group.gaps])

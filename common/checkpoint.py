@@ -1,8 +1,7 @@
 """Checkpoints and the states that a killed run continues from: read with weights only, checked by a hash.
 
-A checkpoint is one file that the next stage can start from: kind (lm or reward), config, tokenizer, task,
-arguments, metrics, weights and the hash of the weights.  The hash names the weights: samples remember which
-reward model their policy was trained against.
+A checkpoint holds kind (lm or reward), config, tokenizer, task, arguments, metrics, weights and their hash,
+by which samples remember which reward model their policy was trained against.
 """
 import hashlib
 import io
@@ -24,8 +23,8 @@ MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.p
 
 
 def read_checked(path):
-    """The dict that torch.save wrote to a file, read with weights only: a pickle that would run code is
-    refused.  Raises ValueError where a byte has changed since, which torch itself does not notice."""
+    """The dict that torch.save wrote to a file.  Raises ValueError where a byte has changed since, which
+    torch itself does not notice."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():        # compares the checksum of every part
             raise ValueError(f"{damaged} is damaged")
@@ -55,8 +54,8 @@ def _write(path, content):
 
 
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
-    """Returns (GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged,
-    hostile or wrong file."""
+    """(GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged, hostile or
+    wrong file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file; `{MADE_BY.get(path.name, MADE_BY[kind])}` makes one")

@@ -1,5 +1,5 @@
-"""A recorded step: the kernels of one sampled token, launched together, because Python is slower than they
-are."""
+"""A recorded step: the kernels of one sampled token, launched together.  A small model's step is hundreds of
+kernels of some microseconds, and Python takes longer to launch them than they run."""
 from functools import cache
 
 import torch
@@ -12,11 +12,8 @@ def _recording_stream(device):
 
 
 def recorded(step, device):
-    """step, a function without arguments, as a CUDA graph: its kernels are recorded once and launched
-    together. Returns a function without arguments; on a CPU it is step itself.
-
-    A small model's step is hundreds of kernels of some microseconds, and launching them one by one takes
-    longer than they do.  Whatever changes from call to call must lie in tensors that stay where they are."""
+    """step, a function without arguments, as a CUDA graph: also one, which on a CPU is step itself.  Whatever
+    changes from call to call must lie in tensors that stay where they are."""
     if device.type != "cuda":
         return step
     graph, stream = torch.cuda.CUDAGraph(), _recording_stream(device)

@@ -3,15 +3,13 @@
     torchrun --nproc_per_node=8 -- sft.py --model gpt2 --task tldr                      # one node
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-endpoint=HOST:29500 -- sft.py ...     # on each of two
 
-Every rank knows the rows of a step's batch.  Rank r takes rows r, r + world_size, ..., and forwards at most
---micro-batch-size of them at a time.  A loss is a sum over the terms of a part, divided by the count of the
-*whole* batch, so the gradients of all parts add up to the batch's.  Random numbers belong to rows, not to
-ranks.  So ranks and micro-batches change memory and time, and results only by rounding.
+Rank r takes rows r, r + world_size, ... of a batch and forwards at most --micro-batch-size of them at a time.
+A loss is a sum over the terms of a part, divided by the count of the *whole* batch, so the gradients of all
+parts add up.  Random numbers belong to rows.  So ranks and micro-batches change results by rounding only.
 
-Every rank holds the whole model and takes the same optimizer step.  DistributedDataParallel would average
-gradients after one `forward` only, and the scripts call trunk, top and head one by one.  With --shard a rank
-keeps its shard of each trained layer, of its gradient and of its optimizer state.  Rank 0 writes the files
-and all ranks read them, so they need a common folder.
+DistributedDataParallel would average gradients after one `forward` only, and the scripts call trunk, top and
+head one by one.  With --shard a rank keeps its shard of each trained layer, of its gradient and of its
+optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common folder.
 """
 import os
 
@@ -73,11 +71,7 @@ def all_reduce(x, op="sum"):
 
 def all_gather(x):
     """The tensors x (n_rank, ...) of all ranks, one after the other: (n, ...)."""
-    if world_size() == 1:
-        return x
-    parts = [None] * world_size()
-    dist.all_gather_object(parts, x.cpu())
-    return torch.cat(parts).to(x.device)
+    return torch.cat(gather_rows([x.cpu()])).to(x.device)
 
 
 def mean_over_ranks(x):
@@ -86,21 +80,18 @@ def mean_over_ranks(x):
 
 
 def sum_gradients(params):
-    """Replaces every rank's gradients by their sum: one message for all parameters that are not sharded.  The
-    backward pass has summed those of sharded parameters already."""
-    params = [p for p in params if not is_sharded(p)]
-    if world_size() == 1 or not params:
-        return
-    flat = all_reduce(torch.cat([p.grad.flatten() for p in params]))
-    for p, g in zip(params, flat.split([p.numel() for p in params])):
-        p.grad.copy_(g.view_as(p))
+    """Replaces every rank's gradients by their sum.  The backward pass has summed those of sharded parameters
+    already."""
+    for p in params:
+        if not is_sharded(p):
+            all_reduce(p.grad)
 
 
 # ------------------------------------------------------------------------------ layers sharded over the ranks
 
 def shard(*models):
-    """Shards the trained layers of models over the ranks, a layer at a time: PyTorch's fully_shard (Zhao et
-    al. 2023).  From then on every rank must make the same forward and backward passes."""
+    """Shards the trained layers of models over the ranks by PyTorch's fully_shard (Zhao et al. 2023).  From
+    then on every rank must make the same forward and backward passes."""
     if world_size() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh      # half a second, only where it is needed
@@ -134,8 +125,8 @@ def shard_like(x, other):
 
 
 def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call).  It is
-    the model itself if nothing changes."""
+    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call): itself
+    if nothing changes."""
     weights = model.state_dict()
     full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(full[k] is p for k, p in weights.items()):

@@ -1,6 +1,5 @@
-"""Models that read texts for the measures: encoders (ours, published ones, Sentence-BERT), a classifier of
-entailment.  Sentence-BERT and the classifier need `pip install sentence-transformers`, which brings
-transformers.
+"""Models that read texts for the measures: encoders and a classifier of entailment.  Sentence-BERT and the
+classifier need `pip install sentence-transformers`, which brings transformers.
 """
 from functools import partial
 from pathlib import Path
@@ -13,18 +12,18 @@ from common.tokenizer import load_tokenizer
 from model import plain
 from published import pretrained
 
-DEFAULT_ENCODER = "ckpt_sft.pt"
+TEXTS_AT_ONCE, PAIRS_AT_ONCE = 256, 64
 NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
 
 
 @torch.no_grad()
-def embed(model, tokenizer, texts, batch_size=256):
-    """Mean of the last hidden states over each text's tokens: (n, D) array.  Each text is read by itself and
-    cut at the model's context; an empty text is embedded as EOS."""
+def embed(model, tokenizer, texts):
+    """Mean of the last hidden states over each text's tokens: (n, D) array.  A text is cut at the model's
+    context; an empty one is embedded as EOS."""
     device, found = model.device, []
     ids = [tokenizer.encode_ordinary(text)[:model.config.context] or [tokenizer.eot_token] for text in texts]
-    for i in range(0, len(ids), batch_size):
-        part = ids[i:i + batch_size]
+    for i in range(0, len(ids), TEXTS_AT_ONCE):
+        part = ids[i:i + TEXTS_AT_ONCE]
         hidden = model(plain(part, device))                                             # (B, S, D)
         lengths = torch.tensor([len(row) for row in part], device=device)
         mask = torch.arange(hidden.shape[1], device=device) < lengths[:, None]          # (B, S)
@@ -33,14 +32,11 @@ def embed(model, tokenizer, texts, batch_size=256):
     return np.concatenate(found)
 
 
-def encoder_wanted(name):
-    """Whether --encoder asks for one: "" does not, and the default does not where its file is missing."""
-    return name and (name != DEFAULT_ENCODER or Path(name).is_file())
-
-
 def load_encoder(name, device, dtype="fp32"):
     """--encoder -> function of n texts giving an (n, D) array.  name: a checkpoint or a published model,
-    whose hidden states embed a text, or sbert:NAME.  Raises UserError if it cannot be had."""
+    whose hidden states embed a text, or sbert:NAME; "", or the default without its file, gives None."""
+    if not name or name == "ckpt_sft.pt" and not Path(name).is_file():
+        return None
     if not name.startswith("sbert:"):
         model, saved = pretrained.load(name, "--encoder", device, dtype)
         return partial(embed, model, load_tokenizer(saved["tokenizer"]))
@@ -51,7 +47,7 @@ def load_encoder(name, device, dtype="fp32"):
     return SentenceTransformer(name.removeprefix("sbert:"), device=str(device)).encode
 
 
-def load_nli(name, device, batch_size=64):
+def load_nli(name, device):
     """--nli -> function of [(premise, hypothesis)] giving an (n,) array: the points of each pair's likeliest
     label (NLI_POINTS) times its probability.  Raises UserError on a classifier of other labels."""
     try:
@@ -63,15 +59,15 @@ def load_nli(name, device, batch_size=64):
     labels = [model.config.id2label[i].upper() for i in range(model.config.num_labels)]
     if set(labels) != set(NLI_POINTS):
         raise UserError(f"--nli {name}: its labels are {', '.join(labels)}, not {', '.join(NLI_POINTS)}")
-    return partial(_nli_points, model, tokenizer, [NLI_POINTS[label] for label in labels], batch_size)
+    points_of_label = torch.tensor([NLI_POINTS[label] for label in labels], device=device)
+    return partial(_nli_points, model, tokenizer, points_of_label)
 
 
 @torch.no_grad()
-def _nli_points(model, tokenizer, points_of_label, batch_size, pairs):
-    points_of_label = torch.tensor(points_of_label, device=model.device)
+def _nli_points(model, tokenizer, points_of_label, pairs):
     found = []
-    for i in range(0, len(pairs), batch_size):
-        premises, hypotheses = map(list, zip(*pairs[i:i + batch_size]))
+    for i in range(0, len(pairs), PAIRS_AT_ONCE):
+        premises, hypotheses = map(list, zip(*pairs[i:i + PAIRS_AT_ONCE]))
         encoded = tokenizer(premises, hypotheses, padding=True, truncation=True, max_length=512,
                             return_tensors="pt")
         probability, label = model(**encoded.to(model.device)).logits.softmax(-1).max(-1)

@@ -16,7 +16,7 @@ LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 
 def output_path(out, default):
-    """--out FILE.pt names the file, anything else names the folder for `default`.  Makes the folder.  Raises
+    """--out FILE.pt names the file, anything else names the folder for `default`, which is made.  Raises
     UserError on a FILE.pt where no checkpoint is written: it may be one already."""
     if out.endswith(".pt") and not default.endswith(".pt"):
         raise UserError(f"--out {out}: this script writes {default}; name a folder for it")
@@ -26,21 +26,18 @@ def output_path(out, default):
 
 
 def lock(path):
-    """Holds the new file `path` until it is closed or the process ends, so that no two processes write the
-    same results.  Raises UserError if another holds it for LOCK_SECONDS, in which a worker whose parent was
-    killed has stopped."""
-    held, until = open(path, "w"), time.monotonic() + LOCK_SECONDS
-    while True:
+    """Holds the new file `path` until it is closed or the process ends.  Raises UserError if another process
+    holds it for LOCK_SECONDS, in which a worker whose parent was killed has stopped."""
+    held = open(path, "w")
+    for _ in range(round(LOCK_SECONDS / 0.2)):
         try:
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return held
         except (BlockingIOError, PermissionError):
-            if time.monotonic() >= until:
-                raise UserError(f"{path}: another process still writes here; wait for its end, or name "
-                                "another --out") from None
             time.sleep(0.2)
         except OSError:         # a file system without locks
             return held
+    raise UserError(f"{path}: another process still writes here; wait for its end, or name another --out")
 
 
 def atomic_write(path, payload):
@@ -93,16 +90,11 @@ def loads(text):
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  A UserError names the line."""
-    return [row for _, row in read_numbered(path, needs)]
-
-
-def read_numbered(path, needs):
-    """The same with the lines' numbers: [(number, dict)].  Empty lines count, and are left out."""
-    path = Path(path)
+    """Lines of a .jsonl or .jsonl.gz file as dicts, without the empty ones.  needs: {field: type}.  A
+    UserError names the line."""
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            return [(number, _parse_line(line, f"{path}, line {number}", needs))
+        with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as f:
+            return [_parse_line(line, f"{path}, line {number}", needs)
                     for number, line in enumerate(f, 1) if line.strip()]
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the gzip file is damaged ({error})") from None

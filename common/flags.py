@@ -1,8 +1,7 @@
 """A dataclass becomes the flags of a script: a field's type is its domain, `arg(default, help)` the rest.
 
-Every script is a dataclass `Config` and a function `main(cfg)`.  `launch(main, Config, __doc__)` parses the
-command line and turns a UserError into one line and exit status 2.  A Config checks its values when it is
-built, so a main holds no range checks.
+Every script is a dataclass `Config`, which checks its values when it is built, and a function `main(cfg)`.
+`launch(main, Config, __doc__)` parses the command line and turns a UserError into one line and exit status 2.
 """
 import argparse
 import dataclasses
@@ -10,7 +9,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 import torch
 
@@ -20,8 +19,7 @@ from common.errors import UserError
 
 # --------------------------------------------------------------------------------------------- types of flags
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(NamedTuple):
     """Which values of a type a flag accepts: `says` in words, `holds` as a function."""
     says: str
     holds: object
@@ -108,29 +106,27 @@ def _add_flag(group, field):
     if field.name == "files":
         group.add_argument("files", nargs="*", help=field.metadata["help"])
     elif kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif get_origin(kind) is Literal:
-        group.add_argument(flag, default=field.default, metavar="|".join(get_args(kind)), help=text)
+        group.add_argument(flag, metavar="|".join(get_args(kind)), help=text)
     else:
-        group.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=text)
+        group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=text)
 
 
 def parse(config, doc, argv=None, presets=None):
-    """Command line -> config.  Booleans take --flag and --no-flag.  presets: {name: {field: value}}, which
-    --preset NAME puts in place of the defaults; flags still win."""
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line -> config.  presets: {name: {field: value}}, which --preset NAME puts in place of the
+    defaults; flags still win."""
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     argument_default=argparse.SUPPRESS)        # only flags that are given
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
     if presets:
         own.add_argument("--preset", choices=presets, help=f"other defaults: {presets}")
     own_first = sorted(dataclasses.fields(config), key=lambda f: f.name in TrainFlags.__dataclass_fields__)
     for field in own_first:
         _add_flag(shared if field.name in Common.__dataclass_fields__ else own, field)
-    if presets:
-        preset = parser.parse_known_args(argv)[0].preset
-        parser.set_defaults(**presets.get(preset, {}))
     given = vars(parser.parse_args(argv))
-    given.pop("preset", None)
-    return config(**given)
+    preset = presets[given.pop("preset")] if "preset" in given else {}
+    return config(**preset | given)
 
 
 def launch(main, config, doc, presets=None):
@@ -138,25 +134,22 @@ def launch(main, config, doc, presets=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):      # texts of all languages, on a screen that may not know them
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    status, said = 2, ""
     try:
         main(parse(config, doc, presets=presets))
         return
     except BrokenPipeError:             # whoever reads what is printed, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141                    # a shell's status for SIGPIPE
+        sys.exit(141)                   # a shell's status for SIGPIPE
     except (UserError, OSError) as error:       # OSError: a full disk, a folder without permission
-        said = f"error: {error}"
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
-            raise
-        said = ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or choose a "
-                "smaller model; docs/published-models.md says more")
+        status, said = 2, f"error: {error}"
+    except (MemoryError, torch.OutOfMemoryError):
+        status, said = 2, ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or "
+                           "choose a smaller model; docs/published-models.md says more")
     except KeyboardInterrupt:
         status, said = 130, "interrupted"
     finally:
         dist.stop()
-    print(said, end="\n" * bool(said), file=sys.stderr)
+    print(said, file=sys.stderr)
     sys.exit(status)
 
 
@@ -169,7 +162,7 @@ def setup(cfg):
     device = dist.start(_device(cfg.device))
     if dist.rank():
         sys.stdout, cfg.quiet = open(os.devnull, "w"), True     # rank 0 speaks for all
-    # threads add up the gradients of one position in any order; a fixed order costs next to nothing on a CPU
+    # threads add up gradients in any order; a fixed one costs next to nothing on a CPU
     # (not by use_deterministic_algorithms, which first imports torch's compiler: two seconds)
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -178,12 +171,8 @@ def setup(cfg):
 
 
 def use_threads(cfg, model):
-    """Sets the number of CPU threads, --threads or what suits the model, and prints it.  In a small one two
-    threads mostly wait for each other."""
-    size = model.n_params()
-    torch.set_num_threads(cfg.threads or (1 if size < SMALL_MODEL else ALL_THREADS))
-    if model.device.type == "cpu":
-        print(f"{size:,} parameters, CPU threads (--threads): {torch.get_num_threads()}")
+    """Sets the number of CPU threads.  In a small model two threads mostly wait for each other."""
+    torch.set_num_threads(cfg.threads or (1 if model.n_params() < SMALL_MODEL else ALL_THREADS))
 
 
 def check_memory(n_params, bytes_each, what):
@@ -191,15 +180,13 @@ def check_memory(n_params, bytes_each, what):
     needed, there = n_params * bytes_each, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise UserError(f"{what}: {n_params:,} parameters take {needed / 2**30:.1f} GB, and this machine has "
-                        f"{there / 2**30:.1f} GB; choose a smaller model (python model.py lists sizes)")
+                        f"{there / 2**30:.1f} GB; choose a smaller model")
 
 
 def _device(name):
     """--device -> torch.device.  Raises UserError on one that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = torch.cuda.device_count()
-    here = ["cpu", *["cuda"][:n], *(f"cuda:{i}" for i in range(n))]
-    if name not in here:
+    here = [*["cuda"][:n], "cpu", *(f"cuda:{i}" for i in range(n))]
+    if name not in ("auto", *here):
         raise UserError(f"--device {name}: torch sees {n} GPUs here; use auto, {', '.join(here)}")
-    return torch.device(name)
+    return torch.device(here[0] if name == "auto" else name)

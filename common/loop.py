@@ -1,12 +1,9 @@
 """Run: what every training loop needs around its steps, so that the script shows only the algorithm.
 
-A Run picks up an interrupted run, counts steps with a progress bar, cuts a batch into this rank's
-micro-batches, takes the optimizer step, writes the log line, and saves the result.  It never calls the model
-and has no hooks: the forward pass, the loss and `.backward()` stand in the script.
-
-Killed at any moment, the same command continues to the same result.  A state counts only for the flags and
-inputs that it was made with.  Threads, device and micro-batches do not count, but only a run with the same
-ones is equal to the last bit.
+A Run never calls the model and has no hooks: the forward pass, the loss and `.backward()` stand in the
+script.  Killed at any moment, the same command continues to the same result.  A state counts only for the
+flags and inputs that it was made with.  Threads, device and micro-batches do not count, but only a run with
+the same ones is equal to the last bit.
 """
 import hashlib
 import json
@@ -27,7 +24,6 @@ from common.checkpoint import load_state, save_checkpoint, save_state
 from common.errors import UserError
 from common.files import lock, output_path, write_jsonl
 
-MAX_SKIPPED_STEPS = 10      # in a row, because their gradient is not finite
 # flags that change no result, or nothing but rounding
 NO_EFFECT = ("out", "quiet", "device", "threads", "save_every", "micro_batch_size", "recompute")
 # metrics that stand in the file but not on the screen, where a line has to fit
@@ -55,9 +51,7 @@ def check_batch(cfg, minibatches=1):
 class Run:
     """name: sft, reward, ppo, ... names ckpt_<name>.pt, metrics_<name>.jsonl and the progress bar.  rng: the
     torch.Generator that the loop draws from.  inputs: anything JSON that names what is learned from.  models:
-    the GPTs that are trained, by name.
-
-    `state` is a dict that the script may fill with plain values; it survives an interruption."""
+    the GPTs that are trained, by name.  `state` holds plain values that survive an interruption."""
 
     def __init__(self, name, cfg, optimizer, rng, inputs, path=None, **models):
         self.cfg, self.name, self.optimizer, self.rng, self.models = cfg, name, optimizer, rng, models
@@ -73,7 +67,7 @@ class Run:
         flags = {k: v for k, v in asdict(cfg).items() if k not in NO_EFFECT}
         named = json.dumps([flags, inputs], sort_keys=True, default=str)
         self.inputs_hash = hashlib.sha256(named.encode()).hexdigest()
-        self.step, self.state, self.skipped, self.columns = 0, {}, 0, []
+        self.step, self.state, self.columns = 0, {}, []
         if self.state_path.is_file():
             self._continue()
         self.began = time.monotonic() - (self.state["log"][-1]["seconds"] if self.state.get("log") else 0)
@@ -87,8 +81,7 @@ class Run:
             if "log" in self.state:             # without the lines of steps that are done again
                 write_jsonl(self.log_path, self.state["log"])
             return
-        # kept, so that a mistyped flag costs no hours: stop, and move it back
-        old = self.state_path.with_suffix(".resume.old")
+        old = self.state_path.with_suffix(".resume.old")    # kept: a mistyped flag should cost no hours
         print(f"{self.state_path} is of other flags or inputs: starting anew, it is now {old.name}")
         if dist.rank() == 0:
             os.replace(self.state_path, old)
@@ -146,20 +139,14 @@ class Run:
 
     def step_optimizer(self, *models):
         """Sums the gradients over ranks, clips each model's to --max-grad-norm, takes a step and clears them.
-        Returns the list of gradient norms before clipping.  Skips a step whose gradient is not finite, and
-        raises UserError after MAX_SKIPPED_STEPS in a row."""
+        Returns the list of gradient norms before clipping.  Raises UserError if one is not finite."""
         params_of = [model.trainable() for model in models]
         dist.sum_gradients([p for params in params_of for p in params])
         norms = [dist.clip_grad_norm(params, self.cfg.max_grad_norm).item() for params in params_of]
-        if math.isfinite(sum(norms)):
-            self.optimizer.step()
-            self.skipped, self.state["steps_taken"] = 0, self.state.get("steps_taken", 0) + 1
-        else:
-            self.skipped += 1
-            tqdm.write(f"step {self.step + 1}: the gradient is not finite, skipped")
-            if self.skipped == MAX_SKIPPED_STEPS:
-                raise UserError(f"step {self.step + 1}: {self.skipped} gradients in a row were not finite; "
-                                "lower --lr. No checkpoint was written; what stood there before is unchanged")
+        if not math.isfinite(sum(norms)):
+            raise UserError(f"step {self.step + 1}: the gradient is not finite; lower --lr. No checkpoint "
+                            "was written")
+        self.optimizer.step()
         self.optimizer.zero_grad()
         return norms
 
@@ -182,13 +169,13 @@ class Run:
 
     def save(self, model, spec, task, metrics, **args):
         """Writes the checkpoint.  spec: of the tokenizer; metrics: {name: number or None}; args: to remember,
-        with the flags.  Raises UserError if no step was taken, or if a metric is not finite."""
-        broken = [name for name, value in metrics.items() if value is not None and not math.isfinite(value)]
-        if broken or not self.state.get("steps_taken"):
-            what = f"{', '.join(broken)} of the trained model" if broken else "every gradient"
-            raise UserError(f"{what} is not finite: lower --lr. No checkpoint was written")
-        args, full = asdict(self.cfg) | args, dist.full_copy(model)
-        save_checkpoint(self.path, full, spec, task.as_dict(), args, metrics)
+        with the flags.  Raises UserError if a metric is not finite."""
+        for name, value in metrics.items():
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} of the trained model is not finite: lower --lr. No checkpoint was "
+                                "written")
+        args = asdict(self.cfg) | args
+        save_checkpoint(self.path, dist.full_copy(model), spec, task.as_dict(), args, metrics)
         self.finish()
 
     def finish(self):

@@ -20,32 +20,18 @@ from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import loads, read_numbered
+from common.files import loads, read_jsonl
 from common.prompts import instruction_prompt
 from common.stats import Interval
 
 NEEDED = {"prompt": str, "reference": str, "outputs": list, "policy": str, "split": str}
 KEY = ("policy", "temperature", "seed", "split")    # of a run: the fields that name a sample file
-NAMES = {"split": "split", "policy": "policy", "T": "temperature", "seed": "seed"}  # columns that name a run
 POLICIES = ("base", "sft", "sft_matched", "bon", "ppo", "ppo_gold")     # in the order of the study's tables
-WIDTH = 110                                         # characters of a line of a table
 
-
-# -------------------------------------------------------------------------------------------------------- out
 
 def sample_path(out, policy, split):
     return Path(out) / f"samples_{policy}_{split}.jsonl"
 
-
-def sample_line(row, outputs, finished, rewards, **shared):
-    """One line of a sample file.  row: of the task, with id, prompt and reference; outputs: N texts;
-    finished: N booleans; rewards: N floats or None; shared: the fields that all lines of the file share."""
-    return {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "outputs": list(outputs),
-            "rewards": None if rewards is None else [round(r, 5) for r in rewards],
-            "finished": list(finished), **shared}
-
-
-# --------------------------------------------------------------------------------------------------------- in
 
 def read_samples(path):
     """Lines of a file that holds one run, as from `read_runs`.  Raises UserError on a file of several."""
@@ -56,42 +42,34 @@ def read_samples(path):
 
 
 def read_runs(path):
-    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}.
-
-    A line is a dict with at least id, prompt, reference, outputs, finished, policy and split.  A file may
-    hold several policies.  Raises UserError, which names file and line, on one that is no sample."""
-    alpaca_eval = Path(path).suffix == ".json"
-    rows = enumerate(read_alpaca_eval(path), 1) if alpaca_eval else read_numbered(path, NEEDED)
-    runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the line}
-    for number, row in rows:
-        where = f"{path}, line {number}"
-        _check_line(row, where)
+    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}, dicts with at
+    least id, prompt, reference, outputs, finished, policy and split.  A UserError names file and sample."""
+    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
+    runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the sample}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, sample {number}"
+        outputs = row["outputs"]
+        if not outputs or not all(isinstance(text, str) for text in outputs):
+            raise UserError(f"{where}: outputs must be a non-empty list of strings")
+        finished = row.setdefault("finished", [True] * len(outputs))    # the word "false" would count as true
+        if [type(x) for x in finished or ()] != [bool] * len(outputs):
+            raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
         key = tuple(row.get(field) for field in KEY)
         run = runs.setdefault(key, [])
         if row.get("id") is None:       # made of the prompt, so that policies meet in whatever order
             times[key, row["prompt"]] += 1
             named = f"{times[key, row['prompt']]} {row['prompt']}"
             row["id"] = hashlib.sha256(named.encode()).hexdigest()[:12]
-        if run and len(row["outputs"]) != len(run[0]["outputs"]):
-            raise UserError(f"{where}: {len(row['outputs'])} outputs, the first line of {run_name(key)} has "
+        if run and len(outputs) != len(run[0]["outputs"]):
+            raise UserError(f"{where}: {len(outputs)} outputs, the first of {run_name(key)} has "
                             f"{len(run[0]['outputs'])}")
         seen = first.setdefault((key, str(row["id"])), number)
         if seen != number:
-            raise UserError(f"{where}: the id {row['id']!r} is that of line {seen} already")
+            raise UserError(f"{where}: the id {row['id']!r} is that of sample {seen} already")
         run.append(row)
     if not runs:
         raise UserError(f"{path}: no samples; python bon.py writes them")
     return runs
-
-
-def _check_line(row, where):
-    """Types of a line's lists; fills in `finished`."""
-    outputs = row["outputs"]
-    finished = row.setdefault("finished", [True] * len(outputs))        # the word "false" would count as true
-    if not outputs or not all(isinstance(text, str) for text in outputs):
-        raise UserError(f"{where}: outputs must be a non-empty list of strings")
-    if [type(x) for x in finished or ()] != [bool] * len(outputs):
-        raise UserError(f"{where}: finished must be a list of booleans, as long as outputs")
 
 
 def read_alpaca_eval(path):
@@ -106,8 +84,7 @@ def read_alpaca_eval(path):
 
 
 def read_all(paths):
-    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
-    UserError on no path, and on one run in two files."""
+    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`."""
     if not paths:
         raise UserError("no sample files given; python bon.py writes samples_*.jsonl")
     runs = {}
@@ -121,9 +98,9 @@ def read_all(paths):
     return {key: runs[key] for key in sorted(runs, key=study_order)}
 
 
-def matched(rows, others, names=("one file", "the other")):
-    """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  Raises
-    UserError where one id names two prompts or two references: then the files are of different data."""
+def matched(rows, others, names):
+    """Row numbers [(i, j)] of the prompts that both have, in the order of rows.  Prompts meet by id.  names:
+    of the two, in words.  Raises UserError where one id names two prompts or two references."""
     place = {str(row["id"]): j for j, row in enumerate(others)}
     pairs = [(i, place[str(row["id"])]) for i, row in enumerate(rows) if str(row["id"]) in place]
     for i, j in pairs:
@@ -161,11 +138,6 @@ def run_name(key):
     return ", ".join(f"{what} {x}" for what, x in zip(KEY, key) if x is not None)
 
 
-def short_name(name):
-    """At most 30 characters of a name, without its middle: names of one family differ at the end."""
-    return name if len(name) <= 30 else f"{name[:14]}...{name[-13:]}"
-
-
 def interval_cell(x):
     """An Interval, or a list of its three numbers, in a table; "-" where there is none."""
     return "-" if x is None or x[0] is None else f"{Interval(*x):.3f}"
@@ -174,24 +146,21 @@ def interval_cell(x):
 def run_table(lines, columns):
     """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column of
     equal seeds is left out."""
-    names = {title: ["-" if x[field] is None else short_name(str(x[field])) for x in lines]
-             for title, field in NAMES.items()}
+    names = {field.replace("temperature", "T"): ["-" if x[field] is None else x[field] for x in lines]
+             for field in ("split", "policy", "temperature", "seed")}
     if len(set(names["seed"])) == 1:
         del names["seed"]
     return text_table([*names, *columns], zip(*names.values(), *columns.values()), labels=len(names))
 
 
-def text_table(header, rows, labels=1, width=WIDTH):
+def text_table(header, rows, labels=1, width=110):
     """A table as a string.  header, rows: lists of cells of any type.  The first `labels` columns name a row.
     Columns that do not fit into `width` characters follow in blocks below, which repeat the labels."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    blocks, used = [], width
-    for i in range(labels, len(header)):
-        if not blocks or used + 2 + widths[i] > width:
-            blocks.append(list(range(labels)))
-            used = sum(widths[:labels]) + 2 * (labels - 1)
-        blocks[-1].append(i)
-        used += 2 + widths[i]
-    return "\n\n".join("\n".join("  ".join(row[i].ljust(widths[i]) for i in block).rstrip() for row in cells)
-                       for block in blocks)
+    columns = [[str(cell) for cell in column] for column in zip(header, *rows)]
+    columns = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    blocks = []
+    for column in columns[labels:]:
+        if not blocks or sum(2 + len(c[0]) for c in (*blocks[-1], column)) > width + 2:
+            blocks.append(columns[:labels])
+        blocks[-1].append(column)
+    return "\n\n".join("\n".join("  ".join(row).rstrip() for row in zip(*block)) for block in blocks)

@@ -20,12 +20,11 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
-    def __format__(self, digits):
-        mean, *ends = (format(x, digits or ".2f") for x in self if x is not None)
+    def __format__(self, digits=".2f"):
+        mean, *ends = (format(x, digits) for x in self if x is not None)
         return f"{mean} [{', '.join(ends)}]" if ends else mean
 
-    def __str__(self):
-        return format(self, ".2f")
+    __str__ = __format__
 
 
 # ----------------------------------------------------------------------------------------- means over prompts
@@ -56,9 +55,9 @@ def rate_interval(values):
     and has a width at the ends too.  Without ends if n is 1.
 
     Wilson's score interval (1927) with the effective number of prompts (Dean and Pagano 2015) and Student's
-    t.  One outcome of 0 or 1 a prompt has the variance p (1 - p).  The mean of several outputs varies less,
-    so its prompts count for more.  How much less is estimated from the values and half a prompt with one
-    outcome, because a few prompts may be alike by chance."""
+    t.  A prompt's mean of several outputs varies less than one outcome of 0 or 1, so it counts for more.  How
+    much less is estimated from the values and half a prompt with one outcome, because a few prompts may be
+    alike by chance."""
     x = np.asarray(values, dtype=float)
     n, p = len(x), float(x.mean())
     if n == 1:
@@ -91,29 +90,21 @@ def difference(a, b):
 
 def over_seeds(x, rate=False):
     """x (seeds, prompts), the same prompts for every seed, as a dict of what a table needs.  rate: x lies
-    between 0 and 1, and so do the ends of its intervals.
+    between 0 and 1, and so do the ends of its interval.
 
-    `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`;
-    `prompts_low`, `prompts_high`: over the choice of prompts alone, for these very seeds; `seed_sd`: standard
-    deviation of the seeds' means; `per_seed`: these means.  What one seed or one prompt cannot tell is None.
-    A value that is missing (nan) is left out of the mean, and its prompt out of the intervals; so is a seed
-    without any value.  Without any value at all: None."""
+    `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`, None
+    with one seed; `per_seed`: the seeds' means.  A value that is missing (nan) is left out of the mean, and
+    its prompt out of the interval; so is a seed without any value.  Without any value at all: None."""
     x = x[~np.isnan(x).all(axis=1)]
     x = x[:, ~np.isnan(x).all(axis=0)]
     if x.size == 0:
         return None
-    per_seed, mean = np.nanmean(x, axis=1), float(np.nanmean(x, axis=0).mean())
-    complete = x[:, ~np.isnan(x).any(axis=0)]
-    prompts, half_prompts, half, seed_sd = complete.mean(axis=0), None, None, None
-    if len(prompts) > 1:
-        half_prompts = mean_interval(prompts).high - prompts.mean()
+    per_seed, mean, half = np.nanmean(x, axis=1), float(np.nanmean(x, axis=0).mean()), None
     if len(per_seed) > 1:
-        half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), len(prompts))
-        seed_sd = float(per_seed.std(ddof=1))
+        complete = x[:, ~np.isnan(x).any(axis=0)]
+        half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), complete.shape[1])
     low, high = _ends(mean, half, rate)
-    prompts_low, prompts_high = _ends(mean, half_prompts, rate)
-    return {"mean": mean, "low": low, "high": high, "prompts_low": prompts_low, "prompts_high": prompts_high,
-            "seed_sd": seed_sd, "per_seed": [round(float(v), 4) for v in per_seed]}
+    return {"mean": mean, "low": low, "high": high, "per_seed": [round(float(v), 4) for v in per_seed]}
 
 
 def _ends(mean, half, rate=False):
@@ -124,9 +115,9 @@ def _ends(mean, half, rate=False):
 
 
 def _variance_by_prompts(x):
-    """What the choice of prompts adds to the variance of the mean of x (seeds, prompts), beyond what the
-    seeds' means show already: the excess of the prompts' mean square over that of the rest, in a two-way
-    table without replication (Searle, Casella and McCulloch 1992, section 4.3)."""
+    """What the choice of prompts adds to the variance of the mean of x (seeds, prompts): the excess of the
+    prompts' mean square over that of the rest, in a two-way table without replication (Searle, Casella and
+    McCulloch 1992, section 4.3)."""
     seeds, prompts = x.shape
     if prompts < 2:
         return 0.
@@ -142,8 +133,7 @@ def seeds_and_prompts(per_seed, variance_by_prompts, n_prompts):
     together, with Satterthwaite's (1946) degrees of freedom.  The first alone ignores the prompts, and the
     second alone is too narrow where two seeds are alike by chance."""
     by_seeds, freedom = per_seed.var(ddof=1) / len(per_seed), len(per_seed) - 1
-    half = t_quantile(freedom) * math.sqrt(by_seeds)
-    both = by_seeds + variance_by_prompts
+    half, both = t_quantile(freedom) * math.sqrt(by_seeds), by_seeds + variance_by_prompts
     if not variance_by_prompts:
         return half
     shared = both ** 2 / (by_seeds ** 2 / freedom + variance_by_prompts ** 2 / (n_prompts - 1))
@@ -174,20 +164,12 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
 def bootstrap_statistic(statistic, n, draws=500):
     """Interval of any statistic of n rows: percentiles of its values on n rows drawn with replacement (Efron
     and Tibshirani 1993).  statistic: function of row numbers (n,), a float.  Draws on which it is undefined
-    (nan) are left out; without ends if none remains."""
+    (nan) are left out; without ends if none remains, or if n is 1."""
     rows, value = np.random.default_rng(0).integers(0, n, (draws, n)), float(statistic(np.arange(n)))
     of_draws = np.array([statistic(r) for r in rows])
-    if np.isnan(of_draws).all():
+    if n == 1 or np.isnan(of_draws).all():
         return Interval(value, None, None)
     return Interval(value, *map(float, np.nanpercentile(of_draws, ENDS)))
-
-
-def bootstrap_ratio(sums, draws=1000):
-    """Interval of sum(hits) / sum(pairs), where every prompt has several pairs.  sums: (n, 2), hits and pairs
-    of each of n prompts; prompts are resampled.  Without ends if n is 1."""
-    sums = np.asarray(sums)
-    ratio = bootstrap_statistic(lambda rows: np.divide(*sums[rows].sum(axis=0)), len(sums), draws)
-    return ratio if len(sums) > 1 else Interval(ratio.mean, None, None)
 
 
 # ---------------------------------------------------------------------------------------- ranks and ROC curve
@@ -199,21 +181,11 @@ def ranks(x):
     return (count.cumsum() - (count + 1) / 2)[where]
 
 
-def correlation(x, y):
-    """Pearson's correlation of x (n,) and y (n,); nan where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
+def spearman(x, y):
+    """Spearman's rank correlation of x (n,) and y (n,); nan where one of them does not vary."""
+    x, y = (r - r.mean() for r in (ranks(x), ranks(y)))
     scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else float("nan")
-
-
-def spearman(x, y, given=None):
-    """Spearman's rank correlation of x (n,) and y (n,); nan where one of them does not vary.  With given (n,)
-    the partial one: the linear dependence on the ranks of `given` is taken out of both ranks first."""
-    x, y = ranks(x), ranks(y)
-    z = 0 * x if given is None else ranks(given) - (len(x) - 1) / 2
-    if z.any():     # what is left of x and y after a least-squares fit on z, whose mean is 0
-        x, y = (v - v.mean() - z * (v @ z) / (z @ z) for v in (x, y))
-    return correlation(x, y)
+    return float(x @ y / scale) if scale > 0 else math.nan
 
 
 def auc(a, b):

@@ -12,7 +12,7 @@ from collections import Counter
 import regex            # comes with tiktoken, which cuts text by the same kind of pattern
 import tiktoken
 
-from common.errors import UserError, first_line
+from common.errors import UserError
 from published.tokenizer import Published
 
 # how GPT-2 cuts text before merging
@@ -36,13 +36,15 @@ def same_ids(spec, other):
 
 
 def load_tokenizer(spec):
-    """A specification -> tiktoken.Encoding or Published.
-
-    Raises UserError if tiktoken cannot provide a named encoding (it downloads the files at first use), or if
-    the specification is damaged."""
+    """A specification -> tiktoken.Encoding or Published.  Raises UserError if tiktoken cannot provide a named
+    encoding (it downloads the files at first use)."""
     kind, name = spec.get("kind"), spec.get("name")
     if kind == "words":
-        return _load_words(spec["words"], spec["pattern"])
+        # tiktoken looks up a complete piece before it merges anything, so a word needs a rank and no merges
+        ranks = {bytes([i]): i for i in range(256)}
+        ranks |= {word.encode(): 256 + i for i, word in enumerate(spec["words"])}
+        return tiktoken.Encoding("words", pat_str=spec["pattern"], mergeable_ranks=ranks,
+                                 special_tokens={"<|endoftext|>": len(ranks)})
     if kind == "bpe":
         return Published(spec)
     known = tiktoken.list_encoding_names()
@@ -54,13 +56,3 @@ def load_tokenizer(spec):
         raise UserError(f"tokenizer {name!r}: tiktoken cannot provide it ({type(error).__name__}); without a "
                         "network, set TIKTOKEN_CACHE_DIR to a folder with its files, or use --tokenizer words"
                         ) from None
-
-
-def _load_words(words, pattern):
-    # tiktoken looks up a complete piece before it merges anything, so a word needs a rank and no merges
-    ranks = {bytes([i]): i for i in range(256)} | {word.encode(): 256 + i for i, word in enumerate(words)}
-    try:
-        return tiktoken.Encoding("words", pat_str=pattern, mergeable_ranks=ranks,
-                                 special_tokens={"<|endoftext|>": len(ranks)})
-    except ValueError as error:
-        raise UserError(f"tokenizer: its pattern {pattern!r} cannot be read ({first_line(error)})") from None

@@ -52,15 +52,10 @@ def test_domains_by_hand():
 
 
 WRONG = [  # script, flag, value
-    ("sft", "--log-every", "0"), ("reward", "--log-every", "0"), ("bon", "--seed", "-1"),
-    ("reproduce", "--seed", "-1"), ("sft", "--seed", "99999999999999999999"),
-    ("bon", "--max-new-tokens", "-3"), ("sft", "--max-new-tokens", "-1"), ("diversity", "--vocabulary", "1"),
-    ("diversity", "--max-n", "0"), ("diversity", "--cut", "-1"),
-    ("ppo", "--max-grad-norm", "-1"), ("ppo", "--gamma", "nan"), ("ppo", "--kl-coef", "inf"),
-    ("ppo", "--lam", "5"), ("ppo", "--clip-ratio", "-1"), ("sft", "--max-prompt-tokens", "-5"),
-    ("sft", "--warmup", "-5"), ("sft", "--n-words", "-5"), ("ppo", "--kl-horizon", "0"),
-    ("sft", "--threads", "-1"), ("sft", "--lr", "1e400"), ("bon", "--temperature", "1e-40"),
-    ("ppo", "--temperature", "1e-40"), ("methods.grpo", "--temperature", "0")]
+    ("sft", "--log-every", "0"), ("reproduce", "--seed", "-1"), ("sft", "--seed", "99999999999999999999"),
+    ("bon", "--max-new-tokens", "-3"), ("diversity", "--vocabulary", "1"), ("ppo", "--gamma", "nan"),
+    ("ppo", "--kl-coef", "inf"), ("ppo", "--lam", "5"), ("sft", "--lr", "1e400"), ("bon", "--temperature", "1e-40"),
+    ("methods.grpo", "--temperature", "0")]
 
 
 def test_ranks_that_no_torchrun_started_get_one_line(tmp_path, monkeypatch):
@@ -72,8 +67,6 @@ def test_wrong_values_get_one_line_that_names_flag_and_domain(tmp_path):
     for name, flag, value in WRONG:
         refused(tmp_path, name, flag, value, says=[f"error: {flag} ", ": it must be "])
     refused(tmp_path, "ppo", "--max-new-tokens", "-1", says="unrecognized arguments: --max-new-tokens")
-    for device in ("cuda:1", "mps", "meta"):
-        refused(tmp_path, "sft", "--device", device, says=f"--device {device}: ")
 
 
 @dataclasses.dataclass

@@ -6,15 +6,16 @@ import pytest
 from common.errors import UserError
 from common.files import write_jsonl
 from common.prompts import instruction_prompt
-from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table,
-                            sample_line, sample_path, short_name, study_order, text_table)
+from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table, sample_path,
+                            study_order, text_table)
 
-ROW = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "references": ["a cat", "cat"]}
+LINE = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "outputs": [" x", " y"], "rewards": [.1, 2.],
+        "finished": [True, False], "policy": "sft", "split": "test", "temperature": 1.0, "seed": 0, "task": "tldr",
+        "trained_against": None}
 
 
 def line(**more):
-    return sample_line(ROW, [" x", " y"], [True, False], [.123456789, 2.], policy="sft", split="test",
-                       temperature=1.0, seed=0, task="tldr", trained_against=None) | more
+    return LINE | more
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -22,10 +23,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert path == tmp_path / "samples_sft_test.jsonl"
     write_jsonl(path, [line(), line(id="b", rewards=None)])
     first, second = read_samples(path)
-    assert first == {"id": "a", "prompt": ROW["prompt"], "reference": "a cat", "outputs": [" x", " y"],
-                     "rewards": [.12346, 2.], "finished": [True, False], "policy": "sft", "split": "test",
-                     "temperature": 1.0, "seed": 0, "task": "tldr", "trained_against": None}
-    assert second["rewards"] is None and known_task([first, second]) == "tldr"
+    assert first == LINE and second["rewards"] is None and known_task([first, second]) == "tldr"
     assert known_task([first, {"task": "alpaca"}]) is None and known_task([first, {}]) is None
     assert list(read_all([path])) == [("sft", 1.0, 0, "test")]
 
@@ -47,39 +45,21 @@ def test_without_ids_policies_meet_by_prompt_whatever_the_order(tmp_path):
     for path, prompts in zip(paths, ("aab", "cbaa")):
         write_jsonl(path, [bare(p, path.stem) for p in prompts])
     (_, x), (_, y) = read_all(paths).items()
-    pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y)]
+    pairs = [(x[i]["outputs"][0], y[j]["outputs"][0]) for i, j in matched(x, y, "xy")]
     assert pairs == [("x a", "y a"), ("x a", "y a"), ("x b", "y b")]
-
-
-def test_lines_are_counted_as_they_stand_in_the_file(tmp_path):
-    path = tmp_path / "s.jsonl"
-    path.write_text("\n\n" + json.dumps(line()) + "\n\n" + json.dumps(line(id="b", outputs=[])) + "\n")
-    with pytest.raises(UserError, match="line 5: outputs must be a non-empty list"):
-        read_runs(path)
-    items = [{"instruction": "i", "output": "o", "generator": "g"}] * 2
-    path = tmp_path / "s.json"
-    path.write_text(json.dumps([*items, items[0] | {"generator": ""}]))
-    assert len(read_runs(path)) == 2
-
-
-def test_one_id_with_two_references_is_refused():
-    """An empty reference says nothing, so it meets any."""
-    assert matched([line()], [line(reference=" ")]) == [(0, 0)]
-    with pytest.raises(UserError, match="the id 'a' names one reference in"):
-        matched([line()], [line(reference="a dog")])
 
 
 @pytest.mark.parametrize("lines, says", [
     ([], "no samples"),
-    ([line(), line()], "line 2: the id 'a' is that of line 1"),
-    ([line(outputs=[])], "line 1: outputs must be a non-empty list of strings"),
-    ([line(outputs=[" x", 3])], "line 1: outputs must be a non-empty list of strings"),
+    ([line(), line()], "sample 2: the id 'a' is that of sample 1"),
+    ([line(outputs=[])], "sample 1: outputs must be a non-empty list of strings"),
+    ([line(outputs=[" x", 3])], "sample 1: outputs must be a non-empty list of strings"),
     ([line(), line(id="b", outputs=[" x"], finished=[True], rewards=None)],
-     "line 2: 1 outputs, the first line of policy sft, temperature 1.0, seed 0, split test has 2"),
+     "sample 2: 1 outputs, the first of policy sft, temperature 1.0, seed 0, split test has 2"),
     ([line(), line(id="b", policy="ppo")], "it holds 2 runs where one is needed"),
-    ([line(finished=[True])], "line 1: finished must be a list of booleans, as long as outputs"),
-    ([line(finished=None)], "line 1: finished must be a list of booleans, as long as outputs"),
-    ([line(finished=["false", "true"])], "line 1: finished must be a list of booleans"),
+    ([line(finished=[True])], "sample 1: finished must be a list of booleans, as long as outputs"),
+    ([line(finished=None)], "sample 1: finished must be a list of booleans, as long as outputs"),
+    ([line(finished=["false", "true"])], "sample 1: finished must be a list of booleans"),
     ([{k: v for k, v in line().items() if k != "policy"}], "line 1: field 'policy' is missing")])
 def test_what_is_wrong_and_where(lines, says, tmp_path):
     path = tmp_path / "s.jsonl"
@@ -108,23 +88,20 @@ def test_a_file_of_several_policies_is_several_runs(tmp_path):
     assert [(key, len(rows)) for key, rows in runs.items()] == [
         (("sft", 1.0, 0, "test"), 2), (("ppo", 1.0, 0, "test"), 1), (("sft", .7, 0, "test"), 1),
         (("sft", 1.0, 0, "ood_x"), 1)]
+    assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
     assert list(read_all([path])) == [("sft", .7, 0, "test"), ("sft", 1.0, 0, "test"),
                                       ("ppo", 1.0, 0, "test"), ("sft", 1.0, 0, "ood_x")]
 
 
-def test_names_fit_a_cell_and_stay_apart():
-    assert run_name(("sft", 1.0, None, "test")) == "policy sft, temperature 1.0, split test"
-    one, two = (short_name("the-publisher/a-model-of-7b-parameters-" + end) for end in ("v1", "v2"))
-    assert len(one) == len(two) == 30 and one != two and one.startswith("the-publisher/")
-    assert short_name("x" * 30) == "x" * 30
-
-
 def test_one_id_is_one_prompt():
     rows = [{"id": "1", "prompt": "p"}, {"id": "2", "prompt": "q"}]
-    assert matched(rows, [{"id": "2", "prompt": "q"}, {"id": 1, "prompt": "p"}]) == [(0, 1), (1, 0)]
-    assert matched(rows, [{"id": "3", "prompt": "q"}]) == []
+    assert matched(rows, [{"id": "2", "prompt": "q"}, {"id": 1, "prompt": "p"}], "AB") == [(0, 1), (1, 0)]
+    assert matched(rows, [{"id": "3", "prompt": "q"}], "AB") == []
     with pytest.raises(UserError, match="the id '2' names one prompt in A and another in B"):
-        matched(rows, [{"id": "2", "prompt": "p"}], ("A", "B"))
+        matched(rows, [{"id": "2", "prompt": "p"}], "AB")
+    assert matched([line()], [line(reference=" ")], "AB") == [(0, 0)]       # an empty reference meets any
+    with pytest.raises(UserError, match="the id 'a' names one reference in A and another in B"):
+        matched([line()], [line(reference="a dog")], "AB")
 
 
 def test_tables_show_the_test_set_first_and_the_policies_of_the_study_in_order():
