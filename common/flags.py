@@ -142,7 +142,9 @@ def launch(main, config, doc, presets=None):
         sys.exit(141)                   # a shell's status for SIGPIPE
     except (UserError, OSError) as error:       # OSError: a full disk, a folder without permission
         status, said = 2, f"error: {error}"
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):      # torch says it in many ways
+            raise
         status, said = 2, ("error: memory ran out; lower --micro-batch-size (rows forwarded at once) or "
                            "choose a smaller model; docs/published-models.md says more")
     except KeyboardInterrupt:
