@@ -1,6 +1,6 @@
 """The data that stages read: tasks, their in- and out-of-distribution splits, and texts as token ids.
 
-    python splits.py                    # the synthetic task: rows, lengths, examples
+    python splits.py                    # the synthetic task: lengths and examples
     python splits.py --task tldr        # the paper's own tasks: tasks/paper.py
     python splits.py --data DIR         # your own: train/validation/test/ood_<name>.jsonl(.gz)
 
@@ -8,7 +8,7 @@ A line of a split is {"prompt", "reference"}; a line of preferences.jsonl and of
 is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand.  A
 response is a space, the text and EOS (the paper's TL;DR format).
 """
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ import torch
 
 from common.errors import UserError
 from common.files import read_jsonl
-from common.flags import Common, Count, arg, launch, setup, use_threads
+from common.flags import Common as Config
+from common.flags import launch, setup, use_threads
 from common.tokenizer import load_tokenizer
 from model import GPT
 from published import pretrained
@@ -109,9 +110,6 @@ class Task:
                             f"{self.max_new_tokens} new ones: give a new model a larger --context, or lower "
                             "--max-new-tokens (a flag of sft.py and bon.py)")
         return min(left, self.max_prompt_tokens or left)
-
-    def as_dict(self):
-        return asdict(self)
 
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
@@ -278,25 +276,17 @@ def load_bundle(cfg, device):
 
 # ------------------------------------------------------------------------------------------------- the script
 
-@dataclass
-class Config(Common):
-    rows: Count = arg(500, "rows of each split whose words are counted")
-
-
 def main(cfg):
     setup(cfg)
     task = task_of(cfg)
     if not task.splits():
         raise UserError(f"--data {task.data}: no splits; it should hold {FILES}")
-    rows_of = {split: task.rows(split, cfg.rows) for split in task.splits()}
-    print(f"{'split':19} {'rows':>6} {'words of a prompt':>18} {'of a reference':>15}")
-    for split, rows in rows_of.items():
-        n = synthetic.SIZES.get(split, 1000) if task.synthetic else len(task.rows(split))
+    for split in task.splits():
+        rows = task.rows(split, 1000)
         prompt, reference = (np.median([len(row[field].split()) for row in rows])
                              for field in ("prompt", "reference"))
-        print(f"{split:19} {n:6} {prompt:18.0f} {reference:15.0f}")
-    for split, rows in rows_of.items():
-        print(f"\n--- {split}\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
+        print(f"\n--- {split}: {prompt:.0f} words a prompt, {reference:.0f} a reference (medians of {len(rows)} "
+              f"rows)\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ class Run:
                 raise UserError(f"{name} of the trained model is not finite: lower --lr. No checkpoint was "
                                 "written")
         args = asdict(self.cfg) | args
-        save_checkpoint(self.path, dist.full_copy(model), spec, task.as_dict(), args, metrics)
+        save_checkpoint(self.path, dist.full_copy(model), spec, vars(task), args, metrics)
         self.finish()
 
     def finish(self):

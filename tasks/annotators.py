@@ -39,7 +39,7 @@ class Config(Common):
 def preferences(cfg, bundle):
     """(rows to learn from, held-out rows), lists of dicts, from the file beside the checkpoint, which is made
     if it is missing.  cfg: has Config's fields; bundle: of a synthetic task."""
-    key = [bundle.saved["weights_hash"], bundle.task.as_dict(), cfg.seed, cfg.prompts, cfg.held_out,
+    key = [bundle.saved["weights_hash"], vars(bundle.task), cfg.seed, cfg.prompts, cfg.held_out,
            cfg.samples, cfg.typicality]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(cfg.model).parent if Path(cfg.model).is_file() else Path()    # a published model has none
