@@ -6,16 +6,15 @@ figure.png is the answer; frontier.png, proxies.png and shift.png need `reproduc
 one colour and one marker everywhere.  The colours are Okabe and Ito's, which colour-blind people can tell
 apart.  Bars are 95 % intervals over seeds and prompts, or with fewer than four seeds the seeds' range.
 """
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.flags import Flags, arg, launch
+from common.flags import launch
 from study import proxies
 from study.claims import ENOUGH_SEEDS
 from study.names import BETA, QUALITY, SHIFTED, short
-from study.report import ends, read_results, three_rows
+from study.report import Config, ends, read_results, symbol, three_rows
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
 BLUE, RED, PURPLE, SKY = "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"    # red is Okabe and Ito's vermilion
@@ -23,11 +22,6 @@ DARK = {ORANGE: "#8A5F00"}      # for letters, where the colour is too light
 STYLE = {"SFT": (BLUE, "o"), "best-of-16": (ORANGE, "s"), "best-of-N": (ORANGE, "s"), "PPO": (RED, "D"),
          "PPO, k2 in the reward": (SKY, "p"), "DPO": (GREEN, "^"), "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"),
          "GRPO": (BLACK, "X")}
-
-
-@dataclass
-class Config(Flags):
-    out: str = arg("results", "folder with results.json, where the pictures are written")
 
 
 # ------------------------------------------------------------------------------------------------- the pieces
@@ -100,12 +94,11 @@ def draw_frontier(plt, results):
         if not points:
             continue
         points = sorted(points, key=lambda x: x["knob"])
-        symbol = {"SFT": "T", "best-of-N": "N"}.get(name, "β")
         curve(ax, [x["gold_diversity"] for x in points], [x["gold_reward"] for x in points], name,
-              label=f"{name}, over {symbol}")
+              label=f"{name}, over {symbol(name)}")
         for x in points:
             if (name, x["knob"]) in LABELS:
-                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"], f"{symbol} = {x['knob']:g}",
+                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"], f"{symbol(name)} = {x['knob']:g}",
                     STYLE[name][0], LABELS[name, x["knob"]])
     ax.set(xlabel="gold diversity per input   more varied →", ylabel="gold reward   better →")
     ax.set_title(f"Every method over its own setting (bars: {bars(results)})", fontsize=11, loc="left")

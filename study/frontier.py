@@ -7,6 +7,7 @@ if its win rate is higher at equal gold diversity.  What becomes of each method 
 kind of diversity it loses, stand beside it.
 """
 import json
+from itertools import product
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def measure(here):
     sampled on all test sets."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    encode, vocabulary, lines, sets = encoder_of(here / "ckpt_sft.pt")[0], vocabulary_of_references(), [], {}
+    encode, vocabulary, lines, sets = encoder_of(here / "ckpt_sft.pt"), vocabulary_of_references(), [], {}
     for curve, knob, policy, folder in points():
         rows = read_samples(sample_path(here / folder, policy, "test"))
         line = {"curve": curve, "knob": knob} | measure_point(rows, reward_model, tokenizer, task, vocabulary)
@@ -228,20 +229,18 @@ def numbers(folder, seeds):
 
 def set_numbers(seeds):
     """[{policy, split, wins, ungrammatical, and both minus PPO's}]."""
-    def get(policy, split, measure):
-        return np.array([seed[policy][split][measure] for seed in seeds])
-    return [{"policy": policy, "split": split, "wins": over_seeds(get(policy, split, "wins"), rate=True),
-             "ungrammatical": over_seeds(get(policy, split, "ungrammatical")),
-             "wins_minus_ppo": over_seeds(get(policy, split, "wins") - get("ppo", split, "wins")),
-             "ungrammatical_minus_ppo": over_seeds(get(policy, split, "ungrammatical")
-                                                   - get("ppo", split, "ungrammatical"))}
-            for policy in seeds[0] for split in SETS]
+    rows = []
+    for policy, split in product(seeds[0], SETS):
+        row = {"policy": policy, "split": split}
+        for m in ("wins", "ungrammatical"):
+            own, ppo = (np.array([seed[p][split][m] for seed in seeds]) for p in (policy, "ppo"))
+            row |= {m: over_seeds(own, rate=m == "wins"), f"{m}_minus_ppo": over_seeds(own - ppo)}
+        rows.append(row)
+    return rows
 
 
 def pass_numbers(seeds):
-    """[{policy, k, rate, minus_sft}]."""
-    def get(policy, k):
-        return np.array([seed[policy][str(k)] for seed in seeds])
-    return [{"policy": policy, "k": k, "rate": over_seeds(get(policy, k), rate=True),
-             "minus_sft": over_seeds(get(policy, k) - get("sft", k))}
+    """[{policy, k, rate}]."""
+    return [{"policy": policy, "k": k,
+             "rate": over_seeds(np.array([seed[policy][str(k)] for seed in seeds]), rate=True)}
             for policy in PASS_AT_OF for k in PASS_AT]

@@ -1,8 +1,7 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
-A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
-and `score`, by the gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts,
-its diversity.
+A line of measures.json belongs to one sample file: policy, split, temperature; of each prompt `wins` against
+the reference, by the gold reward; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
@@ -27,24 +26,23 @@ def vocabulary_of_references():
     return diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
 
 
-def encoder_of(path):
-    """(function of texts giving (n, D) embeddings, tokenizer) of an SFT checkpoint."""
-    model, saved = load_checkpoint(path, "lm")
-    tokenizer = load_tokenizer(saved["tokenizer"])
-    return partial(embed, model, tokenizer), tokenizer
-
-
-def load_with_task(path, kind):
-    """(model, tokenizer, task) of a checkpoint."""
-    model, saved = load_checkpoint(path, kind)
+def load_with_task(path, kind, *how):
+    """(model, tokenizer, task) of a checkpoint.  how: as in `load_checkpoint`."""
+    model, saved = load_checkpoint(path, kind, *how)
     return model, load_tokenizer(saved["tokenizer"]), task_from(saved["task"])
+
+
+def encoder_of(path):
+    """An SFT checkpoint as a function of texts giving (n, D) embeddings."""
+    model, tokenizer, _ = load_with_task(path, "lm")
+    return partial(embed, model, tokenizer)
 
 
 def measure(here, name):
     """Every sample file of the core in the folder `here` of one task and seed -> measures.json.  name: of the
     synthetic task."""
-    encode, _ = encoder_of(here / "ckpt_sft.pt")
-    task, lines, vocabulary = synthetic_task(name), [], vocabulary_of_references()
+    encode, vocabulary = encoder_of(here / "ckpt_sft.pt"), vocabulary_of_references()
+    task, lines = synthetic_task(name), []
     for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
                         *here.glob("resampled/samples_bon_*.jsonl")]):
         rows = read_samples(path)
@@ -83,9 +81,7 @@ def measure_file(rows, task, encode, vocabulary):
     module of the synthetic task."""
     key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
     scores, references = gold_scores(rows)
-    line = key | {"wins": wins(scores, references).tolist(), "score": float(np.mean(scores)),
-                  "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
-                  "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
+    line = key | {"wins": wins(scores, references).tolist()}
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
     if key["temperature"] == DIVERSITY:
         found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
@@ -100,8 +96,7 @@ def measure_file(rows, task, encode, vocabulary):
         return [line]
     # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
     best = np.max(scores, axis=1, keepdims=True)
-    oracle = key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}
-    return [oracle, line]
+    return [key | {"policy": "oracle", "wins": wins(best, references).tolist()}, line]
 
 
 def ead_of_as_many(rows, vocabulary):
@@ -144,14 +139,22 @@ class Measures:
         """(seeds, prompts) win rates at the temperature of quality, means over test sets."""
         return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
 
-    def minus(self, task, policy, other, *splits):
-        """Estimate of the difference of two policies' win rates, paired by seed and prompt."""
-        return over_seeds(self.wins(task, policy, *splits) - self.wins(task, other, *splits))
+    def wins_minus(self, task, policy, other, *splits):
+        """(seeds, prompts): a policy's win rates minus another's."""
+        return self.wins(task, policy, *splits) - self.wins(task, other, *splits)
 
     def varied(self, task, policy, measure):
         """(seeds, prompts) of a measure of diversity, or (seeds, 1) across inputs, where the paper measures
         it."""
         return self.get(task, policy, "test", DIVERSITY, measure)
+
+    def varied_minus(self, task, policy, other, measure):
+        return self.varied(task, policy, measure) - self.varied(task, other, measure)
+
+    def loss(self, task, policy):
+        """`diversity.split_of_loss` of a policy beside SFT: {part: (seeds, prompts)}."""
+        measures = "per_input_gold_diversity", "good_gold_diversity"
+        return diversity.split_of_loss(*(self.varied(task, p, m) for m in measures for p in ("sft", policy)))
 
     def ranked_rightly(self, task, policy, split):
         """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
@@ -161,11 +164,6 @@ class Measures:
         """As `common.stats.over_seeds`."""
         rate = measure in ("wins", "good") or measure.endswith("gold_diversity")
         return over_seeds(self.get(task, policy, split, temperature, measure), rate)
-
-
-def matched_temperatures(r, task):
-    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
-    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
 
 
 def known(rows):
@@ -203,21 +201,13 @@ def reward_model(r, task):
     return {"task": task, **{m: float(np.mean([seed[m] for seed in seeds])) for m in seeds[0]}}
 
 
-def unfinished(r, task, split):
-    """The largest fraction of unfinished outputs of any policy and seed."""
-    return max(float(r.get(task, p, split, QUALITY, "unfinished").max()) for p in ("sft", "bon", "ppo"))
-
-
-def tables(r, loss_of):
-    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
-    loss_of: of study/claims.py."""
-    losses = [({"task": task, "policy": policy}, loss_of(r, task, policy))
-              for task in r.tasks for policy in ("bon", "ppo")]
+def tables(r):
+    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures."""
     ranked = [({"task": task, "policy": policy, "split": split},
                over_seeds(r.ranked_rightly(task, policy, split), rate=True))
               for task in r.tasks for policy in ("sft", "ppo") for split in SETS]
     return {"win_rate": win_rates(r), "diversity": diversities(r),
-            "loss": [fields | {part: over_seeds(x) for part, x in parts.items()} for fields, parts in losses],
-            "reward_model": [reward_model(r, task) for task in r.tasks], "ranked_rightly": known(ranked),
-            "matched_temperature": {task: matched_temperatures(r, task) for task in r.tasks},
-            "unfinished": {task: {split: unfinished(r, task, split) for split in SETS} for task in r.tasks}}
+            "loss": [{"task": task, "policy": policy,
+                      **{part: over_seeds(x) for part, x in r.loss(task, policy).items()}}
+                     for task in r.tasks for policy in ("bon", "ppo")],
+            "reward_model": [reward_model(r, task) for task in r.tasks], "ranked_rightly": known(ranked)}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common.files import write_json
 from common.flags import Common, Domain, arg, launch, setup
 from common.samples import text_table
-from common.stats import ENDS, Interval, auc
+from common.stats import ENDS, Interval, auc, over_seeds
 from common.tokenizer import build_tokenizer, load_tokenizer
 from splits import task_of
 from study.measures import load_with_task
@@ -34,9 +34,9 @@ DRAWS, FLOORS = 200, 20     # of resampling: for the interval, for the floor
 # Between two samples of prompts: 0, and AUC 0.5, for samples of one distribution, up to chance.
 
 def js_divergence(a, b):
-    """Jensen-Shannon divergence of two count vectors (V,), in bits: 0 for equal distributions, 1 for disjoint
-    ones (Lin 1991)."""
-    p, q = a / a.sum(), b / b.sum()
+    """Jensen-Shannon divergence of the tokens of all texts together, in bits: 0 for equal distributions, 1
+    for disjoint ones (Lin 1991).  a, b: token counts of each text, (n, V), (m, V)."""
+    p, q = a.sum(axis=0) / a.sum(), b.sum(axis=0) / b.sum()
     m = (p + q) / 2
     return float(_kl_bits(p, m) + _kl_bits(q, m)) / 2
 
@@ -44,12 +44,6 @@ def js_divergence(a, b):
 def _kl_bits(p, q):
     """Kullback-Leibler divergence of p (V,) from q (V,), in bits; q is positive where p is."""
     return np.sum(p[p > 0] * np.log2(p[p > 0] / q[p > 0]))
-
-
-def token_divergence(a, b):
-    """`js_divergence` of the tokens of all texts together.  a, b: token counts of each text, (n, V), (m,
-    V)."""
-    return js_divergence(a.sum(0), b.sum(0))
 
 
 def classifier_scores(a, b, ridge=1e-2, steps=200):
@@ -111,7 +105,7 @@ def shift(texts, others, tokenizer):
     counts = np.stack([np.bincount(tokenizer.encode_ordinary(text), minlength=tokenizer.n_vocab)
                        for text in texts[:2 * n] + others[:n]])                 # (3 n, V)
     counts = counts[:, counts.sum(0) > 0]
-    return {"js": _measure(token_divergence, lambda a, b: (a, b), counts, n, rng),
+    return {"js": _measure(js_divergence, lambda a, b: (a, b), counts, n, rng),
             "auc": _measure(auc, classifier_scores, counts, n, rng)}
 
 
@@ -127,7 +121,8 @@ def measure(here, n):
 def numbers(measures, folder):
     """What results.json holds of this question: [{split, js, auc, advantage: PPO's win rate minus SFT's}]."""
     far = json.loads((folder / f"seed{measures.seeds[0]}" / "synthetic" / "shift.json").read_text())
-    return [{"split": split, **far[split], "advantage": measures.minus("synthetic", "ppo", "sft", split)}
+    return [{"split": split, **far[split],
+             "advantage": over_seeds(measures.wins_minus("synthetic", "ppo", "sft", split))}
             for split in SETS]
 
 
