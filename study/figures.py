@@ -139,22 +139,14 @@ def draw_proxies(plt, results):
     return figure
 
 
-KINDS = {  # kind of test set: its colour, its marker, its name before the number
-    "words": (BLUE, "o", "new words, {} %"), "distractors": (RED, "s", "{} distracting stories"),
-    "article": (GREEN, "^", "news format"), "test": (BLACK, "D", "in distribution")}
-
-
 def draw_shift(plt, results):
     """shift.png: PPO's advantage over SFT against the shift of each test set."""
     figure = plt.figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for x in results["shift"]:
-        kind = short(x["split"]).rstrip("0123456789")
-        colour, marker, name = KINDS[kind]
-        at, e = x["js"], x["advantage"]
-        ax.errorbar(at["value"], e["mean"], yerr=arms([e]), marker=marker, ms=8, color=colour, elinewidth=1)
-        tag(ax, at["value"], e["mean"], name.format(short(x["split"]).removeprefix(kind)), colour,
-            (-120, -14) if x["split"].endswith("distractors7") else (8, 6))
+        at, e = x["js"]["value"], x["advantage"]
+        ax.errorbar(at, e["mean"], yerr=arms([e]), marker="o", ms=8, color=BLUE, elinewidth=1)
+        tag(ax, at, e["mean"], short(x["split"]), BLUE, (8, 6))
     ax.axhline(0, color=BLACK, lw=.6)
     ax.axvline(results["shift"][0]["js"]["floor"], color=GREY, ls=":", lw=1)
     ax.set_xscale("log")

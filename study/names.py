@@ -24,25 +24,10 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 PASS_AT = (1, 2, 4, 8, 16, 32, 64)
 PASS_AT_OF = ("base", "sft", "ppo", "ppo_b0.3")         # policies whose pass@k is measured
 
-
-def ppo_name(beta):
-    """What PPO with KL coefficient beta is called in files."""
-    return "ppo" if beta == BETA else f"ppo_b{beta:g}"
-
-
-def k2_name(beta):
-    return f"ppo_k2_b{beta:g}"
-
-
-def method_name(method, beta):
-    return f"{method}_b{beta:g}"
-
-
 # every trained policy over its beta: {what a table calls it: {beta: its name in files}}
-TRAINED = {"PPO": {b: ppo_name(b) for b in BETAS},
-           "PPO, k2 in the reward": {b: k2_name(b) for b in K2},
-           **{method.upper(): {b: method_name(method, b) for b in betas}
-              for method, betas in METHODS.items()}}
+TRAINED = {"PPO": {b: "ppo" if b == BETA else f"ppo_b{b:g}" for b in BETAS},
+           "PPO, k2 in the reward": {b: f"ppo_k2_b{b:g}" for b in K2},
+           **{method.upper(): {b: f"{method}_b{b:g}" for b in betas} for method, betas in METHODS.items()}}
 # one policy of each method at the usual beta, sampled on all test sets
 ON_ALL_SETS = [names[BETA] for names in TRAINED.values()]
 

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ GB_A_STAGE = 2          # memory that a stage of the synthetic study takes
 class Stage(NamedTuple):
     name: str               # and the path of its mark and its log: <folder>/<name>.done, <folder>/<name>.log
     needs: tuple            # names of the stages that must be done before
-    leaves: tuple           # paths in <folder>, or patterns of them, that must stand afterwards
+    leaves: tuple           # patterns of paths in <folder>, of which files must stand afterwards
     seconds: float          # what it usually takes
     work: object            # a function without arguments, or a command: list of strings
     inputs: str = ""        # a name for what it reads besides what other stages leave
@@ -59,9 +59,8 @@ def jobs_that_fit():
 # ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """{"seconds", "processor_seconds", "command", "inputs", "commit", "left"} of a stage that has run, or
-    None.  A mark counts for the same command and inputs only, and while every file stands, as long as it was,
-    that the stage left."""
+    """What `do_stage` wrote of a stage, or None.  A mark counts for the same command and inputs only, and
+    while every file stands, as long as it was, that the stage left."""
     try:
         mark = json.loads((Path(folder) / f"{stage.name}.done").read_text())
         stands = all((Path(folder) / path).stat().st_size == size for path, size in mark["left"].items())
@@ -72,15 +71,13 @@ def mark_of(stage, folder):
 
 
 def _left_by(stage, folder):
-    """{path: bytes} of the files that a stage left, those in folders too.  Raises UserError where it did not
-    leave what it should."""
+    """{path: bytes} of the files that a stage left.  Raises UserError where it did not leave what it
+    should."""
     found = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
     missing = [pattern for pattern, paths in found.items() if not paths]
     if missing:
         raise UserError(f"it ended without {', '.join(missing)}")
-    files = [file for paths in found.values() for path in paths
-             for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    return {str(path.relative_to(folder)): path.stat().st_size for paths in found.values() for path in paths}
 
 
 def _command_of(stage):
@@ -159,18 +156,16 @@ def _bar(stages, done):
     """Counts the seconds that stages usually take; the time left is of the pace seen since the start."""
     look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}"
     # a log file gets a line now and then, a terminal sees it move
-    return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look,
+    return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look, smoothing=0, miniters=0,
                 initial=sum(stage.seconds for stage in stages if stage.name in done),
                 mininterval=0.5 if sys.stderr.isatty() else 60)
 
 
 def _show(bar, stages, done, running):
-    bar.n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
+    n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
         min(time.monotonic() - start, 0.95 * stage.seconds) for stage, start in running)
     bar.set_postfix_str(", ".join(stage.name for stage, _ in running), refresh=False)
-    if time.time() - bar.last_print_t >= bar.mininterval:
-        bar.refresh()
-        bar.last_print_t = time.time()
+    bar.update(n - bar.n)
 
 
 # ---------------------------------------------------------------------------------------- in a worker process
@@ -226,17 +221,12 @@ def _run_command(command, log):
 def _start_worker():
     """Ctrl-C is for the stage that runs, not for a worker that waits.  And a worker whose parent was killed
     must stop, or it would race the run that resumes."""
-    signal.signal(signal.SIGINT, _do_nothing)       # a handler, because commands would inherit SIG_IGN
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGINT, lambda *_: None)       # a handler, because commands would inherit SIG_IGN
+    threading.Thread(target=_watch_parent, daemon=True).start()
 
 
-def _do_nothing(number, frame):
-    pass
-
-
-def _watch_parent(parent):
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _watch_parent():
+    parent_process().join()
     if _command:
         _command.terminate()        # which makes a training script save its state
     os._exit(1)

@@ -5,8 +5,7 @@ or vectors instead, so they are proxies.  Four tests rate them.  1 is right ever
 half in `form`:
 
   gold         where gold diversity is known: Spearman's rank correlation with it, over conditions (policy and
-               temperature: does the measure order policies rightly?) and over the inputs of one condition,
-               each also with the mean length held fixed
+               temperature: does the measure order policies rightly?) and over the inputs of one condition
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
                with m
@@ -80,35 +79,17 @@ def condition(rows, vocabulary, encode, sets):
 # Each gives Intervals.  conditions: as from `condition`.
 
 def gold_test(conditions, measure):
-    """Rank correlations of a measure with gold diversity: {test: Interval}.  Conditions with one policy and
-    temperature, of different seeds, are drawn together in the bootstrap."""
+    """Rank correlations of a measure with gold diversity: {test: Interval}.  `between` conditions, of which
+    those with one policy and temperature, of different seeds, are drawn together in the bootstrap; and
+    `within` one, over its inputs, averaged over the conditions of a group, the interval over groups."""
     names = [(c["policy"], c["temperature"]) for c in conditions]
-    groups = [[c for c, own in zip(conditions, names) if own == name] for name in sorted(set(names), key=str)]
-    out = {"between": _between(groups, measure, False), "within": _within(groups, measure, False)}
-    if measure != "length":
-        out |= {"between_length": _between(groups, measure, True),
-                "within_length": _within(groups, measure, True)}
-    return out
-
-
-def _between(groups, measure, fix_length):
-    """Over conditions."""
-    means = [np.array([[np.nanmean(c["per_input"][m]) for m in (measure, GOLD, "length")] for c in group])
-             for group in groups]       # (conditions of a group, 3) each
-
-    def statistic(picks):
-        x, gold, length = np.concatenate([means[i] for i in picks]).T
-        return spearman(x, gold, length if fix_length else None)
-    return bootstrap_statistic(statistic, len(groups))
-
-
-def _within(groups, measure, fix_length):
-    """Over the inputs of a condition, averaged over the conditions of a group; the interval is over
-    groups."""
-    means = [_known_mean([spearman(c["per_input"][measure], c["per_input"][GOLD],
-                                   c["per_input"]["length"] if fix_length else None) for c in group]).mean
-             for group in groups]
-    return _known_mean(means)
+    groups = [[c["per_input"] for c, own in zip(conditions, names) if own == name]
+              for name in sorted(set(names), key=str)]
+    means = [np.array([[np.nanmean(c[m]) for m in (measure, GOLD)] for c in group]) for group in groups]
+    within = [_known_mean([spearman(c[measure], c[GOLD]) for c in group]).mean for group in groups]
+    between = bootstrap_statistic(lambda picks: spearman(*np.concatenate([means[i] for i in picks]).T),
+                                  len(groups))
+    return {"between": between, "within": _known_mean(within)}
 
 
 def _known_mean(correlations):
@@ -156,8 +137,8 @@ def all_tests(conditions, form):
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
-         "within_length": "length fixed", "temperature": "temperature", "content": "content", "form": "form"}
+TESTS = {"between": "conditions", "within": "inputs", "temperature": "temperature", "content": "content",
+         "form": "form"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 

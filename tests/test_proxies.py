@@ -45,7 +45,7 @@ def toy_conditions(f):
 def test_a_proxy_that_follows_gold_diversity_scores_one_and_its_opposite_minus_one(sign):
     conditions = toy_conditions(lambda x: sign * x)
     tests = proxies.gold_test(conditions, "ead")
-    for name in ("between", "within", "between_length"):
+    for name in ("between", "within"):
         assert tests[name].mean == pytest.approx(sign, abs=.01), name
     assert sign * proxies.temperature_test(conditions, "ead").mean > .9
     content = proxies.content_test(conditions, "ead").mean
@@ -90,5 +90,4 @@ def test_all_tests_of_real_conditions():
     assert tests["gold_diversity"]["form"][0] == 1          # stories differ in what they say, phrasings do not
     assert tests["gold_diversity"]["temperature"].mean > 0 and "between" not in tests["gold_diversity"]
     assert tests["ead"]["between"].mean > .5 and -1 <= tests["ead"]["within"].mean <= 1
-    assert "between_length" not in tests["length"]
     json.dumps(list(tests.values()))

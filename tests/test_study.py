@@ -130,7 +130,7 @@ def test_a_stage_leaves_files_by_patterns_and_in_folders(tmp_path):
     (tmp_path / "t1").mkdir()
     for path in ("t1/a.jsonl", "t1/b.jsonl", "samples_sft_x.jsonl", "other"):
         append(tmp_path / path, path)
-    stage = Stage("s", (), ("t1", "samples_*.jsonl"), 1, time.time)
+    stage = Stage("s", (), ("t1/*", "samples_*.jsonl"), 1, time.time)
     mark = pipeline.do_stage(stage, tmp_path, None)
     assert mark["left"] == {"t1/a.jsonl": 10, "t1/b.jsonl": 10, "samples_sft_x.jsonl": 19}
     assert pipeline.mark_of(stage, tmp_path)
@@ -412,5 +412,5 @@ def test_every_point_has_a_stage_that_samples_it():
     left = {path for stage in stages.plan(stages.QUICK, (0,), "", True) for path in stage.leaves}
     for curve, _, policy, folder in frontier.points():
         path = f"seed0/synthetic/{folder}"
-        assert path in left or f"{path}/samples_{policy}_test.jsonl" in left, (curve, policy)
+        assert f"{path}/*" in left or f"{path}/samples_{policy}_test.jsonl" in left, (curve, policy)
     assert len({(curve, knob) for curve, knob, *_ in frontier.points()}) == len(frontier.points())
