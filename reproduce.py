@@ -22,7 +22,7 @@ from common.flags import Common, Count, Domain, Natural, Seed, arg, launch
 from study import claims, figures, frontier, proxies, published, report, shift
 from study.measures import Measures, tables
 from study.names import NOISE_OF
-from study.pipeline import ROOT, commits, cost, jobs_that_fit, run_stages
+from study.pipeline import ROOT, jobs_that_fit, origin, run_stages
 from study.stages import QUICK, RECIPE, Recipe, plan
 
 Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
@@ -54,15 +54,13 @@ class Config(Common):
 
 def results_of(folder, recipe, seeds, full, stages):
     """Everything in results.json, from what the stages left in a folder."""
-    measures = Measures(folder, seeds, NOISE_OF if full else list(NOISE_OF)[:1])
-    settings, more = recipe.settings() | {"seeds": list(seeds), "full": full}, {}
-    found = {"settings": settings, "commit": commits(stages, folder), "recipe": RECIPE,
-             "cost": cost(stages, folder)}
+    measures, more = Measures(folder, seeds, NOISE_OF if full else list(NOISE_OF)[:1]), {}
     if full:
         more = frontier.numbers(folder, seeds) | {"shift": shift.numbers(measures, folder),
                                                   "proxies": proxies.numbers(folder, seeds)}
-    found["claims"] = claims.claims(measures, more.get("beta"))
-    return found | tables(measures) | more
+    return {"settings": recipe.settings() | {"seeds": list(seeds), "full": full}, "recipe": RECIPE,
+            **origin(stages, folder), "claims": claims.claims(measures, more.get("beta")), **tables(measures),
+            **more}
 
 
 def run_synthetic(cfg):

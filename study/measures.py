@@ -48,7 +48,7 @@ def measure(here, name):
         rows = read_samples(path)
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
-        lines += measure_file(rows, task, encode, vocabulary)
+        lines.append(measure_file(rows, task, encode, vocabulary))
     # outputs without n-grams: nan
     found = {"samples": lines, **measure_reward_model(here)}
     write_json(here / "measures.json", found, indent=None, allow_nan=True)
@@ -77,13 +77,11 @@ def agreement(scores, gold):
 
 
 def measure_file(rows, task, encode, vocabulary):
-    """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's.  task:
-    module of the synthetic task."""
-    key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
-    scores, references = gold_scores(rows)
-    line = key | {"wins": wins(scores, references).tolist()}
+    """The line of one sample file.  task: module of the synthetic task."""
+    line = {field: rows[0][field] for field in ("policy", "split", "temperature")}
+    line["wins"] = wins(*gold_scores(rows)).tolist()
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
-    if key["temperature"] == DIVERSITY:
+    if line["temperature"] == DIVERSITY:
         found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
                                           vocabulary=vocabulary)
         line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
@@ -92,11 +90,7 @@ def measure_file(rows, task, encode, vocabulary):
         line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
-    if key["policy"] != "sft" or key["temperature"] != QUALITY:
-        return [line]
-    # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
-    best = np.max(scores, axis=1, keepdims=True)
-    return [key | {"policy": "oracle", "wins": wins(best, references).tolist()}, line]
+    return line
 
 
 def ead_of_as_many(rows, vocabulary):

@@ -5,7 +5,7 @@ from tasks import synthetic
 NOISE_OF = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}
 POLICIES = {"base": "base model", "sft": "SFT", "sft_matched": "SFT, matched temperature",
             "bon": "best-of-16", "bon_resampled": "best-of-16, the authors' resampling", "ppo": "PPO",
-            "ppo_gold": "PPO on the gold reward", "oracle": "oracle best-of-16"}
+            "ppo_gold": "PPO on the gold reward"}
 
 # test sets, the one in distribution first
 SETS = ["test", *(s for s in synthetic.SPLITS if s.startswith("ood_"))]

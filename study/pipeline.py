@@ -8,7 +8,6 @@ state.
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -36,16 +35,14 @@ class Stage(NamedTuple):
     leaves: tuple           # patterns of paths in <folder>, of which files must stand afterwards
     seconds: float          # what it usually takes
     work: object            # a function without arguments, or a command: list of strings
-    inputs: str = ""        # a name for what it reads besides what other stages leave
+    inputs: str = ""        # its flags, and a name for what it reads besides what other stages leave
 
 
 def commit():
     """The commit of this code, with "+changes" where files differ from it; None outside git."""
-    def git(*args):
-        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, check=True).stdout
+    command = ["git", "-C", ROOT, "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+changes"]
     try:
-        changed = "+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
-        return git("rev-parse", "--short=10", "HEAD").strip() + changed
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -59,30 +56,14 @@ def jobs_that_fit():
 # ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """What `do_stage` wrote of a stage, or None.  A mark counts for the same command and inputs only, and
-    while every file stands, as long as it was, that the stage left."""
+    """What `do_stage` wrote of a stage, or None.  A mark counts for the same inputs only, and while every
+    file stands, as long as it was, that the stage left."""
     try:
         mark = json.loads((Path(folder) / f"{stage.name}.done").read_text())
         stands = all((Path(folder) / path).stat().st_size == size for path, size in mark["left"].items())
-        same = (mark["command"], mark["inputs"]) == (_command_of(stage), stage.inputs)
-        return mark if same and stands else None
+        return mark if stands and mark["inputs"] == stage.inputs else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):      # not there, cut, or of other code
         return None
-
-
-def _left_by(stage, folder):
-    """{path: bytes} of the files that a stage left.  Raises UserError where it did not leave what it
-    should."""
-    found = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
-    missing = [pattern for pattern, paths in found.items() if not paths]
-    if missing:
-        raise UserError(f"it ended without {', '.join(missing)}")
-    return {str(path.relative_to(folder)): path.stat().st_size for paths in found.values() for path in paths}
-
-
-def _command_of(stage):
-    """Script and flags of a command; the folders of Python and of the script may move."""
-    return None if callable(stage.work) else [Path(stage.work[1]).name, *stage.work[2:]]
 
 
 def marks(stages, folder):
@@ -95,17 +76,13 @@ def marks(stages, folder):
     return done
 
 
-def cost(stages, folder):
-    """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed
-    while they ran, one after another or side by side; processors were busy for `processor_seconds`."""
+def origin(stages, folder):
+    """{"commit": those of the code that made the stages, "cost": {"stages": their number, "seconds" that
+    passed while they ran, one after another or side by side, "processor_seconds"}}."""
     done = marks(stages, folder).values()
-    return {"stages": len(done), **{key: round(sum(mark[key] for mark in done), 1)
-                                    for key in ("seconds", "processor_seconds")}}
-
-
-def commits(stages, folder):
-    """The commits of the code that made the stages, in one string."""
-    return ", ".join(sorted({str(mark["commit"]) for mark in marks(stages, folder).values()}))
+    cost = {key: round(sum(mark[key] for mark in done), 1) for key in ("seconds", "processor_seconds")}
+    return {"commit": ", ".join(sorted({str(mark["commit"]) for mark in done})),
+            "cost": {"stages": len(done), **cost}}
 
 
 # ------------------------------------------------------------------------------------------------- the runner
@@ -174,23 +151,23 @@ _command = None         # the running command of this worker
 
 
 def do_stage(stage, folder, here):
-    """One stage from start to mark.  Returns the mark.  here: the commit."""
+    """One stage from start to mark.  Returns the mark.  here: the commit.  Raises UserError where it did not
+    leave what it should."""
     path = Path(folder) / stage.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, processor = time.monotonic(), _processor_seconds()
+    start, processor = time.monotonic(), sum(os.times()[:4])        # of commands that it ran, too
     with open(f"{path}.log", "a") as log:
         (_call if callable(stage.work) else _run_command)(stage.work, log)
+    left = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
+    missing = [pattern for pattern, files in left.items() if not files]
+    if missing:
+        raise UserError(f"it ended without {', '.join(missing)}")
     mark = {"seconds": round(time.monotonic() - start, 2),
-            "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage),
-            "inputs": stage.inputs, "commit": here, "left": _left_by(stage, folder)}
+            "processor_seconds": round(sum(os.times()[:4]) - processor, 2), "inputs": stage.inputs,
+            "commit": here, "left": {str(file.relative_to(folder)): file.stat().st_size
+                                     for files in left.values() for file in files}}
     write_json(f"{path}.done", mark)
     return mark
-
-
-def _processor_seconds():
-    """Of this process with all its threads, and of the commands that it ran."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _call(function, log):

@@ -48,9 +48,7 @@ SIZES = {  # flags of each script
                 ppo="--preset small-llama --steps 20 --batch-size 32 --minibatches 2 --lr 1e-4",
                 bon="--inputs 30 --dtype bf16 --batch-size 256"),
 }
-# a guess at each stage's seconds with --size cpu, for the first time left; the runner then goes by what it
-# sees
-SECONDS = dict(sft=900, reward=900, ppo=1800, sampled_sft=1800, sampled_ppo=600, judge=900)
+SECONDS = 1200          # a guess at a stage's with --size cpu, for the first time left
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 VOCABULARY = 50257      # V of EAD, the authors'
 CUT = 20                # words of an output on which diversity is measured once more: length confounds it
@@ -73,12 +71,13 @@ def plan(cfg):
     common = ["--device", cfg.device, "--threads", str(cfg.threads), "--quiet"]
     task = ["--task", cfg.task] if cfg.task else []
     data = ["--data", cfg.data] if cfg.data else []
-    inputs = " ".join(map(hash_of, (cfg.model, cfg.data, cfg.judge_data)))
+    inputs = [hash_of(path) for path in (cfg.model, cfg.data, cfg.judge_data)]
 
     def add(name, needs, leaves, script, *flags):
-        sized = f"{flags_of(cfg.size, cfg.model)[script]} {getattr(cfg, script)}".split()
-        command = [sys.executable, str(ROOT / f"{script}.py"), *sized, *map(str, flags), *common]
-        stages.append(Stage(name, needs, leaves, SECONDS[name.split("/")[-1]], command, inputs))
+        given = f"{flags_of(cfg.size, cfg.model)[script]} {getattr(cfg, script)}".split()
+        given += [*map(str, flags), *common]
+        command = [sys.executable, str(ROOT / f"{script}.py"), *given]
+        stages.append(Stage(name, needs, leaves, SECONDS, command, " ".join([*given, *inputs])))
     for seed in seeds_of(cfg):
         home, here = f"seed-{seed}", out / f"seed-{seed}"
         own = ["--seed", seed, "--out", here]

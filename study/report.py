@@ -17,8 +17,8 @@ from common.stats import Interval
 from study import proxies
 from study.claims import ENOUGH_SEEDS, OURS, SMALL
 from study.names import BETA, DIVERSITY, NOISE_OF, POLICIES, QUALITY, SETS, TRAINED, short
+from study.pipeline import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results -->\n", "<!-- /results -->"
 
 
@@ -125,8 +125,7 @@ def sets_part(results):
     yield "## 1. Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
-           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 "
-           "by the gold reward.")
+           "Matched: SFT at the temperature at which it is as little varied as PPO.")
     rows = [x for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")]
     splits = [*SETS, "ood"]
     yield by_noise_and_policy(by(rows, "task", "policy", "split"), map(short, splits), splits)

@@ -78,7 +78,7 @@ def test_stages_run_once_each_after_what_they_need_and_are_skipped_later(tmp_pat
     assert all(order.index(need) < order.index(stage.name) for stage in todo for need in stage.needs)
     mark = json.loads((tmp_path / "a/end.done").read_text())
     assert mark["seconds"] >= 0 and mark["processor_seconds"] >= 0 and "commit" in mark
-    assert pipeline.cost(todo, tmp_path)["stages"] == 5
+    assert pipeline.origin(todo, tmp_path)["cost"]["stages"] == 5
 
 
 def test_what_needs_a_stage_is_done_after_it_anew(tmp_path, here):
@@ -103,27 +103,24 @@ def test_a_resumed_run_says_whose_code_its_stages_are_of(tmp_path, capsys, monke
     assert "1 of 2 stages" in said and "this is fedcba9876" in said and "--anew" in said
     assert (tmp_path / "order").read_text().split() == ["a", "b"]        # and it keeps them all the same
     of_a = str(pipeline.mark_of(todo[0], tmp_path)["commit"])
-    assert pipeline.commits(todo, tmp_path) == ", ".join(sorted([of_a, "fedcba9876"]))
+    assert pipeline.origin(todo, tmp_path)["commit"] == ", ".join(sorted([of_a, "fedcba9876"]))
 
 
-def test_a_mark_counts_only_for_its_command_and_while_its_files_stand(tmp_path):
+def test_a_mark_counts_only_for_its_inputs_and_while_its_files_stand(tmp_path):
     (tmp_path / "script.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
     made = tmp_path / "made"
 
-    def stage(*flags):
-        command = [sys.executable, str(tmp_path / "script.py"), str(made), *flags]
-        return Stage("s", (), ("made",), 1, command)
-    assert pipeline.mark_of(stage(), tmp_path) is None
-    pipeline.do_stage(stage(), tmp_path, "c")
-    assert pipeline.mark_of(stage(), tmp_path)["commit"] == "c" and made.read_text() == "x"
-    assert pipeline.mark_of(stage("--other"), tmp_path) is None
-    assert pipeline.mark_of(stage()._replace(inputs="other data"), tmp_path) is None
+    stage = Stage("s", (), ("made",), 1, [sys.executable, str(tmp_path / "script.py"), str(made)], "--flag data")
+    assert pipeline.mark_of(stage, tmp_path) is None
+    pipeline.do_stage(stage, tmp_path, "c")
+    assert pipeline.mark_of(stage, tmp_path)["commit"] == "c" and made.read_text() == "x"
+    assert pipeline.mark_of(stage._replace(inputs="--other data"), tmp_path) is None
     made.write_text("")             # cut
-    assert pipeline.mark_of(stage(), tmp_path) is None
+    assert pipeline.mark_of(stage, tmp_path) is None
     made.write_text("x")
-    assert pipeline.mark_of(stage(), tmp_path)
+    assert pipeline.mark_of(stage, tmp_path)
     made.unlink()
-    assert pipeline.mark_of(stage(), tmp_path) is None
+    assert pipeline.mark_of(stage, tmp_path) is None
 
 
 def test_a_stage_leaves_files_by_patterns_and_in_folders(tmp_path):
@@ -150,7 +147,7 @@ def test_two_studies_do_not_share_a_folder(tmp_path, monkeypatch, here):
 def test_a_damaged_mark_is_no_mark_and_neither_is_that_of_what_needs_its_stage(tmp_path, here):
     todo = toy_stages(tmp_path, "first", "second: first")
     pipeline.run_stages(todo, tmp_path)
-    for damage in ("", "{}", "[]", '{"command": null}'):
+    for damage in ("", "{}", "[]", '{"left": null}'):
         (tmp_path / "first.done").write_text(damage)
         assert pipeline.mark_of(todo[0], tmp_path) is None and not pipeline.marks(todo, tmp_path)
     # a run that is cut after the first is done anew: the old mark of the second must not count
