@@ -57,10 +57,9 @@ def tag(ax, x, y, text, colour, offset, size=9, **how):
 
 # ----------------------------------------------------------------------------------------------- the pictures
 
-def draw_answer(plt, results):
+def draw_answer(figure, results):
     """figure.png: quality against diversity of SFT, best-of-16 and PPO, and how much is left out of
     distribution: from the marker to the arrowhead."""
-    figure = plt.figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
     for name, home, away, varied in three_rows(results):
         colour, marker = STYLE[name]
@@ -74,7 +73,6 @@ def draw_answer(plt, results):
            ylabel="win rate against the reference   better →", xlim=(.2, .75), ylim=(0, 1))
     ax.set_title(f"Marker: in distribution.  Arrowhead: mean of {len(SHIFTED)} shifted test sets.  Bars: "
                  f"{bars(results)}", fontsize=10, loc="left")
-    return figure
 
 
 LABELS = {  # point of the frontier: where its label stands, in points beside it
@@ -84,9 +82,8 @@ LABELS = {  # point of the frontier: where its label stands, in points beside it
     ("best-of-N", 1): (-44, -14), ("PPO, k2 in the reward", 5.0): (-44, -12)}
 
 
-def draw_frontier(plt, results):
+def draw_frontier(figure, results):
     """frontier.png: gold reward against gold diversity of every method over its own setting."""
-    figure = plt.figure(figsize=(9, 6.5), layout="constrained")
     ax = figure.subplots()
     for name in STYLE:
         points = [x for x in results["frontier"]
@@ -98,12 +95,11 @@ def draw_frontier(plt, results):
               label=f"{name}, over {symbol(name)}")
         for x in points:
             if (name, x["knob"]) in LABELS:
-                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"], f"{symbol(name)} = {x['knob']:g}",
-                    STYLE[name][0], LABELS[name, x["knob"]])
+                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"],
+                    f"{symbol(name)} = {x['knob']:g}", STYLE[name][0], LABELS[name, x["knob"]])
     ax.set(xlabel="gold diversity per input   more varied →", ylabel="gold reward   better →")
     ax.set_title(f"Every method over its own setting (bars: {bars(results)})", fontsize=11, loc="left")
     ax.legend(title="T: temperature", fontsize=9.5, frameon=False, loc="lower left")
-    return figure
 
 
 PROXY_TESTS = {  # test: (what it asks, chance)
@@ -114,10 +110,9 @@ PROXY_TESTS = {  # test: (what it asks, chance)
     "form": ("stories above\nphrasings of\none, how often", .5)}
 
 
-def draw_proxies(plt, results):
+def draw_proxies(figure, results):
     """proxies.png: each measure of diversity by each test, a dot with its interval; a line at chance."""
     lines = [x for x in results["proxies"] if x["measure"] != proxies.GOLD]
-    figure = plt.figure(figsize=(10, 4.2), layout="constrained")
     axes, places = figure.subplots(1, len(PROXY_TESTS), sharey=True), np.arange(len(lines))[::-1]
     for ax, (test, (title, chance)) in zip(axes, PROXY_TESTS.items()):
         for y, x in zip(places, lines):
@@ -136,12 +131,10 @@ def draw_proxies(plt, results):
     axes[0].set_yticks(places, [proxies.NAMES[x["measure"]] for x in lines])
     figure.suptitle("Which diversity measure to believe?  Rank correlations: 1 is best, dotted is chance",
                     fontsize=11)
-    return figure
 
 
-def draw_shift(plt, results):
+def draw_shift(figure, results):
     """shift.png: PPO's advantage over SFT against the shift of each test set."""
-    figure = plt.figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for x in results["shift"]:
         at, e = x["js"]["value"], x["advantage"]
@@ -155,7 +148,6 @@ def draw_shift(plt, results):
            ylabel=f"win rate minus SFT's, T = {QUALITY:g}")
     ax.set_title(f"PPO's advantage over SFT, β = {BETA:g} (bars: {bars(results)}; dotted: shift by chance)",
                  fontsize=10.5, loc="left")
-    return figure
 
 
 # -------------------------------------------------------------------------------------------------- the files
@@ -167,12 +159,14 @@ def draw_all(out):
     import matplotlib.pyplot as plt
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     results = read_results(out)
-    needs = {"figure": (draw_answer, "win_rate"), "frontier": (draw_frontier, "frontier"),
-             "proxies": (draw_proxies, "proxies"), "shift": (draw_shift, "shift")}
     written = []
-    for name, (draw, key) in needs.items():
-        if key in results:
-            figure = draw(plt, results)
+    for name, needs, draw, size in (("figure", "win_rate", draw_answer, (8, 5)),
+                                    ("frontier", "frontier", draw_frontier, (9, 6.5)),
+                                    ("proxies", "proxies", draw_proxies, (10, 4.2)),
+                                    ("shift", "shift", draw_shift, (8, 4.5))):
+        if needs in results:
+            figure = plt.figure(figsize=size, layout="constrained")
+            draw(figure, results)
             written.append(Path(out) / f"{name}.png")
             figure.savefig(written[-1], dpi=110)
             plt.close(figure)

@@ -5,6 +5,7 @@ the reference, by the gold reward; and per prompt, or across prompts, its divers
 """
 import json
 from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -49,22 +50,21 @@ def measure(here, name):
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
         lines.append(measure_file(rows, task, encode, vocabulary))
-    # outputs without n-grams: nan
-    found = {"samples": lines, **measure_reward_model(here)}
-    write_json(here / "measures.json", found, indent=None, allow_nan=True)
+    found = {"samples": lines, "reward_by_set": measure_reward_model(here)}
+    write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
 
 
 def measure_reward_model(here):
-    """What the reward model is worth: {"reward": its accuracy, "reward_by_set": {policy: {split: `agreement`
-    with the gold reward}} of SFT, which it was trained on, and of PPO, which was trained against it}."""
-    model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    tokenizer, task, by_set = load_tokenizer(saved["tokenizer"]), task_from(saved["task"]), {}
+    """{policy: {split: `agreement` of the reward model with the gold reward}} of SFT, which it was trained
+    on, and of PPO, which was trained against it."""
+    model, tokenizer, task = load_with_task(here / "ckpt_reward.pt", "reward")
+    by_set = {}
     for policy in ("sft", "ppo"):
         for split in task.evaluation_splits():
             rows = read_samples(sample_path(here / f"t{QUALITY:g}", policy, split))
             scores, _ = reward_scores(rows, model, tokenizer, task)
             by_set.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
-    return {"reward": saved["metrics"], "reward_by_set": by_set}
+    return by_set
 
 
 def agreement(scores, gold):
@@ -108,11 +108,10 @@ class Measures:
 
     def __init__(self, folder, seeds, tasks):
         self.seeds, self.tasks = list(seeds), list(tasks)
-        self.lines, self.reward, self.reward_by_set = {}, {}, {}
+        self.lines, self.reward_by_set = {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
-                self.reward[task, seed] = found["reward"]
                 self.reward_by_set[task, seed] = found["reward_by_set"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
@@ -160,48 +159,35 @@ class Measures:
         return over_seeds(self.get(task, policy, split, temperature, measure), rate)
 
 
-def known(rows):
-    """[(fields, estimate)] as rows of results.json, without what could not be measured at all."""
-    return [fields | estimate for fields, estimate in rows if estimate]
+def known(found, *fields):
+    """{values of fields: estimate} as rows of results.json, without what could not be measured at all."""
+    return [dict(zip(fields, key)) | estimate for key, estimate in found.items() if estimate]
 
 
 def win_rates(r):
     """Rows {task, policy, split, temperature} of every sample file, and of the mean over the sets out of
     distribution, split "ood", at the temperature of quality."""
-    fields = "task", "policy", "split", "temperature"
-    rows = [(dict(zip(fields, key)), r.estimate(*key, "wins")) for key in r.keys()]
+    found = {key: r.estimate(*key, "wins") for key in r.keys()}
     for task, policy, split, temperature in r.keys():
         if split == SHIFTED[0] and temperature in (QUALITY, "matched"):
-            mean = over_seeds(r.wins(task, policy, *SHIFTED), rate=True)
-            rows.append((dict(zip(fields, (task, policy, "ood", temperature))), mean))
-    return known(rows)
+            found[task, policy, "ood", temperature] = over_seeds(r.wins(task, policy, *SHIFTED), rate=True)
+    return known(found, "task", "policy", "split", "temperature")
 
 
 def diversities(r):
     """Rows {task, policy, split, temperature, measure} where the paper measures diversity."""
-    kinds, rows = ("per_input_", "across_", "good", "utility"), []
-    for task, policy, split, temperature in r.keys():
-        if (split, temperature) == ("test", DIVERSITY):
-            fields = {"task": task, "policy": policy, "split": split, "temperature": temperature}
-            line = r.lines[task, policy, split, temperature, r.seeds[0]]
-            rows += [(fields | {"measure": m}, r.estimate(task, policy, split, temperature, m))
-                     for m in line if m.startswith(kinds)]
-    return known(rows)
-
-
-def reward_model(r, task):
-    """Means over seeds of what reward.py measures on held-out pairs."""
-    seeds = [r.reward[task, seed] for seed in r.seeds]
-    return {"task": task, **{m: float(np.mean([seed[m] for seed in seeds])) for m in seeds[0]}}
+    kinds = "per_input_", "across_", "good", "utility"
+    found = {(*key, m): r.estimate(*key, m) for key in r.keys() if key[2:] == ("test", DIVERSITY)
+             for m in r.lines[*key, r.seeds[0]] if m.startswith(kinds)}
+    return known(found, "task", "policy", "split", "temperature", "measure")
 
 
 def tables(r):
     """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures."""
-    ranked = [({"task": task, "policy": policy, "split": split},
-               over_seeds(r.ranked_rightly(task, policy, split), rate=True))
-              for task in r.tasks for policy in ("sft", "ppo") for split in SETS]
+    ranked = {key: over_seeds(r.ranked_rightly(*key), rate=True)
+              for key in product(r.tasks, ("sft", "ppo"), SETS)}
     return {"win_rate": win_rates(r), "diversity": diversities(r),
             "loss": [{"task": task, "policy": policy,
                       **{part: over_seeds(x) for part, x in r.loss(task, policy).items()}}
                      for task in r.tasks for policy in ("bon", "ppo")],
-            "reward_model": [reward_model(r, task) for task in r.tasks], "ranked_rightly": known(ranked)}
+            "ranked_rightly": known(ranked, "task", "policy", "split")}

@@ -21,7 +21,7 @@ METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0
 # recipe, which came out .02 in gold reward below the best of three
 LEARNING_RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
-PASS_AT = (1, 2, 4, 8, 16, 32, 64)
+PASS_AT = BEST_OF
 PASS_AT_OF = ("base", "sft", "ppo", "ppo_b0.3")         # policies whose pass@k is measured
 
 # every trained policy over its beta: {what a table calls it: {beta: its name in files}}

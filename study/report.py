@@ -206,15 +206,10 @@ def kinds_part(results):
 
 
 def reward_part(results):
-    keys = {"accuracy": "labels", "accuracy_gold": "gold reward",
-            "longer_wins": "`the longer wins` by labels", "labels_gold": "labels by gold reward"}
     yield "## 7. The reward model"
     yield "How often it ranks two outputs to one prompt as the gold reward does."
     yield by_noise_and_policy(by(results["ranked_rightly"], "task", "policy", "split"), map(short, SETS),
                               SETS)
-    yield "Its accuracy on held-out pairs, by labels and by the gold reward; means over seeds."
-    yield table(["noise", *keys.values()], [[NOISE_OF[x["task"]], *(f"{x[k]:.3f}" for k in keys)]
-                                            for x in results["reward_model"]])
 
 
 def shift_part(results):

@@ -95,10 +95,9 @@ class Trial:
         reward.main(reward.Config(model=self.checkpoint("sft"), freeze=0, prompts=self.recipe.prompts,
                                   held_out=self.recipe.held_out, out=self.checkpoint("reward"), **self.same))
 
-    def train_ppo(self, name="ppo", judge="reward", beta=BETA, **flags):
-        """judge: name of the reward model's checkpoint, or gold."""
+    def train_ppo(self, name="ppo", beta=BETA, **flags):
+        flags = dict(reward=self.checkpoint("reward")) | flags
         ppo.main(ppo.Config(model=self.checkpoint("sft"), kl_coef=beta, lr=LEARNING_RATES["ppo"],
-                            reward="gold" if judge == "gold" else self.checkpoint(judge),
                             steps=self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
                             out=self.checkpoint(name), **flags, **self.same))
 
@@ -205,8 +204,8 @@ def core_stages(t):
     """SFT, reward model, PPO, best-of-16, and what is measured of them.  PPO on the gold reward: with
     systematic noise alone."""
     gold = ["ppo_gold"] if t.task == "synthetic" else []
-    on_gold = [_stage(t, name, ("sft",), ("ckpt_ppo_gold.pt",), 30, partial(t.train_ppo, name, "gold"))
-               for name in gold]
+    on_gold = [_stage(t, name, ("sft",), ("ckpt_ppo_gold.pt",), 30,
+                      partial(t.train_ppo, name, reward="gold")) for name in gold]
     sampled = f"t{QUALITY:g}/*", f"t{DIVERSITY:g}/*"
     return [_stage(t, "sft", (f"seed{t.seed}/base",), ("ckpt_sft.pt",), 50, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
@@ -222,7 +221,8 @@ def full_stages(t, with_shift):
     def stage(name, seconds, train):
         leaves = f"ckpt_{name}.pt", f"more/samples_{name}_test.jsonl"
         return _stage(t, name, ("reward",), leaves, seconds, partial(t.train_and_sample, name, train))
-    trained = {name: (40, partial(t.train_ppo, name, beta=b)) for b, name in TRAINED["PPO"].items() if b != BETA}
+    trained = {name: (40, partial(t.train_ppo, name, beta=b))
+               for b, name in TRAINED["PPO"].items() if b != BETA}
     trained |= {name: (40, partial(t.train_ppo, name, beta=b, kl_in_reward="k2"))
                 for b, name in TRAINED["PPO, k2 in the reward"].items()}
     trained |= {name: (70 if m in dpo.LOSSES else 25, partial(t.train_method, name, m, b))

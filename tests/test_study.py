@@ -23,7 +23,6 @@ from common.stats import over_seeds
 from conftest import ROOT, held_by_another_process, refused
 from splits import encode_prompts, encode_response
 from study import claims, frontier, measures, pipeline, stages
-from study.frontier import Frontier
 from study.pipeline import Stage
 
 
@@ -376,32 +375,27 @@ def test_kl_of_samples_is_the_mean_of_their_log_ratios(work):
     assert kl(ref_policy, ref_policy, 1.) == 0
 
 
-def fake_frontier(ppo_wins):
-    """Two seeds: SFT wins .6 at diversity .2 and .4 at .8; PPO wins `ppo_wins` at diversity .5."""
+@pytest.mark.parametrize("wins, expected", [(.7, .2), (.5, 0.), (.2, -.3)])
+def test_the_frontier_compares_at_equal_diversity(wins, expected):
+    """Two seeds: SFT wins .6 at diversity .2 and .4 at .8; PPO wins `wins` at diversity .5."""
     def line(curve, knob, diversity, wins):
         return {"curve": curve, "knob": knob, "kl": diversity, "wins": [wins] * 10,
                 "gold_diversity": [diversity] * 10}
-    points = [line("SFT", .2, .2, .6), line("SFT", 1., .8, .4), line("PPO", .1, .5, ppo_wins)]
-    return Frontier([{"points": points}] * 2)
-
-
-@pytest.mark.parametrize("wins, expected", [(.7, .2), (.5, 0.), (.2, -.3)])
-def test_the_frontier_compares_at_equal_diversity(wins, expected):
-    f = fake_frontier(wins)
-    e = f.vs(("PPO", .1), f.curve("SFT"), "gold_diversity", "wins")
+    lines = [line("SFT", .2, .2, .6), line("SFT", 1., .8, .4), line("PPO", .1, .5, wins)]
+    cold, warm, ppo = frontier.points_of([{"points": lines}] * 2).values()
+    e = frontier.vs(ppo, [cold, warm], "gold_diversity", "wins")
     assert e["mean"] == pytest.approx(expected) and e["inside"]
     # SFT's points at the roots .447 and .894 of KL, PPO's at .707: SFT would win .484 there
-    by_kl = f.vs(("PPO", .1), f.curve("SFT"), "root_kl", "wins")
+    by_kl = frontier.vs(ppo, [cold, warm], "root_kl", "wins")
     assert by_kl["mean"] == pytest.approx(wins - .48377, abs=1e-4)
-    assert not f.vs(("SFT", 1.), [("SFT", .2), ("PPO", .1)], "gold_diversity", "wins")["inside"]
-    near = Frontier([{"points": [{"curve": "PPO", "knob": .1, "kl": -.01, "wins": [wins]}]}])
-    assert near.get(("PPO", .1), "root_kl") == 0        # an estimate below 0 is no complex number
+    assert not frontier.vs(warm, [cold, ppo], "gold_diversity", "wins")["inside"]
+    near, = frontier.points_of([{"points": [line("PPO", .1, -.01, wins)]}]).values()
+    assert (near["root_kl"] == 0).all()         # an estimate below 0 is no complex number
 
 
 def test_ppo_is_no_peer_where_it_over_optimises():
-    reward = {0.: 1., .03: 2., .1: 3., .3: 2.5, 1.: 1.5}
-    points = [{"curve": "PPO", "knob": b, "gold_reward": [r, r + .1]} for b, r in reward.items()]
-    assert Frontier([{"points": points}]).ppo_curve() == [("PPO", .1), ("PPO", .3), ("PPO", 1.)]
+    points = [{"gold_reward": np.array([r, r + .1])} for r in (1., 2., 3., 2.5, 1.5)]
+    assert frontier.up_from_best(points) == points[2:]
 
 
 def test_every_point_has_a_stage_that_samples_it():
