@@ -9,7 +9,6 @@ prompts (`common.stats.over_seeds`) lies on the side that the claim says, differ
 side, and else is not shown.  So few seeds as three decide nothing.
 """
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,14 +23,8 @@ ENOUGH_SEEDS = 4
 OURS = "ours"
 
 
-class Row(NamedTuple):
-    """One claim.  found: [(MORE, LESS, SAME or NOT_LESS, as the claim says; what it is of; estimate)].  How
-    much more or less is not tested."""
-    source: str         # the paper's section, or OURS
-    claim: str
-    here: str
-    found: list
-
+# A row is (source: the paper's section, or OURS; claim; what is measured here; found), with found a list of
+# (MORE, LESS, SAME or NOT_LESS, as the claim says; what it is of; estimate).  How much more or less is not tested.
 
 def verdict(found):
     """Differs if one interval contradicts the claim, agrees if all show it, else not shown; open without
@@ -58,15 +51,15 @@ def claims(measures, of_beta=None):
     open."""
     rows = [*paper_rows(measures), *beta_rows(of_beta), *open_rows(), *our_rows(measures),
             over_optimised_row(of_beta)]
-    found = [{"source": row.source, "claim": row.claim, "here": row.here, "verdict": verdict(row.found),
-              "found": [{"expected": expected, "of": of, **e} for expected, of, e in row.found if e]}
-             for row in rows]
+    lines = [{"source": source, "claim": claim, "here": here, "verdict": verdict(found),
+              "found": [{"expected": expected, "of": of, **e} for expected, of, e in found if e]}
+             for source, claim, here, found in rows]
     order = (DIFFERS, NOT_SHOWN, AGREES, OPEN)
-    return sorted(found, key=lambda row: (row["source"] == OURS, order.index(row["verdict"])))
+    return sorted(lines, key=lambda row: (row["source"] == OURS, order.index(row["verdict"])))
 
 
 def over_noise(r, expected, differences):
-    """What was found, for a Row, with each kind of noise that was run.  differences: {what it is of: function
+    """What was found, for a row, with each kind of noise that was run.  differences: {what it is of: function
     of a task giving (seeds, n)}."""
     return [(expected, ", ".join(filter(None, (of, NOISE_OF[task]))), over_seeds(difference(task)))
             for of, difference in differences.items() for task in r.tasks]
@@ -88,27 +81,27 @@ def paper_rows(r):
     gaps = {name: lambda task, p=policy: growth(r, task, p)
             for policy, name in (("ppo", "PPO"), ("bon", "best-of-16"))}
     return [
-        Row("6.1, fig. 2", "best-of-16 beats RLHF, in and out of distribution", "PPO - best-of-16",
-            wins(LESS, "ppo", "bon")),
-        Row("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", "PPO - SFT",
-            wins(MORE, "ppo", "sft")),
-        Row("6.1, fig. 2", "best-of-16 beats SFT, in and out of distribution", "best-of-16 - SFT",
-            wins(MORE, "bon", "sft")),
-        Row("6.1, fig. 2", "the generalisation gaps of all three are about equal",
-            "advantage over SFT, OOD - ID", over_noise(r, SAME, gaps)),
-        Row("6.1",
-            "the reward model is nearly as accurate out of distribution, so it does not cause the drop",
-            "reward model ranks two SFT outputs as the gold reward does, OOD - ID",
-            over_noise(r, NOT_LESS, {short(split): falls(split) for split in SHIFTED})),
-        Row("6.2, fig. 5", "per input RLHF is far less varied than SFT by EAD and Sentence-BERT",
-            "PPO - SFT per input", varied(LESS, "ppo", "sft", "per_input", **both)),
-        Row("6.2, fig. 5", "NLI diversity shows no meaningful difference",
-            "PPO - SFT per input, by a perfect classifier",
-            varied(SAME, "ppo", "sft", "per_input", nli="NLI")),
-        Row("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", "PPO - SFT across inputs",
-            varied(LESS, "ppo", "sft", "across", **both)),
-        Row("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more",
-            "best-of-16 - SFT across inputs", varied(NOT_LESS, "bon", "sft", "across", **both))]
+        ("6.1, fig. 2", "best-of-16 beats RLHF, in and out of distribution", "PPO - best-of-16",
+         wins(LESS, "ppo", "bon")),
+        ("6.1, fig. 2", "RLHF beats SFT, in and out of distribution", "PPO - SFT",
+         wins(MORE, "ppo", "sft")),
+        ("6.1, fig. 2", "best-of-16 beats SFT, in and out of distribution", "best-of-16 - SFT",
+         wins(MORE, "bon", "sft")),
+        ("6.1, fig. 2", "the generalisation gaps of all three are about equal",
+         "advantage over SFT, OOD - ID", over_noise(r, SAME, gaps)),
+        ("6.1",
+         "the reward model is nearly as accurate out of distribution, so it does not cause the drop",
+         "reward model ranks two SFT outputs as the gold reward does, OOD - ID",
+         over_noise(r, NOT_LESS, {short(split): falls(split) for split in SHIFTED})),
+        ("6.2, fig. 5", "per input RLHF is far less varied than SFT by EAD and Sentence-BERT",
+         "PPO - SFT per input", varied(LESS, "ppo", "sft", "per_input", **both)),
+        ("6.2, fig. 5", "NLI diversity shows no meaningful difference",
+         "PPO - SFT per input, by a perfect classifier",
+         varied(SAME, "ppo", "sft", "per_input", nli="NLI")),
+        ("6.2, fig. 6", "across inputs RLHF is a little less varied than SFT", "PPO - SFT across inputs",
+         varied(LESS, "ppo", "sft", "across", **both)),
+        ("6.2, fig. 6", "across inputs best-of-16 is as varied as SFT, or more",
+         "best-of-16 - SFT across inputs", varied(NOT_LESS, "bon", "sft", "across", **both))]
 
 
 def growth(r, task, policy):
@@ -125,30 +118,29 @@ def beta_rows(found):
     def rows(**names):
         return [(LESS, f"{name}, {step}", found[key][m]) for key, step in steps.items()
                 for m, name in names.items()] if found else []
-    return [Row("6.3, app. I", "a larger KL coefficient lowers performance", "change of the win rate, T = 1",
-                rows(wins="win rate")),
-            Row("6.3, app. I", "a larger KL coefficient lowers diversity per input too",
-                "change of diversity per input",
-                rows(ead="EAD", embedding="embeddings", gold_diversity="gold diversity"))]
+    return [("6.3, app. I", "a larger KL coefficient lowers performance", "change of the win rate, T = 1",
+             rows(wins="win rate")),
+            ("6.3, app. I", "a larger KL coefficient lowers diversity per input too",
+             "change of diversity per input",
+             rows(ead="EAD", embedding="embeddings", gold_diversity="gold diversity"))]
 
 
 def open_rows():
     on_gpu = "open: reproduce.py --task alpaca on a GPU"
-    rows = [("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift "
-                                      "(instructions)", on_gpu),
-            ("6.1, fig. 3", "with a small shift the gaps are equal (instructions)", on_gpu),
+    return [("abstract; 6.1, fig. 3", "RLHF generalises better than SFT, the more so the larger the shift "
+                                      "(instructions)", on_gpu, []),
+            ("6.1, fig. 3", "with a small shift the gaps are equal (instructions)", on_gpu, []),
             ("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win more often with a small shift "
-                            "(instructions)", on_gpu),
+                            "(instructions)", on_gpu, []),
             ("app. J.4", "EAD per input of SFT and RLHF: OPT-125M .81 and .15, OPT-6.7B .79 and .07",
-             "open: reproduce.py --task tldr --model facebook/opt-125m on a GPU"),
+             "open: reproduce.py --task tldr --model facebook/opt-125m on a GPU", []),
             ("7", "whether the trade-off is fundamental or a flaw of current methods is left open",
-             "see the frontier, and which kind of diversity is lost")]
-    return [Row(*row, []) for row in rows]
+             "see the frontier, and which kind of diversity is lost", [])]
 
 
 def our_rows(r):
     def ours(claim, expected, here, difference, of=""):
-        return Row(OURS, claim, here, over_noise(r, expected, {of: difference}))
+        return OURS, claim, here, over_noise(r, expected, {of: difference})
 
     def varied(a, b, measure="per_input_gold_diversity"):
         return lambda task: r.varied_minus(task, a, b, measure)
@@ -182,8 +174,8 @@ def over_optimised_row(found):
     """PPO without a penalty minus PPO with the usual one."""
     rows = [(MORE, "reward", found["no penalty"]["reward"]),
             (LESS, "gold reward", found["no penalty"]["gold_reward"])] if found else []
-    return Row(OURS, "without a KL penalty PPO over-optimises: reward up, gold reward down",
-               f"PPO, beta 0 - {BETA:g}", rows)
+    return (OURS, "without a KL penalty PPO over-optimises: reward up, gold reward down",
+            f"PPO, beta 0 - {BETA:g}", rows)
 
 
 def lost(r, task, measure):

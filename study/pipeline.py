@@ -111,7 +111,13 @@ def run_stages(stages, folder, jobs=1, anew=False):
 
 def _run(stages, done, folder, jobs, here):
     running = {}        # {future: (stage, when it started)}
-    with _bar(stages, done) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+    # the bar counts the seconds that stages usually take, and its time left is of the pace seen since the
+    # start; a log file gets a line now and then, a terminal sees it move
+    bar = tqdm(total=sum(stage.seconds for stage in stages), smoothing=0, miniters=0,
+               initial=sum(stage.seconds for stage in stages if stage.name in done),
+               mininterval=0.5 if sys.stderr.isatty() else 60,
+               bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}")
+    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):
             busy = {stage.name for stage, _ in running.values()}
             ready = [stage for stage in stages if stage.name not in done and stage.name not in busy
@@ -127,15 +133,6 @@ def _run(stages, done, folder, jobs, here):
                     log = Path(folder) / f"{stage.name}.log"
                     raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
         _show(bar, stages, done, ())
-
-
-def _bar(stages, done):
-    """Counts the seconds that stages usually take; the time left is of the pace seen since the start."""
-    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}"
-    # a log file gets a line now and then, a terminal sees it move
-    return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look, smoothing=0, miniters=0,
-                initial=sum(stage.seconds for stage in stages if stage.name in done),
-                mininterval=0.5 if sys.stderr.isatty() else 60)
 
 
 def _show(bar, stages, done, running):

@@ -62,8 +62,8 @@ def interval(e, digits=2, sign=""):
     return "-" if e is None else format(Interval(e["mean"], *ends(e)), f"{sign}.{digits}f")
 
 
-def signed(e, digits=2):
-    return interval(e, digits, "+")
+def signed(e):
+    return interval(e, sign="+")
 
 
 def versus(e):

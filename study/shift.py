@@ -26,7 +26,6 @@ from study.measures import load_with_task
 from study.names import SETS
 from tasks import synthetic
 
-SHIFTS = {"js": "JS divergence, bits", "auc": "classifier's AUC"}
 DRAWS, FLOORS = 200, 20     # of resampling: for the interval, for the floor
 
 
@@ -142,13 +141,11 @@ def main(cfg):
                   if split != "train"}
     # of all splits, so that a word is one token where only one of them has it
     tokenizer = load_tokenizer(build_tokenizer([*train, *sum(prompts_of.values(), [])]))
-    table = []
-    for split, prompts in prompts_of.items():
-        found = shift(train, prompts, tokenizer)
-        table.append([split, *(f"{Interval(*list(found[m].values())[:3]):.3f} / {found[m]['floor']:.3f}"
-                               for m in SHIFTS)])
+    found = {split: shift(train, prompts, tokenizer) for split, prompts in prompts_of.items()}
     print("shift of the prompts from train: value [95 % over texts] / floor, between halves of train\n")
-    print(text_table(["split", *SHIFTS.values()], table))
+    print(text_table(["split", "JS divergence, bits", "classifier's AUC"], [
+        [split, *(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}] / {x['floor']:.3f}" for x in of.values())]
+        for split, of in found.items()]))
 
 
 if __name__ == "__main__":
