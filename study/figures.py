@@ -7,6 +7,7 @@ one colour and one marker everywhere.  The colours are Okabe and Ito's, which co
 apart.  Bars are 95 % intervals over seeds and prompts, or with fewer than four seeds the seeds' range.
 """
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -86,11 +87,10 @@ def draw_frontier(figure, results):
     """frontier.png: gold reward against gold diversity of every method over its own setting."""
     ax = figure.subplots()
     for name in STYLE:
-        points = [x for x in results["frontier"]
-                  if x["curve"] == name and x["gold_diversity"] and x["gold_reward"]]
+        points = sorted((x for x in results["frontier"] if x["curve"] == name and x["gold_diversity"]
+                         and x["gold_reward"]), key=lambda x: x["knob"])
         if not points:
             continue
-        points = sorted(points, key=lambda x: x["knob"])
         curve(ax, [x["gold_diversity"] for x in points], [x["gold_reward"] for x in points], name,
               label=f"{name}, over {symbol(name)}")
         for x in points:
@@ -102,29 +102,20 @@ def draw_frontier(figure, results):
     ax.legend(title="T: temperature", fontsize=9.5, frameon=False, loc="lower left")
 
 
-PROXY_TESTS = {  # test: (what it asks, chance)
-    "between": ("orders policies\nas gold diversity\ndoes", 0),
-    "within": ("orders prompts\nas gold diversity\ndoes", 0),
-    "temperature": ("rises with\ntemperature", 0),
-    "content": ("rises with\nprompts mixed", 0),
-    "form": ("stories above\nphrasings of\none, how often", .5)}
-
-
 def draw_proxies(figure, results):
     """proxies.png: each measure of diversity by each test, a dot with its interval; a line at chance."""
     lines = [x for x in results["proxies"] if x["measure"] != proxies.GOLD]
-    axes, places = figure.subplots(1, len(PROXY_TESTS), sharey=True), np.arange(len(lines))[::-1]
-    for ax, (test, (title, chance)) in zip(axes, PROXY_TESTS.items()):
+    axes, places = figure.subplots(1, len(proxies.TESTS), sharey=True), np.arange(len(lines))[::-1]
+    for ax, (test, title) in zip(axes, proxies.TESTS.items()):
+        chance = .5 if test == "form" else 0
         for y, x in zip(places, lines):
-            if not x.get(test):
-                continue
             mean, low, high = x[test]
             colour, marker = (GREY, "s") if x["measure"] == "length" else (BLUE, "o")
             if low is not None:
                 ax.plot((low, high), (y, y), lw=1.5, color=colour)
             ax.plot(mean, y, marker, ms=6, color=colour)
         ax.axvline(chance, color=RED, ls=":", lw=1.2)
-        ax.set_title(title, fontsize=9.5)
+        ax.set_title(fill(title, 17), fontsize=9.5)
         ax.set_xlim(-.05 if chance else -1.1, 1.1)     # all that a rate or a correlation can be
         ax.set_xticks((0, .5, 1) if chance else (-1, 0, 1))
         ax.grid(axis="y", color="#eeeeee")

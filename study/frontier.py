@@ -23,7 +23,7 @@ from generalisation import gold_scores, pass_at_k, reward_scores, wins
 from generate import generate
 from reward import score
 from splits import encode_prompts, encode_response
-from study.measures import encoder_of, load_with_task, vocabulary_of_references
+from study.measures import encoder_and_vocabulary, load_with_task
 from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, ON_ALL_SETS, PASS_AT, PASS_AT_OF, QUALITY, SETS,
                          SFT_TEMPERATURES, TRAINED)
 from tasks import synthetic
@@ -71,7 +71,7 @@ def measure(here):
     sampled on all test sets."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    encode, vocabulary, lines, sets = encoder_of(here / "ckpt_sft.pt"), vocabulary_of_references(), [], {}
+    (encode, vocabulary), lines, sets = encoder_and_vocabulary(here), [], {}
     for curve, knob, policy, folder in points():
         rows = read_samples(sample_path(here / folder, policy, "test"))
         line = {"curve": curve, "knob": knob} | measure_point(rows, reward_model, tokenizer, task, vocabulary)

@@ -22,27 +22,24 @@ from study.names import DIVERSITY, QUALITY, SETS, SHIFTED
 from tasks import synthetic
 
 
-def vocabulary_of_references():
-    """V of EAD: number of different words in the references of the test sets."""
-    return diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
-
-
 def load_with_task(path, kind, *how):
     """(model, tokenizer, task) of a checkpoint.  how: as in `load_checkpoint`."""
     model, saved = load_checkpoint(path, kind, *how)
     return model, load_tokenizer(saved["tokenizer"]), task_from(saved["task"])
 
 
-def encoder_of(path):
-    """An SFT checkpoint as a function of texts giving (n, D) embeddings."""
-    model, tokenizer, _ = load_with_task(path, "lm")
-    return partial(embed, model, tokenizer)
+def encoder_and_vocabulary(here):
+    """(The SFT model in a folder as a function of texts giving (n, D) embeddings; V of EAD, the number of
+    different words in the references of the test sets)."""
+    model, tokenizer, _ = load_with_task(here / "ckpt_sft.pt", "lm")
+    vocabulary = diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
+    return partial(embed, model, tokenizer), vocabulary
 
 
 def measure(here, name):
     """Every sample file of the core in the folder `here` of one task and seed -> measures.json.  name: of the
     synthetic task."""
-    encode, vocabulary = encoder_of(here / "ckpt_sft.pt"), vocabulary_of_references()
+    encode, vocabulary = encoder_and_vocabulary(here)
     task, lines = synthetic_task(name), []
     for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
                         *here.glob("resampled/samples_bon_*.jsonl")]):

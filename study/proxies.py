@@ -25,7 +25,7 @@ import diversity
 from common.files import write_json
 from common.samples import read_samples
 from common.stats import auc_interval, bootstrap_statistic, mean_interval, spearman
-from study.measures import encoder_of, vocabulary_of_references
+from study.measures import encoder_and_vocabulary
 from tasks import synthetic
 
 GOLD = "gold_diversity"
@@ -137,15 +137,16 @@ def all_tests(conditions, form):
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "within": "inputs", "temperature": "temperature", "content": "content",
-         "form": "form"}
+TESTS = {"between": "orders policies as gold diversity does",
+         "within": "orders prompts as gold diversity does", "temperature": "rises with temperature",
+         "content": "rises with prompts mixed", "form": "stories above phrasings of one, how often"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 
 def measure(here, sets):
     """conditions.json: `condition` of every sample file on the test prompts, and the form test.  sets: of
     outputs, in the content test."""
-    encode, vocabulary = encoder_of(here / "ckpt_sft.pt"), vocabulary_of_references()
+    encode, vocabulary = encoder_and_vocabulary(here)
     paths = sorted([*here.glob("t[0-9]*/samples_*_test.jsonl"), *here.glob("more/samples_*_test.jsonl")])
     write_json(here / "conditions.json",
                {"conditions": [condition(read_samples(path), vocabulary, encode, sets) for path in paths],

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common.files import write_json
 from common.flags import Common, Domain, arg, launch, setup
 from common.samples import text_table
-from common.stats import ENDS, Interval, auc, over_seeds
+from common.stats import ENDS, auc, over_seeds
 from common.tokenizer import build_tokenizer, load_tokenizer
 from splits import task_of
 from study.measures import load_with_task
@@ -69,7 +69,7 @@ def classifier_scores(a, b, ridge=1e-2, steps=200):
 # --------------------------------------------------------------------------------------- intervals and floors
 
 def half_interval(statistic, a, b, draws, rng):
-    """Interval of statistic(a, b) over the choice of texts.  rng: numpy Generator.
+    """(value, low, high) of statistic(a, b) over the choice of texts.  rng: numpy Generator.
 
     Each draw takes half of each sample, without replacement.  For a mean this has the variance of the usual
     bootstrap (McCarthy 1969).  A text never meets itself; drawn with replacement it would, and every distance
@@ -79,7 +79,7 @@ def half_interval(statistic, a, b, draws, rng):
     found = np.array([statistic(a[rng.permutation(n)[:n // 2]], b[rng.permutation(m)[:m // 2]])
                       for _ in range(draws)])
     low, high = np.percentile(found - found.mean(), ENDS) + value
-    return Interval(value, float(low), float(high))
+    return value, float(low), float(high)
 
 
 def _measure(statistic, prepare, x, n, rng):
@@ -144,8 +144,8 @@ def main(cfg):
     found = {split: shift(train, prompts, tokenizer) for split, prompts in prompts_of.items()}
     print("shift of the prompts from train: value [95 % over texts] / floor, between halves of train\n")
     print(text_table(["split", "JS divergence, bits", "classifier's AUC"], [
-        [split, *(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}] / {x['floor']:.3f}" for x in of.values())]
-        for split, of in found.items()]))
+        [split, *(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}] / {x['floor']:.3f}"
+                  for x in measures.values())] for split, measures in found.items()]))
 
 
 if __name__ == "__main__":

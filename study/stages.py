@@ -159,8 +159,7 @@ class Trial:
         folder = f"match{temperature:g}"
         self.sample(name, temperature, "validation", folder=folder, inputs=min(60, self.recipe.inputs))
         rows = read_samples(sample_path(self.here / folder, name, "validation"))
-        task = synthetic_task(self.task)
-        return float(np.mean([task.gold_diversity(row["outputs"])[0] for row in rows]))
+        return float(np.mean([synthetic_task(self.task).gold_diversity(row["outputs"])[0] for row in rows]))
 
     def sample_many(self):
         for name in PASS_AT_OF:
