@@ -7,7 +7,6 @@ if its win rate is higher at equal gold diversity.  What becomes of each method 
 kind of diversity it loses, stand beside it.
 """
 import json
-from itertools import product
 
 import numpy as np
 import torch
@@ -222,15 +221,13 @@ def numbers(folder, seeds):
 
 
 def set_numbers(seeds):
-    """[{policy, split, wins, ungrammatical, and both minus PPO's}]."""
-    rows = []
-    for policy, split in product(seeds[0], SETS):
-        row = {"policy": policy, "split": split}
-        for m in ("wins", "ungrammatical"):
-            own, ppo = (np.array([seed[p][split][m] for seed in seeds]) for p in (policy, "ppo"))
-            row |= {m: over_seeds(own, rate=m == "wins"), f"{m}_minus_ppo": over_seeds(own - ppo)}
-        rows.append(row)
-    return rows
+    """[{policy, split, wins, wins minus PPO's, ungrammatical}]."""
+    def get(policy, split, measure):
+        return np.array([seed[policy][split][measure] for seed in seeds])
+    return [{"policy": policy, "split": split, "wins": over_seeds(get(policy, split, "wins"), rate=True),
+             "wins_minus_ppo": over_seeds(get(policy, split, "wins") - get("ppo", split, "wins")),
+             "ungrammatical": over_seeds(get(policy, split, "ungrammatical"))}
+            for policy in seeds[0] for split in SETS]
 
 
 def pass_numbers(seeds):

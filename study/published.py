@@ -154,10 +154,9 @@ def results_of(cfg, device):
                          **{f"{p}_minus_sft": summary(of[p] - of["sft"], m) for p in ("ppo", "bon")}})
     names = [f"seed-{seed}/ckpt_reward.pt" for seed in seeds_of(cfg)]
     names += ["ckpt_judge.pt"] if cfg.judge_data else []
-    local = Path(cfg.model)
-    return {"model": local.name if local.is_dir() else cfg.model, "size": cfg.size, "seeds": cfg.seeds,
-            "rows": rows, "models": {name: load_checkpoint(Path(cfg.out) / name, "reward")[1]["metrics"]
-                                     for name in names}}
+    models = {name: load_checkpoint(Path(cfg.out) / name, "reward")[1]["metrics"] for name in names}
+    return {"model": Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model, "size": cfg.size,
+            "seeds": cfg.seeds, "rows": rows, "models": models}
 
 
 def markdown(results):

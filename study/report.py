@@ -276,8 +276,8 @@ def write(out):
 def on_screen(out):
     """The lines that reproduce.py ends with: README's table, and one verdict a claim."""
     results = read_results(out)
-    whose = {OURS: OURS}
-    return [answer(results), "", *(f"{c['verdict']:10} {whose.get(c['source'], 'paper')}: {c['claim']}"
+    whose = {True: "ours", False: "paper"}
+    return [answer(results), "", *(f"{c['verdict']:10} {whose[c['source'] == OURS]}: {c['claim']}"
                                    for c in results["claims"])]
 
 

@@ -219,7 +219,6 @@ def test_the_plan_of_the_study():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_sft_keeps_what_the_base_model_knows_of_words_it_does_not_meet(tmp_path):
     """Its embeddings and half of its layers are the base model's to the last bit; the reward model trains
     all."""
