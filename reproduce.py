@@ -18,11 +18,11 @@ from typing import Annotated, Literal
 
 from common.errors import UserError
 from common.files import write_json
-from common.flags import Common, Count, Domain, Natural, Seed, arg, launch, setup
+from common.flags import Common, Count, Domain, Natural, Seed, arg, launch
 from study import claims, figures, frontier, proxies, published, report, shift
 from study.measures import Measures, tables
 from study.names import NOISE_OF
-from study.pipeline import ROOT, commits, cost, jobs_that_fit, run_stages
+from study.pipeline import ROOT, jobs_that_fit, origin, run_stages
 from study.stages import QUICK, RECIPE, Recipe, plan
 
 Rows = Annotated[int, Domain("an integer of at least 8", lambda x: x >= 8)]
@@ -54,15 +54,13 @@ class Config(Common):
 
 def results_of(folder, recipe, seeds, full, stages):
     """Everything in results.json, from what the stages left in a folder."""
-    measures = Measures(folder, seeds, NOISE_OF if full else list(NOISE_OF)[:1])
-    settings, more = recipe.settings() | {"seeds": list(seeds), "full": full}, {}
-    found = {"settings": settings, "commit": commits(stages, folder), "recipe": RECIPE,
-             "cost": cost(stages, folder)}
+    measures, more = Measures(folder, seeds, NOISE_OF if full else list(NOISE_OF)[:1]), {}
     if full:
         more = frontier.numbers(folder, seeds) | {"shift": shift.numbers(measures, folder),
                                                   "proxies": proxies.numbers(folder, seeds)}
-    found["claims"] = claims.claims(measures, more.get("beta"))
-    return found | tables(measures, claims.loss_of) | more
+    return {"settings": recipe.settings() | {"seeds": list(seeds), "full": full}, "recipe": RECIPE,
+            **origin(stages, folder), "claims": claims.claims(measures, more.get("beta")), **tables(measures),
+            **more}
 
 
 def run_synthetic(cfg):
@@ -87,24 +85,12 @@ def run_synthetic(cfg):
               "Toy numbers say nothing about the paper")
 
 
-def run_published(cfg):
-    if cfg.full or cfg.quick:
+def main(cfg):
+    if (cfg.task or cfg.data) and (cfg.full or cfg.quick):
         raise UserError("--full and --quick belong to the synthetic study, which runs without --task and "
                         "--data")
-    flags = {name: [*given, *getattr(cfg, name).split()]
-             for name, given in published.flags_of(cfg.size, cfg.model).items()}
-    study = published.Study(
-        out=Path(cfg.out or "runs/replication"), model=cfg.model, task=cfg.task, data=cfg.data,
-        judge_data=cfg.judge_data, size=cfg.size, flags=flags, encoder=cfg.encoder,
-        seeds=range(cfg.seed, cfg.seed + cfg.seeds), device=cfg.device, dtype=cfg.dtype, threads=cfg.threads,
-        jobs=cfg.jobs or 1)
-    device, _ = setup(cfg)
-    published.run_study(study, device)
-
-
-def main(cfg):
     if cfg.task or cfg.data:
-        run_published(cfg)
+        published.run_study(replace(cfg, out=cfg.out or "runs/replication", jobs=cfg.jobs or 1))
     elif cfg.model != Config.model or cfg.judge_data:
         raise UserError("--model and --judge-data: the study of a published model needs --task or --data too")
     else:

@@ -6,16 +6,16 @@ figure.png is the answer; frontier.png, proxies.png and shift.png need `reproduc
 one colour and one marker everywhere.  The colours are Okabe and Ito's, which colour-blind people can tell
 apart.  Bars are 95 % intervals over seeds and prompts, or with fewer than four seeds the seeds' range.
 """
-from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
-from common.flags import Flags, arg, launch
+from common.flags import launch
 from study import proxies
 from study.claims import ENOUGH_SEEDS
 from study.names import BETA, QUALITY, SHIFTED, short
-from study.report import ends, read_results, three_rows
+from study.report import Config, ends, read_results, symbol, three_rows
 
 BLACK, GREY, ORANGE, GREEN = "#000000", "#888888", "#E69F00", "#009E73"
 BLUE, RED, PURPLE, SKY = "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"    # red is Okabe and Ito's vermilion
@@ -23,11 +23,6 @@ DARK = {ORANGE: "#8A5F00"}      # for letters, where the colour is too light
 STYLE = {"SFT": (BLUE, "o"), "best-of-16": (ORANGE, "s"), "best-of-N": (ORANGE, "s"), "PPO": (RED, "D"),
          "PPO, k2 in the reward": (SKY, "p"), "DPO": (GREEN, "^"), "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"),
          "GRPO": (BLACK, "X")}
-
-
-@dataclass
-class Config(Flags):
-    out: str = arg("results", "folder with results.json, where the pictures are written")
 
 
 # ------------------------------------------------------------------------------------------------- the pieces
@@ -63,10 +58,9 @@ def tag(ax, x, y, text, colour, offset, size=9, **how):
 
 # ----------------------------------------------------------------------------------------------- the pictures
 
-def draw_answer(plt, results):
+def draw_answer(figure, results):
     """figure.png: quality against diversity of SFT, best-of-16 and PPO, and how much is left out of
     distribution: from the marker to the arrowhead."""
-    figure = plt.figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
     for name, home, away, varied in three_rows(results):
         colour, marker = STYLE[name]
@@ -80,7 +74,6 @@ def draw_answer(plt, results):
            ylabel="win rate against the reference   better →", xlim=(.2, .75), ylim=(0, 1))
     ax.set_title(f"Marker: in distribution.  Arrowhead: mean of {len(SHIFTED)} shifted test sets.  Bars: "
                  f"{bars(results)}", fontsize=10, loc="left")
-    return figure
 
 
 LABELS = {  # point of the frontier: where its label stands, in points beside it
@@ -90,78 +83,54 @@ LABELS = {  # point of the frontier: where its label stands, in points beside it
     ("best-of-N", 1): (-44, -14), ("PPO, k2 in the reward", 5.0): (-44, -12)}
 
 
-def draw_frontier(plt, results):
+def draw_frontier(figure, results):
     """frontier.png: gold reward against gold diversity of every method over its own setting."""
-    figure = plt.figure(figsize=(9, 6.5), layout="constrained")
     ax = figure.subplots()
     for name in STYLE:
-        points = [x for x in results["frontier"]
-                  if x["curve"] == name and x["gold_diversity"] and x["gold_reward"]]
+        points = sorted((x for x in results["frontier"] if x["curve"] == name and x["gold_diversity"]
+                         and x["gold_reward"]), key=lambda x: x["knob"])
         if not points:
             continue
-        points = sorted(points, key=lambda x: x["knob"])
-        symbol = {"SFT": "T", "best-of-N": "N"}.get(name, "β")
         curve(ax, [x["gold_diversity"] for x in points], [x["gold_reward"] for x in points], name,
-              label=f"{name}, over {symbol}")
+              label=f"{name}, over {symbol(name)}")
         for x in points:
             if (name, x["knob"]) in LABELS:
-                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"], f"{symbol} = {x['knob']:g}",
-                    STYLE[name][0], LABELS[name, x["knob"]])
+                tag(ax, x["gold_diversity"]["mean"], x["gold_reward"]["mean"],
+                    f"{symbol(name)} = {x['knob']:g}", STYLE[name][0], LABELS[name, x["knob"]])
     ax.set(xlabel="gold diversity per input   more varied →", ylabel="gold reward   better →")
     ax.set_title(f"Every method over its own setting (bars: {bars(results)})", fontsize=11, loc="left")
     ax.legend(title="T: temperature", fontsize=9.5, frameon=False, loc="lower left")
-    return figure
 
 
-PROXY_TESTS = {  # test: (what it asks, chance)
-    "between": ("orders policies\nas gold diversity\ndoes", 0),
-    "within": ("orders prompts\nas gold diversity\ndoes", 0),
-    "temperature": ("rises with\ntemperature", 0),
-    "content": ("rises with\nprompts mixed", 0),
-    "form": ("stories above\nphrasings of\none, how often", .5)}
-
-
-def draw_proxies(plt, results):
+def draw_proxies(figure, results):
     """proxies.png: each measure of diversity by each test, a dot with its interval; a line at chance."""
     lines = [x for x in results["proxies"] if x["measure"] != proxies.GOLD]
-    figure = plt.figure(figsize=(10, 4.2), layout="constrained")
-    axes, places = figure.subplots(1, len(PROXY_TESTS), sharey=True), np.arange(len(lines))[::-1]
-    for ax, (test, (title, chance)) in zip(axes, PROXY_TESTS.items()):
+    axes, places = figure.subplots(1, len(proxies.TESTS), sharey=True), np.arange(len(lines))[::-1]
+    for ax, (test, title) in zip(axes, proxies.TESTS.items()):
+        chance = .5 if test == "form" else 0
         for y, x in zip(places, lines):
-            if not x.get(test):
-                continue
             mean, low, high = x[test]
             colour, marker = (GREY, "s") if x["measure"] == "length" else (BLUE, "o")
             if low is not None:
                 ax.plot((low, high), (y, y), lw=1.5, color=colour)
             ax.plot(mean, y, marker, ms=6, color=colour)
         ax.axvline(chance, color=RED, ls=":", lw=1.2)
-        ax.set_title(title, fontsize=9.5)
+        ax.set_title(fill(title, 17), fontsize=9.5)
         ax.set_xlim(-.05 if chance else -1.1, 1.1)     # all that a rate or a correlation can be
         ax.set_xticks((0, .5, 1) if chance else (-1, 0, 1))
         ax.grid(axis="y", color="#eeeeee")
     axes[0].set_yticks(places, [proxies.NAMES[x["measure"]] for x in lines])
     figure.suptitle("Which diversity measure to believe?  Rank correlations: 1 is best, dotted is chance",
                     fontsize=11)
-    return figure
 
 
-KINDS = {  # kind of test set: its colour, its marker, its name before the number
-    "words": (BLUE, "o", "new words, {} %"), "distractors": (RED, "s", "{} distracting stories"),
-    "article": (GREEN, "^", "news format"), "test": (BLACK, "D", "in distribution")}
-
-
-def draw_shift(plt, results):
+def draw_shift(figure, results):
     """shift.png: PPO's advantage over SFT against the shift of each test set."""
-    figure = plt.figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
     for x in results["shift"]:
-        kind = short(x["split"]).rstrip("0123456789")
-        colour, marker, name = KINDS[kind]
-        at, e = x["js"], x["advantage"]
-        ax.errorbar(at["value"], e["mean"], yerr=arms([e]), marker=marker, ms=8, color=colour, elinewidth=1)
-        tag(ax, at["value"], e["mean"], name.format(short(x["split"]).removeprefix(kind)), colour,
-            (-120, -14) if x["split"].endswith("distractors7") else (8, 6))
+        at, e = x["js"]["value"], x["advantage"]
+        ax.errorbar(at, e["mean"], yerr=arms([e]), marker="o", ms=8, color=BLUE, elinewidth=1)
+        tag(ax, at, e["mean"], short(x["split"]), BLUE, (8, 6))
     ax.axhline(0, color=BLACK, lw=.6)
     ax.axvline(results["shift"][0]["js"]["floor"], color=GREY, ls=":", lw=1)
     ax.set_xscale("log")
@@ -170,7 +139,6 @@ def draw_shift(plt, results):
            ylabel=f"win rate minus SFT's, T = {QUALITY:g}")
     ax.set_title(f"PPO's advantage over SFT, β = {BETA:g} (bars: {bars(results)}; dotted: shift by chance)",
                  fontsize=10.5, loc="left")
-    return figure
 
 
 # -------------------------------------------------------------------------------------------------- the files
@@ -182,12 +150,14 @@ def draw_all(out):
     import matplotlib.pyplot as plt
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     results = read_results(out)
-    needs = {"figure": (draw_answer, "win_rate"), "frontier": (draw_frontier, "frontier"),
-             "proxies": (draw_proxies, "proxies"), "shift": (draw_shift, "shift")}
     written = []
-    for name, (draw, key) in needs.items():
-        if key in results:
-            figure = draw(plt, results)
+    for name, needs, draw, size in (("figure", "win_rate", draw_answer, (8, 5)),
+                                    ("frontier", "frontier", draw_frontier, (9, 6.5)),
+                                    ("proxies", "proxies", draw_proxies, (10, 4.2)),
+                                    ("shift", "shift", draw_shift, (8, 4.5))):
+        if needs in results:
+            figure = plt.figure(figsize=size, layout="constrained")
+            draw(figure, results)
             written.append(Path(out) / f"{name}.png")
             figure.savefig(written[-1], dpi=110)
             plt.close(figure)

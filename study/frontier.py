@@ -22,7 +22,7 @@ from generalisation import gold_scores, pass_at_k, reward_scores, wins
 from generate import generate
 from reward import score
 from splits import encode_prompts, encode_response
-from study.measures import encoder_of, load_with_task, vocabulary_of_references
+from study.measures import encoder_and_vocabulary, load_with_task
 from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, ON_ALL_SETS, PASS_AT, PASS_AT_OF, QUALITY, SETS,
                          SFT_TEMPERATURES, TRAINED)
 from tasks import synthetic
@@ -70,7 +70,7 @@ def measure(here):
     sampled on all test sets."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    encode, vocabulary, lines, sets = encoder_of(here / "ckpt_sft.pt")[0], vocabulary_of_references(), [], {}
+    (encode, vocabulary), lines, sets = encoder_and_vocabulary(here), [], {}
     for curve, knob, policy, folder in points():
         rows = read_samples(sample_path(here / folder, policy, "test"))
         line = {"curve": curve, "knob": knob} | measure_point(rows, reward_model, tokenizer, task, vocabulary)
@@ -145,69 +145,61 @@ RATES = ("wins", "gold_diversity", "good", "good_gold_diversity")       # betwee
 MEANS = ("ead", "reward", "gold_reward", "good_distinct", "utility")
 
 
-class Frontier:
-    """frontier.json of all seeds.  A key is (curve, knob)."""
-
-    def __init__(self, seeds):
-        self.lines = [{(x["curve"], x["knob"]): x for x in seed["points"]} for seed in seeds]
-        self.keys = list(self.lines[0])
-
-    def get(self, key, measure):
-        """(seeds, prompts).  root_kl is one number a policy, repeated for every prompt."""
-        if measure == "root_kl":        # an estimate of a KL near 0 may lie below it
-            return np.array([[max(0., seed[key]["kl"]) ** .5] * len(seed[key]["wins"])
-                             for seed in self.lines])
-        return np.array([seed[key][measure] for seed in self.lines], dtype=float)
-
-    def curve(self, name):
-        return [key for key in self.keys if key[0] == name]
-
-    def ppo_curve(self):
-        """PPO's points from the beta of the highest gold reward up: with a smaller one it over-optimises, and
-        has less reward and less diversity."""
-        keys = self.curve("PPO")
-        return keys[int(np.argmax([self.get(key, "gold_reward").mean() for key in keys])):]
-
-    def minus(self, key, other, measures):
-        """{measure: estimate of key's minus other's}, paired by seed and prompt."""
-        return {m: over_seeds(self.get(key, m) - self.get(other, m)) for m in measures}
-
-    def vs(self, key, curve, x, y):
-        """Measure y of `key` minus that of `curve`, a list of keys, where the curve has the same x,
-        interpolated: {mean, low, high, inside}.  inside: whether the curve reaches that x, else its nearest
-        end is taken.  None where a seed has no value of a point."""
-        # `key` first, then the curve's points: (points, seeds, prompts) each
-        xs, ys = (np.array([self.get(k, m) for k in (key, *curve)]) for m in (x, y))
-        n_seeds, n_prompts = ys.shape[1:]
-
-        def difference(seeds, rng):
-            prompts = np.arange(n_prompts) if rng is None else rng.integers(0, n_prompts, n_prompts)
-            at, height = (np.nanmean(v[:, seeds][:, :, prompts], axis=(1, 2)) for v in (xs, ys))
-            order = 1 + np.argsort(at[1:])
-            return height[0] - np.interp(at[0], at[order], height[order])
-        if np.isnan(xs).all(axis=2).any() or np.isnan(ys).all(axis=2).any():
-            return None
-        at = np.nanmean(xs, axis=(1, 2))
-        inside = bool(at[1:].min() <= at[0] <= at[1:].max())
-        return of_seeds(difference, n_seeds, n_prompts) | {"inside": inside}
+def points_of(seeds):
+    """frontier.json of all seeds: {(curve, knob): {measure: (seeds, prompts), or (seeds,) of kl and length}}.
+    root_kl is one number a policy, repeated for every prompt."""
+    lines, points = [{(x["curve"], x["knob"]): x for x in seed["points"]} for seed in seeds], {}
+    for key, first in lines[0].items():
+        point = {m: np.array([seed[key][m] for seed in lines]) for m in first if m not in ("curve", "knob")}
+        # an estimate of a KL near 0 may lie below it
+        root_kl = [[max(0., kl) ** .5] * point["wins"].shape[1] for kl in point["kl"].tolist()]
+        points[key] = point | {"root_kl": np.array(root_kl)}
+    return points
 
 
-def point_numbers(f, key):
+def vs(point, others, x, y):
+    """Measure y of a point minus that of a curve through other points where it has the same x, interpolated:
+    {mean, low, high, inside}.  inside: whether the curve reaches that x, else its nearest end is taken.  None
+    where a seed has no value of a point."""
+    # the point first, then the curve's: (points, seeds, prompts) each
+    xs, ys = (np.array([p[m] for p in (point, *others)]) for m in (x, y))
+    n_seeds, n_prompts = ys.shape[1:]
+
+    def difference(seeds, rng):
+        prompts = np.arange(n_prompts) if rng is None else rng.integers(0, n_prompts, n_prompts)
+        at, height = (np.nanmean(v[:, seeds][:, :, prompts], axis=(1, 2)) for v in (xs, ys))
+        order = 1 + np.argsort(at[1:])
+        return height[0] - np.interp(at[0], at[order], height[order])
+    if np.isnan(xs).all(axis=2).any() or np.isnan(ys).all(axis=2).any():
+        return None
+    at = np.nanmean(xs, axis=(1, 2))
+    inside = bool(at[1:].min() <= at[0] <= at[1:].max())
+    return of_seeds(difference, n_seeds, n_prompts) | {"inside": inside}
+
+
+def point_numbers(points, curve, knob):
     """One point of the frontier in results.json."""
-    curve, knob = key
-    line = {"curve": curve, "knob": knob, "kl": float(np.mean([seed[key]["kl"] for seed in f.lines])),
-            "length": float(np.mean([seed[key]["length"] for seed in f.lines])),
-            **{m: over_seeds(f.get(key, m), rate=m in RATES) for m in (*MEANS, *RATES)}}
+    point = points[curve, knob]
+    sft, best, ppo = ([p for key, p in points.items() if key[0] == name] for name in (SFT, BEST, "PPO"))
+    line = {"curve": curve, "knob": knob, "kl": float(np.mean(point["kl"])),
+            "length": float(np.mean(point["length"])),
+            **{m: over_seeds(point[m], rate=m in RATES) for m in (*MEANS, *RATES)}}
     if curve != SFT:
-        line["wins_vs_sft"] = f.vs(key, f.curve(SFT), "gold_diversity", "wins")
+        line["wins_vs_sft"] = vs(point, sft, "gold_diversity", "wins")
     if curve not in (SFT, BEST):        # who keeps more at equal gold reward, who gains more at equal KL
-        line["kept_vs_bon"] = f.vs(key, f.curve(BEST), "gold_reward", "gold_diversity")
-        line["good_kept_vs_bon"] = f.vs(key, f.curve(BEST), "gold_reward", "good_gold_diversity")
+        line["kept_vs_bon"] = vs(point, best, "gold_reward", "gold_diversity")
+        line["good_kept_vs_bon"] = vs(point, best, "gold_reward", "good_gold_diversity")
         # over the root of KL, in which reward is nearly straight (Gao et al. 2022)
-        line["gained_vs_bon"] = f.vs(key, f.curve(BEST), "root_kl", "gold_reward")
+        line["gained_vs_bon"] = vs(point, best, "root_kl", "gold_reward")
     if curve in TRAINED and curve != "PPO":
-        line["kept_vs_ppo"] = f.vs(key, f.ppo_curve(), "gold_reward", "gold_diversity")
+        line["kept_vs_ppo"] = vs(point, up_from_best(ppo), "gold_reward", "gold_diversity")
     return line
+
+
+def up_from_best(ppo):
+    """PPO's points from the beta of the highest gold reward up: with a smaller one it over-optimises, and has
+    less reward and less diversity."""
+    return ppo[int(np.argmax([point["gold_reward"].mean() for point in ppo])):]
 
 
 def numbers(folder, seeds):
@@ -215,33 +207,31 @@ def numbers(folder, seeds):
     `sets`: the methods on all test sets, `pass_at_k`."""
     read = [{name: json.loads((folder / f"seed{seed}" / "synthetic" / f"{name}.json").read_text())
              for name in ("frontier", "pass_at_k")} for seed in seeds]
-    f = Frontier([seed["frontier"] for seed in read])
-    of_beta = ("wins", "ead", "embedding", "gold_diversity")
-    ppo, k2 = "PPO", "PPO, k2 in the reward"
-    return {"frontier": [point_numbers(f, key) for key in f.keys],
-            "beta": {"no penalty": f.minus((ppo, 0.), (ppo, BETA), ("reward", "gold_reward")),
-                     "larger": f.minus((ppo, BETAS[-1]), (ppo, BETA), of_beta),
-                     "larger, k2": f.minus((k2, K2[-1]), (k2, K2[0]), of_beta)},
+    points = points_of([seed["frontier"] for seed in read])
+
+    def change(curve, beta, other, *measures):
+        return {m: over_seeds(points[curve, beta][m] - points[curve, other][m]) for m in measures}
+    of_beta = "wins", "ead", "embedding", "gold_diversity"
+    return {"frontier": [point_numbers(points, *key) for key in points],
+            "beta": {"no penalty": change("PPO", 0., BETA, "reward", "gold_reward"),
+                     "larger": change("PPO", BETAS[-1], BETA, *of_beta),
+                     "larger, k2": change("PPO, k2 in the reward", K2[-1], K2[0], *of_beta)},
             "sets": set_numbers([seed["frontier"]["sets"] for seed in read]),
             "pass_at_k": pass_numbers([seed["pass_at_k"] for seed in read])}
 
 
 def set_numbers(seeds):
-    """[{policy, split, wins, ungrammatical, and both minus PPO's}]."""
+    """[{policy, split, wins, wins minus PPO's, ungrammatical}]."""
     def get(policy, split, measure):
         return np.array([seed[policy][split][measure] for seed in seeds])
     return [{"policy": policy, "split": split, "wins": over_seeds(get(policy, split, "wins"), rate=True),
-             "ungrammatical": over_seeds(get(policy, split, "ungrammatical")),
              "wins_minus_ppo": over_seeds(get(policy, split, "wins") - get("ppo", split, "wins")),
-             "ungrammatical_minus_ppo": over_seeds(get(policy, split, "ungrammatical")
-                                                   - get("ppo", split, "ungrammatical"))}
+             "ungrammatical": over_seeds(get(policy, split, "ungrammatical"))}
             for policy in seeds[0] for split in SETS]
 
 
 def pass_numbers(seeds):
-    """[{policy, k, rate, minus_sft}]."""
-    def get(policy, k):
-        return np.array([seed[policy][str(k)] for seed in seeds])
-    return [{"policy": policy, "k": k, "rate": over_seeds(get(policy, k), rate=True),
-             "minus_sft": over_seeds(get(policy, k) - get("sft", k))}
+    """[{policy, k, rate}]."""
+    return [{"policy": policy, "k": k,
+             "rate": over_seeds(np.array([seed[policy][str(k)] for seed in seeds]), rate=True)}
             for policy in PASS_AT_OF for k in PASS_AT]

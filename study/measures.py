@@ -1,11 +1,11 @@
 """What is measured of one task and seed, measures.json, and the same of all seeds as arrays.
 
-A line of measures.json belongs to one sample file: policy, split, temperature; `wins` against the reference
-and `score`, by the gold reward; `unfinished`, a fraction; `length`, words; and per prompt, or across prompts,
-its diversity.
+A line of measures.json belongs to one sample file: policy, split, temperature; of each prompt `wins` against
+the reference, by the gold reward; and per prompt, or across prompts, its diversity.
 """
 import json
 from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -22,51 +22,46 @@ from study.names import DIVERSITY, QUALITY, SETS, SHIFTED
 from tasks import synthetic
 
 
-def vocabulary_of_references():
-    """V of EAD: number of different words in the references of the test sets."""
-    return diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
-
-
-def encoder_of(path):
-    """(function of texts giving (n, D) embeddings, tokenizer) of an SFT checkpoint."""
-    model, saved = load_checkpoint(path, "lm")
-    tokenizer = load_tokenizer(saved["tokenizer"])
-    return partial(embed, model, tokenizer), tokenizer
-
-
-def load_with_task(path, kind):
-    """(model, tokenizer, task) of a checkpoint."""
-    model, saved = load_checkpoint(path, kind)
+def load_with_task(path, kind, *how):
+    """(model, tokenizer, task) of a checkpoint.  how: as in `load_checkpoint`."""
+    model, saved = load_checkpoint(path, kind, *how)
     return model, load_tokenizer(saved["tokenizer"]), task_from(saved["task"])
+
+
+def encoder_and_vocabulary(here):
+    """(The SFT model in a folder as a function of texts giving (n, D) embeddings; V of EAD, the number of
+    different words in the references of the test sets)."""
+    model, tokenizer, _ = load_with_task(here / "ckpt_sft.pt", "lm")
+    vocabulary = diversity.reference_vocabulary([synthetic.rows(split, 500) for split in SETS])
+    return partial(embed, model, tokenizer), vocabulary
 
 
 def measure(here, name):
     """Every sample file of the core in the folder `here` of one task and seed -> measures.json.  name: of the
     synthetic task."""
-    encode, _ = encoder_of(here / "ckpt_sft.pt")
-    task, lines, vocabulary = synthetic_task(name), [], vocabulary_of_references()
+    encode, vocabulary = encoder_and_vocabulary(here)
+    task, lines = synthetic_task(name), []
     for path in sorted([*here.glob("t[0-9]*/samples_*.jsonl"), *here.glob("matched/samples_*.jsonl"),
                         *here.glob("resampled/samples_bon_*.jsonl")]):
         rows = read_samples(path)
         if path.parent.name == "resampled":
             rows = [row | {"policy": "bon_resampled"} for row in rows]
-        lines += measure_file(rows, task, encode, vocabulary)
-    # outputs without n-grams: nan
-    found = {"samples": lines, **measure_reward_model(here)}
-    write_json(here / "measures.json", found, indent=None, allow_nan=True)
+        lines.append(measure_file(rows, task, encode, vocabulary))
+    found = {"samples": lines, "reward_by_set": measure_reward_model(here)}
+    write_json(here / "measures.json", found, indent=None, allow_nan=True)      # outputs without n-grams: nan
 
 
 def measure_reward_model(here):
-    """What the reward model is worth: {"reward": its accuracy, "reward_by_set": {policy: {split: `agreement`
-    with the gold reward}} of SFT, which it was trained on, and of PPO, which was trained against it}."""
-    model, saved = load_checkpoint(here / "ckpt_reward.pt", "reward")
-    tokenizer, task, by_set = load_tokenizer(saved["tokenizer"]), task_from(saved["task"]), {}
+    """{policy: {split: `agreement` of the reward model with the gold reward}} of SFT, which it was trained
+    on, and of PPO, which was trained against it."""
+    model, tokenizer, task = load_with_task(here / "ckpt_reward.pt", "reward")
+    by_set = {}
     for policy in ("sft", "ppo"):
         for split in task.evaluation_splits():
             rows = read_samples(sample_path(here / f"t{QUALITY:g}", policy, split))
             scores, _ = reward_scores(rows, model, tokenizer, task)
             by_set.setdefault(policy, {})[split] = agreement(scores, gold_scores(rows)[0]).tolist()
-    return {"reward": saved["metrics"], "reward_by_set": by_set}
+    return by_set
 
 
 def agreement(scores, gold):
@@ -79,15 +74,11 @@ def agreement(scores, gold):
 
 
 def measure_file(rows, task, encode, vocabulary):
-    """The lines of one sample file: its own and, of SFT at the temperature of quality, the oracle's.  task:
-    module of the synthetic task."""
-    key = {field: rows[0][field] for field in ("policy", "split", "temperature")}
-    scores, references = gold_scores(rows)
-    line = key | {"wins": wins(scores, references).tolist(), "score": float(np.mean(scores)),
-                  "unfinished": 1 - float(np.mean([f for r in rows for f in r["finished"]])),
-                  "length": float(np.mean([len(diversity.words(t)) for r in rows for t in r["outputs"]]))}
+    """The line of one sample file.  task: module of the synthetic task."""
+    line = {field: rows[0][field] for field in ("policy", "split", "temperature")}
+    line["wins"] = wins(*gold_scores(rows)).tolist()
     # all measures where the paper measures diversity, elsewhere the one that is known to be right
-    if key["temperature"] == DIVERSITY:
+    if line["temperature"] == DIVERSITY:
         found = diversity.measure_samples(rows, diversity.embed_outputs(rows, encode), task, task.nli_points,
                                           vocabulary=vocabulary)
         line |= {f"per_input_{m}": x.tolist() for m, x in found["per_input"].items()}
@@ -96,12 +87,7 @@ def measure_file(rows, task, encode, vocabulary):
         line |= {m: x.tolist() for m, x in diversity.good_measures(rows, task).items()}
     else:
         line["per_input_gold_diversity"] = [task.gold_diversity(r["outputs"])[0] for r in rows]
-    if key["policy"] != "sft" or key["temperature"] != QUALITY:
-        return [line]
-    # the best of the 16 outputs by the gold reward: what a perfect reward model would choose
-    best = np.max(scores, axis=1, keepdims=True)
-    oracle = key | {"policy": "oracle", "wins": wins(best, references).tolist(), "score": float(best.mean())}
-    return [oracle, line]
+    return line
 
 
 def ead_of_as_many(rows, vocabulary):
@@ -119,11 +105,10 @@ class Measures:
 
     def __init__(self, folder, seeds, tasks):
         self.seeds, self.tasks = list(seeds), list(tasks)
-        self.lines, self.reward, self.reward_by_set = {}, {}, {}
+        self.lines, self.reward_by_set = {}, {}
         for seed in self.seeds:
             for task in self.tasks:
                 found = json.loads((folder / f"seed{seed}" / task / "measures.json").read_text())
-                self.reward[task, seed] = found["reward"]
                 self.reward_by_set[task, seed] = found["reward_by_set"]
                 for line in found["samples"]:
                     # each seed has its own matched temperature
@@ -144,14 +129,22 @@ class Measures:
         """(seeds, prompts) win rates at the temperature of quality, means over test sets."""
         return np.mean([self.get(task, policy, split, QUALITY, "wins") for split in splits], axis=0)
 
-    def minus(self, task, policy, other, *splits):
-        """Estimate of the difference of two policies' win rates, paired by seed and prompt."""
-        return over_seeds(self.wins(task, policy, *splits) - self.wins(task, other, *splits))
+    def wins_minus(self, task, policy, other, *splits):
+        """(seeds, prompts): a policy's win rates minus another's."""
+        return self.wins(task, policy, *splits) - self.wins(task, other, *splits)
 
     def varied(self, task, policy, measure):
         """(seeds, prompts) of a measure of diversity, or (seeds, 1) across inputs, where the paper measures
         it."""
         return self.get(task, policy, "test", DIVERSITY, measure)
+
+    def varied_minus(self, task, policy, other, measure):
+        return self.varied(task, policy, measure) - self.varied(task, other, measure)
+
+    def loss(self, task, policy):
+        """`diversity.split_of_loss` of a policy beside SFT: {part: (seeds, prompts)}."""
+        measures = "per_input_gold_diversity", "good_gold_diversity"
+        return diversity.split_of_loss(*(self.varied(task, p, m) for m in measures for p in ("sft", policy)))
 
     def ranked_rightly(self, task, policy, split):
         """(seeds, prompts): how often the reward model ranks two outputs as the gold reward does."""
@@ -163,61 +156,35 @@ class Measures:
         return over_seeds(self.get(task, policy, split, temperature, measure), rate)
 
 
-def matched_temperatures(r, task):
-    """Seed by seed, the temperature at which SFT has PPO's gold diversity."""
-    return [r.lines[task, "sft_matched", "test", "matched", seed]["temperature"] for seed in r.seeds]
-
-
-def known(rows):
-    """[(fields, estimate)] as rows of results.json, without what could not be measured at all."""
-    return [fields | estimate for fields, estimate in rows if estimate]
+def known(found, *fields):
+    """{values of fields: estimate} as rows of results.json, without what could not be measured at all."""
+    return [dict(zip(fields, key)) | estimate for key, estimate in found.items() if estimate]
 
 
 def win_rates(r):
     """Rows {task, policy, split, temperature} of every sample file, and of the mean over the sets out of
     distribution, split "ood", at the temperature of quality."""
-    fields = "task", "policy", "split", "temperature"
-    rows = [(dict(zip(fields, key)), r.estimate(*key, "wins")) for key in r.keys()]
+    found = {key: r.estimate(*key, "wins") for key in r.keys()}
     for task, policy, split, temperature in r.keys():
         if split == SHIFTED[0] and temperature in (QUALITY, "matched"):
-            mean = over_seeds(r.wins(task, policy, *SHIFTED), rate=True)
-            rows.append((dict(zip(fields, (task, policy, "ood", temperature))), mean))
-    return known(rows)
+            found[task, policy, "ood", temperature] = over_seeds(r.wins(task, policy, *SHIFTED), rate=True)
+    return known(found, "task", "policy", "split", "temperature")
 
 
 def diversities(r):
     """Rows {task, policy, split, temperature, measure} where the paper measures diversity."""
-    kinds, rows = ("per_input_", "across_", "good", "utility"), []
-    for task, policy, split, temperature in r.keys():
-        if (split, temperature) == ("test", DIVERSITY):
-            fields = {"task": task, "policy": policy, "split": split, "temperature": temperature}
-            line = r.lines[task, policy, split, temperature, r.seeds[0]]
-            rows += [(fields | {"measure": m}, r.estimate(task, policy, split, temperature, m))
-                     for m in line if m.startswith(kinds)]
-    return known(rows)
+    kinds = "per_input_", "across_", "good", "utility"
+    found = {(*key, m): r.estimate(*key, m) for key in r.keys() if key[2:] == ("test", DIVERSITY)
+             for m in r.lines[*key, r.seeds[0]] if m.startswith(kinds)}
+    return known(found, "task", "policy", "split", "temperature", "measure")
 
 
-def reward_model(r, task):
-    """Means over seeds of what reward.py measures on held-out pairs."""
-    seeds = [r.reward[task, seed] for seed in r.seeds]
-    return {"task": task, **{m: float(np.mean([seed[m] for seed in seeds])) for m in seeds[0]}}
-
-
-def unfinished(r, task, split):
-    """The largest fraction of unfinished outputs of any policy and seed."""
-    return max(float(r.get(task, p, split, QUALITY, "unfinished").max()) for p in ("sft", "bon", "ppo"))
-
-
-def tables(r, loss_of):
-    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures;
-    loss_of: of study/claims.py."""
-    losses = [({"task": task, "policy": policy}, loss_of(r, task, policy))
-              for task in r.tasks for policy in ("bon", "ppo")]
-    ranked = [({"task": task, "policy": policy, "split": split},
-               over_seeds(r.ranked_rightly(task, policy, split), rate=True))
-              for task in r.tasks for policy in ("sft", "ppo") for split in SETS]
+def tables(r):
+    """What results.json holds of the core, estimates as from `common.stats.over_seeds`.  r: Measures."""
+    ranked = {key: over_seeds(r.ranked_rightly(*key), rate=True)
+              for key in product(r.tasks, ("sft", "ppo"), SETS)}
     return {"win_rate": win_rates(r), "diversity": diversities(r),
-            "loss": [fields | {part: over_seeds(x) for part, x in parts.items()} for fields, parts in losses],
-            "reward_model": [reward_model(r, task) for task in r.tasks], "ranked_rightly": known(ranked),
-            "matched_temperature": {task: matched_temperatures(r, task) for task in r.tasks},
-            "unfinished": {task: {split: unfinished(r, task, split) for split in SETS} for task in r.tasks}}
+            "loss": [{"task": task, "policy": policy,
+                      **{part: over_seeds(x) for part, x in r.loss(task, policy).items()}}
+                     for task in r.tasks for policy in ("bon", "ppo")],
+            "ranked_rightly": known(ranked, "task", "policy", "split")}

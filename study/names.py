@@ -5,7 +5,7 @@ from tasks import synthetic
 NOISE_OF = {"synthetic": "systematic noise", "synthetic-independent": "independent noise"}
 POLICIES = {"base": "base model", "sft": "SFT", "sft_matched": "SFT, matched temperature",
             "bon": "best-of-16", "bon_resampled": "best-of-16, the authors' resampling", "ppo": "PPO",
-            "ppo_gold": "PPO on the gold reward", "oracle": "oracle best-of-16"}
+            "ppo_gold": "PPO on the gold reward"}
 
 # test sets, the one in distribution first
 SETS = ["test", *(s for s in synthetic.SPLITS if s.startswith("ood_"))]
@@ -21,28 +21,13 @@ METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0
 # recipe, which came out .02 in gold reward below the best of three
 LEARNING_RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
-PASS_AT = (1, 2, 4, 8, 16, 32, 64)
+PASS_AT = BEST_OF
 PASS_AT_OF = ("base", "sft", "ppo", "ppo_b0.3")         # policies whose pass@k is measured
 
-
-def ppo_name(beta):
-    """What PPO with KL coefficient beta is called in files."""
-    return "ppo" if beta == BETA else f"ppo_b{beta:g}"
-
-
-def k2_name(beta):
-    return f"ppo_k2_b{beta:g}"
-
-
-def method_name(method, beta):
-    return f"{method}_b{beta:g}"
-
-
 # every trained policy over its beta: {what a table calls it: {beta: its name in files}}
-TRAINED = {"PPO": {b: ppo_name(b) for b in BETAS},
-           "PPO, k2 in the reward": {b: k2_name(b) for b in K2},
-           **{method.upper(): {b: method_name(method, b) for b in betas}
-              for method, betas in METHODS.items()}}
+TRAINED = {"PPO": {b: "ppo" if b == BETA else f"ppo_b{b:g}" for b in BETAS},
+           "PPO, k2 in the reward": {b: f"ppo_k2_b{b:g}" for b in K2},
+           **{method.upper(): {b: f"{method}_b{b:g}" for b in betas} for method, betas in METHODS.items()}}
 # one policy of each method at the usual beta, sampled on all test sets
 ON_ALL_SETS = [names[BETA] for names in TRAINED.values()]
 

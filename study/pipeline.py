@@ -8,7 +8,6 @@ state.
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,19 +32,17 @@ GB_A_STAGE = 2          # memory that a stage of the synthetic study takes
 class Stage(NamedTuple):
     name: str               # and the path of its mark and its log: <folder>/<name>.done, <folder>/<name>.log
     needs: tuple            # names of the stages that must be done before
-    leaves: tuple           # paths in <folder>, or patterns of them, that must stand afterwards
+    leaves: tuple           # patterns of paths in <folder>, of which files must stand afterwards
     seconds: float          # what it usually takes
     work: object            # a function without arguments, or a command: list of strings
-    inputs: str = ""        # a name for what it reads besides what other stages leave
+    inputs: str = ""        # its flags, and a name for what it reads besides what other stages leave
 
 
 def commit():
     """The commit of this code, with "+changes" where files differ from it; None outside git."""
-    def git(*args):
-        return subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True, check=True).stdout
+    command = ["git", "-C", ROOT, "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+changes"]
     try:
-        changed = "+changes" if git("status", "--porcelain", "--untracked-files=no").strip() else ""
-        return git("rev-parse", "--short=10", "HEAD").strip() + changed
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -59,33 +56,14 @@ def jobs_that_fit():
 # ----------------------------------------------------------------------------------------------- what is done
 
 def mark_of(stage, folder):
-    """{"seconds", "processor_seconds", "command", "inputs", "commit", "left"} of a stage that has run, or
-    None.  A mark counts for the same command and inputs only, and while every file stands, as long as it was,
-    that the stage left."""
+    """What `do_stage` wrote of a stage, or None.  A mark counts for the same inputs only, and while every
+    file stands, as long as it was, that the stage left."""
     try:
         mark = json.loads((Path(folder) / f"{stage.name}.done").read_text())
         stands = all((Path(folder) / path).stat().st_size == size for path, size in mark["left"].items())
-        same = (mark["command"], mark["inputs"]) == (_command_of(stage), stage.inputs)
-        return mark if same and stands else None
+        return mark if stands and mark["inputs"] == stage.inputs else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):      # not there, cut, or of other code
         return None
-
-
-def _left_by(stage, folder):
-    """{path: bytes} of the files that a stage left, those in folders too.  Raises UserError where it did not
-    leave what it should."""
-    found = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
-    missing = [pattern for pattern, paths in found.items() if not paths]
-    if missing:
-        raise UserError(f"it ended without {', '.join(missing)}")
-    files = [file for paths in found.values() for path in paths
-             for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
-
-
-def _command_of(stage):
-    """Script and flags of a command; the folders of Python and of the script may move."""
-    return None if callable(stage.work) else [Path(stage.work[1]).name, *stage.work[2:]]
 
 
 def marks(stages, folder):
@@ -98,17 +76,13 @@ def marks(stages, folder):
     return done
 
 
-def cost(stages, folder):
-    """What the stages took: {"stages", "seconds", "processor_seconds"}, sums over stages.  `seconds` passed
-    while they ran, one after another or side by side; processors were busy for `processor_seconds`."""
+def origin(stages, folder):
+    """{"commit": those of the code that made the stages, "cost": {"stages": their number, "seconds" that
+    passed while they ran, one after another or side by side, "processor_seconds"}}."""
     done = marks(stages, folder).values()
-    return {"stages": len(done), **{key: round(sum(mark[key] for mark in done), 1)
-                                    for key in ("seconds", "processor_seconds")}}
-
-
-def commits(stages, folder):
-    """The commits of the code that made the stages, in one string."""
-    return ", ".join(sorted({str(mark["commit"]) for mark in marks(stages, folder).values()}))
+    cost = {key: round(sum(mark[key] for mark in done), 1) for key in ("seconds", "processor_seconds")}
+    return {"commit": ", ".join(sorted({str(mark["commit"]) for mark in done})),
+            "cost": {"stages": len(done), **cost}}
 
 
 # ------------------------------------------------------------------------------------------------- the runner
@@ -137,7 +111,13 @@ def run_stages(stages, folder, jobs=1, anew=False):
 
 def _run(stages, done, folder, jobs, here):
     running = {}        # {future: (stage, when it started)}
-    with _bar(stages, done) as bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
+    # the bar counts the seconds that stages usually take, and its time left is of the pace seen since the
+    # start; a log file gets a line now and then, a terminal sees it move
+    bar = tqdm(total=sum(stage.seconds for stage in stages), smoothing=0, miniters=0,
+               initial=sum(stage.seconds for stage in stages if stage.name in done),
+               mininterval=0.5 if sys.stderr.isatty() else 60,
+               bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}")
+    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):
             busy = {stage.name for stage, _ in running.values()}
             ready = [stage for stage in stages if stage.name not in done and stage.name not in busy
@@ -155,22 +135,11 @@ def _run(stages, done, folder, jobs, here):
         _show(bar, stages, done, ())
 
 
-def _bar(stages, done):
-    """Counts the seconds that stages usually take; the time left is of the pace seen since the start."""
-    look = "{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}"
-    # a log file gets a line now and then, a terminal sees it move
-    return tqdm(total=sum(stage.seconds for stage in stages), bar_format=look,
-                initial=sum(stage.seconds for stage in stages if stage.name in done),
-                mininterval=0.5 if sys.stderr.isatty() else 60)
-
-
 def _show(bar, stages, done, running):
-    bar.n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
+    n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
         min(time.monotonic() - start, 0.95 * stage.seconds) for stage, start in running)
     bar.set_postfix_str(", ".join(stage.name for stage, _ in running), refresh=False)
-    if time.time() - bar.last_print_t >= bar.mininterval:
-        bar.refresh()
-        bar.last_print_t = time.time()
+    bar.update(n - bar.n)
 
 
 # ---------------------------------------------------------------------------------------- in a worker process
@@ -179,23 +148,23 @@ _command = None         # the running command of this worker
 
 
 def do_stage(stage, folder, here):
-    """One stage from start to mark.  Returns the mark.  here: the commit."""
+    """One stage from start to mark.  Returns the mark.  here: the commit.  Raises UserError where it did not
+    leave what it should."""
     path = Path(folder) / stage.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, processor = time.monotonic(), _processor_seconds()
+    start, processor = time.monotonic(), sum(os.times()[:4])        # of commands that it ran, too
     with open(f"{path}.log", "a") as log:
         (_call if callable(stage.work) else _run_command)(stage.work, log)
+    left = {pattern: sorted(Path(folder).glob(pattern)) for pattern in stage.leaves}
+    missing = [pattern for pattern, files in left.items() if not files]
+    if missing:
+        raise UserError(f"it ended without {', '.join(missing)}")
     mark = {"seconds": round(time.monotonic() - start, 2),
-            "processor_seconds": round(_processor_seconds() - processor, 2), "command": _command_of(stage),
-            "inputs": stage.inputs, "commit": here, "left": _left_by(stage, folder)}
+            "processor_seconds": round(sum(os.times()[:4]) - processor, 2), "inputs": stage.inputs,
+            "commit": here, "left": {str(file.relative_to(folder)): file.stat().st_size
+                                     for files in left.values() for file in files}}
     write_json(f"{path}.done", mark)
     return mark
-
-
-def _processor_seconds():
-    """Of this process with all its threads, and of the commands that it ran."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _call(function, log):
@@ -226,17 +195,12 @@ def _run_command(command, log):
 def _start_worker():
     """Ctrl-C is for the stage that runs, not for a worker that waits.  And a worker whose parent was killed
     must stop, or it would race the run that resumes."""
-    signal.signal(signal.SIGINT, _do_nothing)       # a handler, because commands would inherit SIG_IGN
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGINT, lambda *_: None)       # a handler, because commands would inherit SIG_IGN
+    threading.Thread(target=_watch_parent, daemon=True).start()
 
 
-def _do_nothing(number, frame):
-    pass
-
-
-def _watch_parent(parent):
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _watch_parent():
+    parent_process().join()
     if _command:
         _command.terminate()        # which makes a training script save its state
     os._exit(1)

@@ -2,14 +2,13 @@
 
 `python reproduce.py --full` runs this.  What should vary is what outputs say.  The paper's measures see words
 or vectors instead, so they are proxies.  Four tests rate them.  1 is right every time; chance is 0, but a
-half in `two_prompts` and `form`:
+half in `form`:
 
   gold         where gold diversity is known: Spearman's rank correlation with it, over conditions (policy and
-               temperature: does the measure order policies rightly?) and over the inputs of one condition,
-               each also with the mean length held fixed
+               temperature: does the measure order policies rightly?) and over the inputs of one condition
   temperature  rank correlation with the sampling temperature (Tevet and Berant 2021)
   content      after their content test: sets of K outputs to m prompts, m = 1, 2, 4, ..., rank correlation
-               with m; and how often a set of two prompts' outputs measures as more varied than one prompt's
+               with m
   form         the same facts in K phrasings against K different stories in one phrasing: how often the
                stories measure as more varied.  A measure of words alone prefers the phrasings.
 
@@ -25,8 +24,8 @@ import numpy as np
 import diversity
 from common.files import write_json
 from common.samples import read_samples
-from common.stats import auc, auc_interval, bootstrap_statistic, mean_interval, spearman
-from study.measures import encoder_of, vocabulary_of_references
+from common.stats import auc_interval, bootstrap_statistic, mean_interval, spearman
+from study.measures import encoder_and_vocabulary
 from tasks import synthetic
 
 GOLD = "gold_diversity"
@@ -46,7 +45,7 @@ def measure_sets(sets, embeddings, vocabulary):
 def _upward(found):
     """The measures that are tested, all turned so that more is more varied."""
     found = found | {"self_bleu": 1 - found["self_bleu"]}
-    return {m: found[m] for m in (*MEASURES, GOLD) if m in found}
+    return {m: found[m] for m in (*MEASURES, GOLD)}
 
 
 def content_sets(groups, sets, rng):
@@ -63,62 +62,34 @@ def content_sets(groups, sets, rng):
 
 
 def condition(rows, vocabulary, encode, sets):
-    """Everything that the tests need of one sample file, as plain lists: per_input {measure: (n,)}, across
-    {measure: its mean}, content {m, measure: one value a set}.  encode: function of texts giving (n, D)."""
+    """Everything that the tests need of one sample file, as plain lists: per_input {measure: (n,)}, content
+    {m, measure: one value a set}.  encode: function of texts giving (n, D)."""
     groups, embeddings = [row["outputs"] for row in rows], diversity.embed_outputs(rows, encode)
-    found = diversity.measure_samples(rows, embeddings, synthetic, vocabulary=vocabulary)
+    found = diversity.measure_samples(rows, embeddings, synthetic, vocabulary=vocabulary)["per_input"]
     mixed = content_sets(groups, sets, np.random.default_rng(0))
     content = measure_sets([[groups[i][j] for i, j in chosen] for _, chosen in mixed],
                            np.array([[embeddings[i, j] for i, j in chosen] for _, chosen in mixed]),
                            vocabulary)
-    return {"policy": rows[0]["policy"], "temperature": rows[0].get("temperature"),
-            "seed": rows[0].get("seed"), "split": rows[0]["split"], "ids": [row["id"] for row in rows],
-            "per_input": {m: x.tolist() for m, x in _upward(found["per_input"]).items()},
-            "across": {m: float(np.mean(x)) for m, x in _upward(found["across"]).items()},
+    return {**{field: rows[0][field] for field in ("policy", "temperature", "seed")},
+            "per_input": {m: x.tolist() for m, x in _upward(found).items()},
             "content": {"m": [m for m, _ in mixed], **{m: x.tolist() for m, x in content.items()}}}
 
 
 # -------------------------------------------------------------------------------------------------- the tests
 # Each gives Intervals.  conditions: as from `condition`.
 
-def by_policy(conditions):
-    """{(policy, temperature): its conditions, of several seeds and splits}."""
-    names = sorted({(c["policy"], c["temperature"]) for c in conditions}, key=str)
-    return {name: [c for c in conditions if (c["policy"], c["temperature"]) == name] for name in names}
-
-
 def gold_test(conditions, measure):
-    """Rank correlations of a measure with gold diversity: {test: Interval}.  Conditions with one policy and
-    temperature, of different seeds, are drawn together in the bootstrap.  Empty for fewer than three policies
-    and temperatures, because these have no order to speak of."""
-    groups = list(by_policy(conditions).values())
-    if len(groups) < 3:
-        return {}
-    out = {"between": _between(groups, measure, False), "within": _within(groups, measure, False)}
-    if measure != "length":
-        out |= {"between_length": _between(groups, measure, True),
-                "within_length": _within(groups, measure, True)}
-    return out
-
-
-def _between(groups, measure, fix_length):
-    """Over conditions."""
-    means = [np.array([[np.nanmean(c["per_input"][m]) for m in (measure, GOLD, "length")] for c in group])
-             for group in groups]       # (conditions of a group, 3) each
-
-    def statistic(picks):
-        x, gold, length = np.concatenate([means[i] for i in picks]).T
-        return spearman(x, gold, length if fix_length else None)
-    return bootstrap_statistic(statistic, len(groups))
-
-
-def _within(groups, measure, fix_length):
-    """Over the inputs of a condition, averaged over the conditions of a group; the interval is over
-    groups."""
-    means = [_known_mean([spearman(c["per_input"][measure], c["per_input"][GOLD],
-                                   c["per_input"]["length"] if fix_length else None) for c in group]).mean
-             for group in groups]
-    return _known_mean(means)
+    """Rank correlations of a measure with gold diversity: {test: Interval}.  `between` conditions, of which
+    those with one policy and temperature, of different seeds, are drawn together in the bootstrap; and
+    `within` one, over its inputs, averaged over the conditions of a group, the interval over groups."""
+    names = [(c["policy"], c["temperature"]) for c in conditions]
+    groups = [[c["per_input"] for c, own in zip(conditions, names) if own == name]
+              for name in sorted(set(names), key=str)]
+    means = [np.array([[np.nanmean(c[m]) for m in (measure, GOLD)] for c in group]) for group in groups]
+    within = [_known_mean([spearman(c[measure], c[GOLD]) for c in group]).mean for group in groups]
+    between = bootstrap_statistic(lambda picks: spearman(*np.concatenate([means[i] for i in picks]).T),
+                                  len(groups))
+    return {"between": between, "within": _known_mean(within)}
 
 
 def _known_mean(correlations):
@@ -127,34 +98,23 @@ def _known_mean(correlations):
 
 
 def temperature_test(conditions, measure):
-    """Rank correlation of a measure with the temperature over (temperature, input), averaged over policies
-    and seeds with three temperatures or more: Interval, bootstrapped over inputs; None without any."""
-    ladders = {}
-    for c in conditions:
-        if measure in c["per_input"] and isinstance(c["temperature"], (int, float)):
-            ladders.setdefault((c["policy"], c["seed"], c["split"]), []).append(c)
-    ladders = [g for g in ladders.values() if len(g) > 2 and len({tuple(c["ids"]) for c in g}) == 1]
-    if not ladders:
-        return None
-    grids = [(np.array([c["temperature"] for c in g]), np.array([c["per_input"][measure] for c in g]))
-             for g in ladders]
-    n = min(x.shape[1] for _, x in grids)
+    """Rank correlation of a measure with SFT's temperature over (temperature, input), averaged over seeds,
+    bootstrapped over inputs."""
+    grids = []      # of each seed: (temperatures,) and (temperatures, inputs)
+    for seed in dict.fromkeys(c["seed"] for c in conditions):
+        own = [c for c in conditions if (c["policy"], c["seed"]) == ("sft", seed)]
+        grids.append((np.array([c["temperature"] for c in own]),
+                      np.array([c["per_input"][measure] for c in own])))
 
     def statistic(picks):
         return float(np.mean([spearman(np.repeat(t, len(picks)), x[:, picks].ravel()) for t, x in grids]))
-    return bootstrap_statistic(statistic, n, 200)
+    return bootstrap_statistic(statistic, grids[0][1].shape[1], 200)
 
 
 def content_test(conditions, measure):
-    """(rank correlation with the number of prompts m, how often two prompts' outputs measure as more
-    varied than one's), Intervals.  Both are averaged over conditions, whose number makes the interval.
-    (None, None) without any."""
-    chosen = [c["content"] for c in conditions if measure in c["content"] and 2 in c["content"]["m"]]
-    if not chosen:
-        return None, None
-    pairs = [(np.array(c["m"]), np.array(c[measure])) for c in chosen]
-    return (_known_mean([spearman(m, x) for m, x in pairs]),
-            mean_interval([auc(x[m == 1], x[m == 2]) for m, x in pairs]))
+    """Rank correlation with the number of prompts m, averaged over conditions, whose number makes the
+    interval."""
+    return _known_mean([spearman(c["content"]["m"], c["content"][measure]) for c in conditions])
 
 
 def form_test(vocabulary, encode, sets=100, k=16):
@@ -169,30 +129,24 @@ def form_test(vocabulary, encode, sets=100, k=16):
 
 
 def all_tests(conditions, form):
-    """[{measure, test: Interval or None}] for every measure that all conditions have, gold diversity
-    first.  form: as from `form_test`."""
-    known = [m for m in (GOLD, *MEASURES) if all(m in c["per_input"] for c in conditions)]
-    out = []
-    for m in known:
-        content, two_prompts = content_test(conditions, m)
-        line = {"measure": m, "temperature": temperature_test(conditions, m), "form": form.get(m),
-                "content": content, "two_prompts": two_prompts}
-        out.append(line | (gold_test(conditions, m) if GOLD in known and m != GOLD else {}))
-    return out
+    """[{measure, test: Interval}] for every measure, gold diversity first.  form: as from `form_test`."""
+    return [{"measure": m, "temperature": temperature_test(conditions, m), "form": form[m],
+             "content": content_test(conditions, m), **(gold_test(conditions, m) if m != GOLD else {})}
+            for m in (GOLD, *MEASURES)]
 
 
 # ------------------------------------------------------------------------------------------ stage and numbers
 
-TESTS = {"between": "conditions", "between_length": "length fixed", "within": "inputs",
-         "within_length": "length fixed", "temperature": "temperature", "content": "content",
-         "two_prompts": "2 prompts > 1", "form": "form"}
+TESTS = {"between": "orders policies as gold diversity does",
+         "within": "orders prompts as gold diversity does", "temperature": "rises with temperature",
+         "content": "rises with prompts mixed", "form": "stories above phrasings of one, how often"}
 NAMES = MEASURES | {GOLD: "gold diversity"}
 
 
 def measure(here, sets):
     """conditions.json: `condition` of every sample file on the test prompts, and the form test.  sets: of
     outputs, in the content test."""
-    encode, vocabulary = encoder_of(here / "ckpt_sft.pt")[0], vocabulary_of_references()
+    encode, vocabulary = encoder_and_vocabulary(here)
     paths = sorted([*here.glob("t[0-9]*/samples_*_test.jsonl"), *here.glob("more/samples_*_test.jsonl")])
     write_json(here / "conditions.json",
                {"conditions": [condition(read_samples(path), vocabulary, encode, sets) for path in paths],

@@ -17,15 +17,14 @@ from common.stats import Interval
 from study import proxies
 from study.claims import ENOUGH_SEEDS, OURS, SMALL
 from study.names import BETA, DIVERSITY, NOISE_OF, POLICIES, QUALITY, SETS, TRAINED, short
+from study.pipeline import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-MARKERS = "<!-- results -->\n", "<!-- /results -->"
-THREE = ("sft", "bon", "ppo")       # the policies of README's table and picture
+START, END = "<!-- results -->\n", "<!-- /results -->"
 
 
 @dataclass
 class Config(Flags):
-    out: str = arg("results", "folder with results.json, where the tables are written")
+    out: str = arg("results", "folder with results.json, where tables and pictures are written")
 
 
 # ----------------------------------------------------------------------------------------- entries and tables
@@ -63,8 +62,8 @@ def interval(e, digits=2, sign=""):
     return "-" if e is None else format(Interval(e["mean"], *ends(e)), f"{sign}.{digits}f")
 
 
-def signed(e, digits=2):
-    return interval(e, digits, "+")
+def signed(e):
+    return interval(e, sign="+")
 
 
 def versus(e):
@@ -72,24 +71,22 @@ def versus(e):
     return "" if e is None else signed(e) + ("" if e["inside"] else " \\*")
 
 
+def symbol(curve):
+    """Of what a curve of the frontier runs over."""
+    return {"SFT": "T", "best-of-N": "N"}.get(curve, "β")
+
+
 def by(rows, *fields):
     """{the values of some fields: row}."""
     return {tuple(row[field] for field in fields): row for row in rows}
-
-
-def noises(results):
-    """The kinds of noise that were run: {task: its name}."""
-    known = {x["task"] for x in results["win_rate"]}
-    return {task: name for task, name in NOISE_OF.items() if task in known}
 
 
 def three_rows(results):
     """[(name, win rate in distribution, out of it, gold diversity)] of README's policies, estimates."""
     wins = by(results["win_rate"], "task", "policy", "split", "temperature")
     varied = by(results["diversity"], "task", "policy", "measure")
-    task = "synthetic"
-    return [(POLICIES[p], wins[task, p, "test", QUALITY], wins[task, p, "ood", QUALITY],
-             varied[task, p, "per_input_gold_diversity"]) for p in THREE]
+    return [(POLICIES[p], wins["synthetic", p, "test", QUALITY], wins["synthetic", p, "ood", QUALITY],
+             varied["synthetic", p, "per_input_gold_diversity"]) for p in ("sft", "bon", "ppo")]
 
 
 def answer(results):
@@ -116,24 +113,22 @@ def results_md(results):
         "![The answer](figure.png)", *(text for part in parts for text in part(results)))
 
 
-def by_noise_and_policy(results, found, header, keys):
+def by_noise_and_policy(found, header, keys):
     """A table with a row for each kind of noise and policy that has the first key.  found: {(task, policy,
     key): estimate}; header: of the columns; keys: theirs."""
     return table(["noise", "policy", *header], [
         [noise, name, *(interval(found.get((task, p, key))) for key in keys)]
-        for task, noise in noises(results).items() for p, name in POLICIES.items()
-        if (task, p, keys[0]) in found])
+        for task, noise in NOISE_OF.items() for p, name in POLICIES.items() if (task, p, keys[0]) in found])
 
 
 def sets_part(results):
     yield "## 1. Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
-           "Matched: SFT at the temperature at which it is as little varied as PPO.  Oracle: the best of 16 "
-           "by the gold reward.")
+           "Matched: SFT at the temperature at which it is as little varied as PPO.")
     rows = [x for x in results["win_rate"] if x["temperature"] in (QUALITY, "matched")]
     splits = [*SETS, "ood"]
-    yield by_noise_and_policy(results, by(rows, "task", "policy", "split"), map(short, splits), splits)
+    yield by_noise_and_policy(by(rows, "task", "policy", "split"), map(short, splits), splits)
 
 
 def diversity_part(results):
@@ -144,7 +139,7 @@ def diversity_part(results):
            "outputs state; NLI is by a classifier that knows them.")
     for kind in ("per_input", "across"):
         measures = [m for m in diversity.COLUMNS if any(key[2] == f"{kind}_{m}" for key in found)]
-        yield by_noise_and_policy(results, found, [diversity.COLUMNS[m] for m in measures],
+        yield by_noise_and_policy(found, [diversity.COLUMNS[m] for m in measures],
                                   [f"{kind}_{m}" for m in measures])
 
 
@@ -158,14 +153,9 @@ def claims_part(results):
          "; ".join(f"{e['of']} {signed(e)}".strip() for e in c["found"])] for c in results["claims"]])
 
 
-def point_name(x):
-    """A point of the frontier in words: PPO, β = 0.1; best of 16."""
-    knob, curve = x["knob"], x["curve"]
-    symbol = {"SFT": ", T", "best-of-N": ", N"}.get(curve, ", β")
-    return curve if knob is None else f"{curve}{symbol} = {knob:g}"
-
-
 def frontier_part(results):
+    def name(x):
+        return x["curve"] if x["knob"] is None else f"{x['curve']}, {symbol(x['curve'])} = {x['knob']:g}"
     columns = {"gold_reward": "gold reward", "wins": "win rate", "gold_diversity": "gold diversity",
                "good_gold_diversity": "gold diversity of good outputs", "reward": "reward"}
     against = {"wins_vs_sft": "win rate - SFT's at equal diversity",
@@ -178,7 +168,7 @@ def frontier_part(results):
            "was taken.  KL is in nats from SFT, of best-of-N its bound.")
     yield "![The frontier](frontier.png)"
     yield table(["policy", "KL", "length", *columns.values(), *against.values()], [
-        [point_name(x), f"{x['kl']:.2f}", f"{x['length']:.1f}", *(interval(x[m]) for m in columns),
+        [name(x), f"{x['kl']:.2f}", f"{x['length']:.1f}", *(interval(x[m]) for m in columns),
          *(versus(x.get(m)) for m in against)] for x in results["frontier"]])
 
 
@@ -205,8 +195,8 @@ def kinds_part(results):
     yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
            "SFT's bad outputs add to its diversity, and the choice among good outputs becomes narrower.  "
            "pass@k: how often one of k outputs is good.")
-    yield by_noise_and_policy(results, by(results["diversity"], "task", "policy", "measure"),
-                              measures.values(), list(measures))
+    yield by_noise_and_policy(by(results["diversity"], "task", "policy", "measure"), measures.values(),
+                              list(measures))
     yield table(["noise", "policy", *parts.values()], [
         [NOISE_OF[x["task"]], POLICIES[x["policy"]], *(signed(x[k]) for k in parts)]
         for x in results["loss"]])
@@ -216,15 +206,10 @@ def kinds_part(results):
 
 
 def reward_part(results):
-    keys = {"accuracy": "labels", "accuracy_gold": "gold reward",
-            "longer_wins": "`the longer wins` by labels", "labels_gold": "labels by gold reward"}
     yield "## 7. The reward model"
     yield "How often it ranks two outputs to one prompt as the gold reward does."
-    yield by_noise_and_policy(results, by(results["ranked_rightly"], "task", "policy", "split"),
-                              map(short, SETS), SETS)
-    yield "Its accuracy on held-out pairs, by labels and by the gold reward; means over seeds."
-    yield table(["noise", *keys.values()], [[NOISE_OF[x["task"]], *(f"{x[k]:.3f}" for k in keys)]
-                                            for x in results["reward_model"]])
+    yield by_noise_and_policy(by(results["ranked_rightly"], "task", "policy", "split"), map(short, SETS),
+                              SETS)
 
 
 def shift_part(results):
@@ -269,11 +254,9 @@ def read_results(out):
 
 
 def between_markers(text, new):
-    """text with `new` between the two markers.  Raises UserError where they are missing."""
-    if not all(marker in text for marker in MARKERS):
-        raise UserError("README.md has no lines <!-- results --> and <!-- /results --> for its table")
-    before, rest = text.split(MARKERS[0], 1)
-    return f"{before}{MARKERS[0]}{new}\n{MARKERS[1]}{rest.split(MARKERS[1], 1)[1]}"
+    """text with `new` between the two markers."""
+    before, rest = text.split(START)
+    return f"{before}{START}{new}\n{END}{rest.split(END)[1]}"
 
 
 def write(out):

@@ -19,14 +19,13 @@ import torch.nn.functional as F
 from common.files import write_json
 from common.flags import Common, Domain, arg, launch, setup
 from common.samples import text_table
-from common.stats import ENDS, Interval, auc
+from common.stats import ENDS, auc, over_seeds
 from common.tokenizer import build_tokenizer, load_tokenizer
 from splits import task_of
 from study.measures import load_with_task
 from study.names import SETS
 from tasks import synthetic
 
-SHIFTS = {"js": "JS divergence, bits", "auc": "classifier's AUC"}
 DRAWS, FLOORS = 200, 20     # of resampling: for the interval, for the floor
 
 
@@ -34,9 +33,9 @@ DRAWS, FLOORS = 200, 20     # of resampling: for the interval, for the floor
 # Between two samples of prompts: 0, and AUC 0.5, for samples of one distribution, up to chance.
 
 def js_divergence(a, b):
-    """Jensen-Shannon divergence of two count vectors (V,), in bits: 0 for equal distributions, 1 for disjoint
-    ones (Lin 1991)."""
-    p, q = a / a.sum(), b / b.sum()
+    """Jensen-Shannon divergence of the tokens of all texts together, in bits: 0 for equal distributions, 1
+    for disjoint ones (Lin 1991).  a, b: token counts of each text, (n, V), (m, V)."""
+    p, q = a.sum(axis=0) / a.sum(), b.sum(axis=0) / b.sum()
     m = (p + q) / 2
     return float(_kl_bits(p, m) + _kl_bits(q, m)) / 2
 
@@ -44,12 +43,6 @@ def js_divergence(a, b):
 def _kl_bits(p, q):
     """Kullback-Leibler divergence of p (V,) from q (V,), in bits; q is positive where p is."""
     return np.sum(p[p > 0] * np.log2(p[p > 0] / q[p > 0]))
-
-
-def token_divergence(a, b):
-    """`js_divergence` of the tokens of all texts together.  a, b: token counts of each text, (n, V), (m,
-    V)."""
-    return js_divergence(a.sum(0), b.sum(0))
 
 
 def classifier_scores(a, b, ridge=1e-2, steps=200):
@@ -76,7 +69,7 @@ def classifier_scores(a, b, ridge=1e-2, steps=200):
 # --------------------------------------------------------------------------------------- intervals and floors
 
 def half_interval(statistic, a, b, draws, rng):
-    """Interval of statistic(a, b) over the choice of texts.  rng: numpy Generator.
+    """(value, low, high) of statistic(a, b) over the choice of texts.  rng: numpy Generator.
 
     Each draw takes half of each sample, without replacement.  For a mean this has the variance of the usual
     bootstrap (McCarthy 1969).  A text never meets itself; drawn with replacement it would, and every distance
@@ -86,7 +79,7 @@ def half_interval(statistic, a, b, draws, rng):
     found = np.array([statistic(a[rng.permutation(n)[:n // 2]], b[rng.permutation(m)[:m // 2]])
                       for _ in range(draws)])
     low, high = np.percentile(found - found.mean(), ENDS) + value
-    return Interval(value, float(low), float(high))
+    return value, float(low), float(high)
 
 
 def _measure(statistic, prepare, x, n, rng):
@@ -111,7 +104,7 @@ def shift(texts, others, tokenizer):
     counts = np.stack([np.bincount(tokenizer.encode_ordinary(text), minlength=tokenizer.n_vocab)
                        for text in texts[:2 * n] + others[:n]])                 # (3 n, V)
     counts = counts[:, counts.sum(0) > 0]
-    return {"js": _measure(token_divergence, lambda a, b: (a, b), counts, n, rng),
+    return {"js": _measure(js_divergence, lambda a, b: (a, b), counts, n, rng),
             "auc": _measure(auc, classifier_scores, counts, n, rng)}
 
 
@@ -127,7 +120,8 @@ def measure(here, n):
 def numbers(measures, folder):
     """What results.json holds of this question: [{split, js, auc, advantage: PPO's win rate minus SFT's}]."""
     far = json.loads((folder / f"seed{measures.seeds[0]}" / "synthetic" / "shift.json").read_text())
-    return [{"split": split, **far[split], "advantage": measures.minus("synthetic", "ppo", "sft", split)}
+    return [{"split": split, **far[split],
+             "advantage": over_seeds(measures.wins_minus("synthetic", "ppo", "sft", split))}
             for split in SETS]
 
 
@@ -147,13 +141,11 @@ def main(cfg):
                   if split != "train"}
     # of all splits, so that a word is one token where only one of them has it
     tokenizer = load_tokenizer(build_tokenizer([*train, *sum(prompts_of.values(), [])]))
-    table = []
-    for split, prompts in prompts_of.items():
-        found = shift(train, prompts, tokenizer)
-        table.append([split, *(f"{Interval(*list(found[m].values())[:3]):.3f} / {found[m]['floor']:.3f}"
-                               for m in SHIFTS)])
+    found = {split: shift(train, prompts, tokenizer) for split, prompts in prompts_of.items()}
     print("shift of the prompts from train: value [95 % over texts] / floor, between halves of train\n")
-    print(text_table(["split", *SHIFTS.values()], table))
+    print(text_table(["split", "JS divergence, bits", "classifier's AUC"], [
+        [split, *(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}] / {x['floor']:.3f}"
+                  for x in measures.values())] for split, measures in found.items()]))
 
 
 if __name__ == "__main__":

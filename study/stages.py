@@ -26,8 +26,8 @@ from common.samples import read_samples, sample_path
 from methods import dpo, grpo
 from splits import synthetic_task
 from study import frontier, measures, proxies, shift
-from study.names import (BETA, BETAS, BEST_OF, DIVERSITY, K2, LEARNING_RATES, METHODS, ON_ALL_SETS, PASS_AT,
-                         PASS_AT_OF, QUALITY, SFT_TEMPERATURES, k2_name, method_name, ppo_name)
+from study.names import (BETA, BEST_OF, DIVERSITY, LEARNING_RATES, METHODS, ON_ALL_SETS, PASS_AT, PASS_AT_OF,
+                         QUALITY, SFT_TEMPERATURES, TRAINED)
 from study.pipeline import Stage
 
 # of the stages below: raise it when a change of code changes what a stage leaves
@@ -95,17 +95,16 @@ class Trial:
         reward.main(reward.Config(model=self.checkpoint("sft"), freeze=0, prompts=self.recipe.prompts,
                                   held_out=self.recipe.held_out, out=self.checkpoint("reward"), **self.same))
 
-    def train_ppo(self, name="ppo", judge="reward", beta=BETA, **flags):
-        """judge: name of the reward model's checkpoint, or gold."""
+    def train_ppo(self, name="ppo", beta=BETA, **flags):
+        flags = dict(reward=self.checkpoint("reward")) | flags
         ppo.main(ppo.Config(model=self.checkpoint("sft"), kl_coef=beta, lr=LEARNING_RATES["ppo"],
-                            reward="gold" if judge == "gold" else self.checkpoint(judge),
                             steps=self.recipe.ppo_steps, batch_size=self.recipe.batch_size,
                             out=self.checkpoint(name), **flags, **self.same))
 
-    def train_method(self, method, beta):
+    def train_method(self, name, method, beta):
         """DPO or IPO on the reward model's pairs, RLOO or GRPO against it with as many rollouts as PPO's."""
-        out = dict(out=self.checkpoint(method_name(method, beta)), lr=LEARNING_RATES[method],
-                   model=self.checkpoint("sft"), **self.same)
+        out = dict(out=self.checkpoint(name), lr=LEARNING_RATES[method], model=self.checkpoint("sft"),
+                   **self.same)
         if method in dpo.LOSSES:
             dpo.main(dpo.Config(loss=method, beta=beta, prompts=self.recipe.prompts,
                                 held_out=self.recipe.held_out, **out))
@@ -160,8 +159,7 @@ class Trial:
         folder = f"match{temperature:g}"
         self.sample(name, temperature, "validation", folder=folder, inputs=min(60, self.recipe.inputs))
         rows = read_samples(sample_path(self.here / folder, name, "validation"))
-        task = synthetic_task(self.task)
-        return float(np.mean([task.gold_diversity(row["outputs"])[0] for row in rows]))
+        return float(np.mean([synthetic_task(self.task).gold_diversity(row["outputs"])[0] for row in rows]))
 
     def sample_many(self):
         for name in PASS_AT_OF:
@@ -204,16 +202,15 @@ def _stage(trial, name, needs, leaves, seconds, work):
 def core_stages(t):
     """SFT, reward model, PPO, best-of-16, and what is measured of them.  PPO on the gold reward: with
     systematic noise alone."""
-    with_gold = t.task == "synthetic"
-    on_gold = _stage(t, "ppo_gold", ("sft",), ("ckpt_ppo_gold.pt",), 30,
-                     partial(t.train_ppo, "ppo_gold", "gold"))
-    sampled = tuple(f"t{x:g}" for x in (QUALITY, DIVERSITY))
+    gold = ["ppo_gold"] if t.task == "synthetic" else []
+    on_gold = [_stage(t, name, ("sft",), ("ckpt_ppo_gold.pt",), 30,
+                      partial(t.train_ppo, name, reward="gold")) for name in gold]
+    sampled = f"t{QUALITY:g}/*", f"t{DIVERSITY:g}/*"
     return [_stage(t, "sft", (f"seed{t.seed}/base",), ("ckpt_sft.pt",), 50, t.train_sft),
             _stage(t, "reward", ("sft",), ("ckpt_reward.pt",), 100, t.train_reward),
-            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 35, t.train_ppo), *([on_gold] * with_gold),
-            _stage(t, "sample", ("ppo", *(["ppo_gold"] * with_gold)), sampled, 100 if with_gold else 75,
-                   t.sample_all),
-            _stage(t, "match", ("ppo",), ("matched", *(f"t{x:g}" for x in COLDER)), 16, t.match),
+            _stage(t, "ppo", ("reward",), ("ckpt_ppo.pt",), 35, t.train_ppo), *on_gold,
+            _stage(t, "sample", ("ppo", *gold), sampled, 100 if gold else 75, t.sample_all),
+            _stage(t, "match", ("ppo",), ("matched/*", *(f"t{x:g}/*" for x in COLDER)), 16, t.match),
             _stage(t, "measure", ("sample", "match"), ("measures.json",), 25,
                    partial(measures.measure, t.here, t.task))]
 
@@ -223,10 +220,12 @@ def full_stages(t, with_shift):
     def stage(name, seconds, train):
         leaves = f"ckpt_{name}.pt", f"more/samples_{name}_test.jsonl"
         return _stage(t, name, ("reward",), leaves, seconds, partial(t.train_and_sample, name, train))
-    trained = {ppo_name(b): (40, partial(t.train_ppo, ppo_name(b), beta=b)) for b in BETAS if b != BETA}
-    trained |= {k2_name(b): (40, partial(t.train_ppo, k2_name(b), beta=b, kl_in_reward="k2")) for b in K2}
-    trained |= {method_name(m, b): (70 if m in dpo.LOSSES else 25, partial(t.train_method, m, b))
-                for m, betas in METHODS.items() for b in betas}
+    trained = {name: (40, partial(t.train_ppo, name, beta=b))
+               for b, name in TRAINED["PPO"].items() if b != BETA}
+    trained |= {name: (40, partial(t.train_ppo, name, beta=b, kl_in_reward="k2"))
+                for b, name in TRAINED["PPO, k2 in the reward"].items()}
+    trained |= {name: (70 if m in dpo.LOSSES else 25, partial(t.train_method, name, m, b))
+                for m in METHODS for b, name in TRAINED[m.upper()].items()}
     best_of = partial(frontier.sample_best_of, t.here, t.seed, t.recipe.inputs)
     far = _stage(t, "shift", ("sft",), ("shift.json",), 10,
                  partial(shift.measure, t.here, t.recipe.shift_prompts))
@@ -237,4 +236,4 @@ def full_stages(t, with_shift):
                    partial(frontier.measure, t.here)),
             _stage(t, "proxies", ("sample", "match", *trained), ("conditions.json",), 35,
                    partial(proxies.measure, t.here, t.recipe.content_sets)),
-            _stage(t, "pass_at_k", ("ppo", ppo_name(0.3)), ("pass_at_k.json",), 20, t.sample_many)]
+            _stage(t, "pass_at_k", PASS_AT_OF[2:], ("pass_at_k.json",), 20, t.sample_many)]

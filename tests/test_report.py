@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import reproduce
 from common.errors import UserError
 from common.stats import over_seeds
 from study import figures, published, report
@@ -39,8 +40,6 @@ def test_only_what_stands_between_the_markers_is_replaced():
     new = report.between_markers(text, "| new |")
     assert new == "one\n<!-- results -->\n| new |\n<!-- /results -->\ntwo\n"
     assert report.between_markers(new, "| new |") == new
-    with pytest.raises(UserError, match="README"):
-        report.between_markers("no markers", "x")
 
 
 def test_a_folder_without_numbers_is_one_clear_line(tmp_path):
@@ -78,8 +77,8 @@ def test_error_bars_have_no_length_without_ends():
 # ----------------------------------------------------------------------------- the study of a published model
 
 def study(out, seeds=2, judge_data="d"):
-    return published.Study(out, "m", "", "d", judge_data, "toy", published.SIZES["cpu"], "",
-                           range(seeds), "cpu", "fp32", 2, 1)
+    return reproduce.Config(out=str(out), seed=0, seeds=seeds, model="m", data="d", judge_data=judge_data,
+                            size="cpu", ppo="--steps 9")
 
 
 def test_the_plan_of_a_published_model(tmp_path):
@@ -89,32 +88,25 @@ def test_the_plan_of_a_published_model(tmp_path):
     assert plan["seed-1/ppo"].needs == ("seed-1/reward",) and plan["judge"].needs == ("seed-0/sft",)
     command = plan["seed-1/ppo"].work
     assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
+    assert command[command.index("--model") - 2:command.index("--model")] == ["--steps", "9"]
     assert "judge" not in {s.name for s in published.plan(study(tmp_path, judge_data=""))}
     with pytest.raises(UserError, match="2 are needed"):
-        published.run_study(study(tmp_path, seeds=1, judge_data=""), "cpu")
-
-
-def test_differences_in_words():
-    assert published.verdict(dict(low=.1, high=.3, per_seed=[.1] * 4)) == "higher"
-    assert published.verdict(dict(low=-.3, high=-.1, per_seed=[.1] * 4)) == "lower"
-    assert published.verdict(dict(low=-.3, high=.1, per_seed=[.1] * 4)) == "not shown"
-    assert published.verdict(dict(low=.1, high=.3, per_seed=[.1] * 2)) == ""
-    across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
-    assert across["per_seed"] == [.2, .6]
+        published.run_study(study(tmp_path, seeds=1, judge_data=""))
 
 
 def test_the_table_of_a_published_model():
     """--size gpu of an OPT model takes the paper's settings."""
     assert published.flags_of("gpu", "facebook/opt-125m") == published.SIZES["opt"]
     assert published.flags_of("gpu", "gpt2") == published.SIZES["gpu"]
-    e, names = over_seeds(np.full((2, 3), .5)), ("sft", "bon", "ppo")
+    e, differences = over_seeds(np.full((2, 3), .5)), ("ppo_minus_sft", "bon_minus_sft")
     accuracy = dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9)
-    text = published.markdown({
-        "model": "gpt2", "seeds": 2, "models": {"seed-0/ckpt_reward.pt": accuracy, "seed-0/ckpt_ppo.pt": {}},
-        "values": {f"{p} | test | words": e for p in names},
-        "differences": {"ppo - sft | test | words": e, "bon - sft | test | words": None}})
-    assert "| words | test | 0.500 [0.500, 0.500] |" in text
-    assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text and "ckpt_ppo" not in text
+    row = {"measure": "words", "split": "test"} | dict.fromkeys(("sft", "bon", "ppo", *differences), e)
+    text = published.markdown({"model": "gpt2", "seeds": 2, "models": {"seed-0/ckpt_reward.pt": accuracy},
+                               "rows": [row | {"bon_minus_sft": None}]})
+    assert "| words | test | 0.500 [0.500, 0.500] |" in text and "| +0.500 [+0.500, +0.500] | - |" in text
+    assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text
+    across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
+    assert across["per_seed"] == [.2, .6] and across["prompts_low"] is None
 
 
 def test_the_table_of_speed():
