@@ -285,8 +285,8 @@ def main(cfg):
         rows = task.rows(split, 1000)
         prompt, reference = (np.median([len(row[field].split()) for row in rows])
                              for field in ("prompt", "reference"))
-        print(f"\n--- {split}: {prompt:.0f} words a prompt, {reference:.0f} a reference (medians of {len(rows)} "
-              f"rows)\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
+        print(f"\n--- {split}: {prompt:.0f} words a prompt, {reference:.0f} a reference (medians of "
+              f"{len(rows)} rows)\n{rows[0]['prompt'][-600:]}\n  reference: {rows[0]['reference'][:300]}")
 
 
 if __name__ == "__main__":

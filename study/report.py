@@ -233,14 +233,10 @@ def shift_part(results):
 
 def speed_md(results):
     """speed.md, from what tools/bench.py measured."""
-    def cells(x):
-        seconds = ["-" if x[key] is None else f"{x[key]:.4g}" for key in ("median_s", "min_s")]
-        share = x.get("of_peak")
-        return [x["work"], x["size"], *seconds, f"{x['rate']:.4g} {x['unit']}",
-                "" if share is None else f"{share:.0%}"]
     made = f"`python -m tools.bench` on {results['machine']}, torch {results['torch']}, {results['date']}."
-    return sections("# Speed", made, table(["work", "size", "median, s", "fastest, s", "rate", "of peak"],
-                                           map(cells, results["rows"])))
+    return sections("# Speed", made, table(["work", "size", "median, s", "rate"], [
+        [x["work"], x["size"], f"{x['median_s']:.4g}", f"{x['rate']:,.0f} {x['unit']}"]
+        for x in results["rows"]]))
 
 
 # -------------------------------------------------------------------------------------------------- the files
