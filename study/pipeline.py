@@ -110,36 +110,30 @@ def run_stages(stages, folder, jobs=1, anew=False):
 
 
 def _run(stages, done, folder, jobs, here):
-    running = {}        # {future: (stage, when it started)}
-    # the bar counts the seconds that stages usually take, and its time left is of the pace seen since the
-    # start; a log file gets a line now and then, a terminal sees it move
+    running = {}        # {future: stage}
+    # the bar counts the seconds that finished stages usually take, and its time left is of the pace seen since
+    # the start; a log file gets a line now and then, a terminal sees it move
     bar = tqdm(total=sum(stage.seconds for stage in stages), smoothing=0, miniters=0,
                initial=sum(stage.seconds for stage in stages if stage.name in done),
                mininterval=0.5 if sys.stderr.isatty() else 60,
                bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}")
     with bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
         while len(done) < len(stages):
-            busy = {stage.name for stage, _ in running.values()}
+            busy = {stage.name for stage in running.values()}
             ready = [stage for stage in stages if stage.name not in done and stage.name not in busy
                      and all(name in done for name in stage.needs)]
             for stage in ready[:jobs - len(running)]:
-                running[pool.submit(do_stage, stage, folder, here)] = stage, time.monotonic()
-            _show(bar, stages, done, running.values())
+                running[pool.submit(do_stage, stage, folder, here)] = stage
+            bar.set_postfix_str(", ".join(stage.name for stage in running.values()), refresh=False)
+            bar.update(0)
             for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                stage, _ = running.pop(future)
+                stage = running.pop(future)
                 try:
                     done[stage.name] = future.result()
                 except Exception as error:
                     log = Path(folder) / f"{stage.name}.log"
                     raise UserError(f"{stage.name}: {first_line(error)} (all of it: {log})") from error
-        _show(bar, stages, done, ())
-
-
-def _show(bar, stages, done, running):
-    n = sum(stage.seconds for stage in stages if stage.name in done) + sum(
-        min(time.monotonic() - start, 0.95 * stage.seconds) for stage, start in running)
-    bar.set_postfix_str(", ".join(stage.name for stage, _ in running), refresh=False)
-    bar.update(n - bar.n)
+                bar.update(stage.seconds)
 
 
 # ---------------------------------------------------------------------------------------- in a worker process
