@@ -109,26 +109,28 @@ def filter_logits(logits, top_k=0, top_p=1.0):
 
 
 def sample_token(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
-    """One token from each row of logits (..., V), by inverting its distribution function at uniform (...) in
-    [0, 1).  temperature 0 is greedy."""
+    """(token, its log-probability) from each row of logits (..., V), by inverting its distribution function at
+    uniform (...) in [0, 1).  temperature 0 is greedy."""
     if temperature == 0:
-        return logits.argmax(-1)
-    p = filter_logits(logits.float() / temperature, top_k, top_p).softmax(-1)
+        return logits.argmax(-1), torch.zeros_like(uniform)
+    p = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
     mass = p.double().cumsum(-1)        # double: a vocabulary of 50,000 has tails that fp32 sums lose
     token = torch.searchsorted(mass, uniform[..., None].double() * mass[..., -1:], right=True)[..., 0]
-    return token.clamp(max=logits.shape[-1] - 1)
+    token = token.clamp(max=logits.shape[-1] - 1)
+    return token, p.gather(-1, token[..., None])[..., 0].log()
 
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_p=1.0, eos=None, rng=None,
-             batch_size=4096, ranks=(0, 1), fixed=None):
+             batch_size=4096, ranks=(0, 1), fixed=None, logp=None):
     """Samples n responses to each prompt.
 
     prompts: list of id lists, none empty.  Returns for each prompt a list of n id lists of at most
     max_new_tokens ids; a response that ended has `eos` as its last id.  rng: torch.Generator on the CPU
     (None: torch's own).  batch_size: samples decoded together.  ranks: (rank, world_size); this process
     samples and returns only prompts rank, rank + world_size, ..., with the tokens that one process would
-    draw.  fixed: as in `Grid`; None: on a GPU.  Raises ValueError for arguments out of range and for a prompt
+    draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which the log-probabilities of all tokens are
+    appended, response after response.  Raises ValueError for arguments out of range and for a prompt
     that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
@@ -147,8 +149,10 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
         uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)
         mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
         if mine:
-            ids = _generate_group(model, mine, uniform[rank::world_size].to(model.device), temperature, top_k,
-                                  top_p, eos, fixed)
+            ids, log_probs = _generate_group(model, mine, uniform[rank::world_size].to(model.device),
+                                             temperature, top_k, top_p, eos, fixed)
+            if logp is not None:
+                logp += log_probs[ids >= 0].tolist()
             responses += [[[i for i in row if i >= 0] for row in rows] for rows in ids.tolist()]
     return responses
 
@@ -159,14 +163,10 @@ def _prefill(model, prompts, n, steps, fixed):
     lengths = torch.tensor([len(p) for p in prompts], device=model.device)
     grid = Grid(lengths, n, batch.tokens.shape[1], steps, fixed)
     caches = [LayerCache(grid) for _ in model.blocks]
-    x, rope = model.embed_tokens(batch.tokens, batch.positions), model.rope(batch.positions)
-    for block, cache in zip(model.blocks[:-1], caches):
-        x = block(x, rope, cache=cache)
     # the next token follows from the last position of each prompt alone
     end = (grid.prompt * grid.width + lengths - 1)[:, None]                             # (B, 1)
     inside = (batch.positions < lengths[:, None])[:, None, None]
-    x = model.blocks[-1](x, rope, inside, end, caches[-1])
-    return model.head(model.norm(x)), caches, grid
+    return _logits(model, batch.tokens, batch.positions, caches, inside, end), caches, grid
 
 
 def _decode(model, caches, grid):
@@ -174,24 +174,34 @@ def _decode(model, caches, grid):
     grid.t += 1
     grid.blocked.index_fill_(1, grid.width + grid.at, False)
     position = (grid.lengths[:, None] + grid.at).expand_as(grid.tokens)
-    x, rope = model.embed_tokens(grid.tokens, position), model.rope(position)
-    for block, cache in zip(model.blocks, caches):
-        x = block(x, rope, cache=cache)
+    return _logits(model, grid.tokens, position, caches)
+
+
+def _logits(model, tokens, positions, caches, mask=None, used=None):
+    """(B, N, V), each layer in the precision of `GPT.trunk` and `GPT.top`, norm and head in fp32, so that what
+    is sampled is what is scored.  mask, used: of the last layer."""
+    x, rope, frozen = model.embed_tokens(tokens, positions), model.rope(positions), model.config.frozen
+    x = x.to(model.compute_dtype) if frozen else x
+    with model.autocast():
+        for i, (block, cache) in enumerate(zip(model.blocks, caches), 1):
+            x = block(x, rope, *((mask, used) if i == len(caches) else (None, None)), cache)
+            x = x.float() if i == frozen else x
     return model.head(model.norm(x))
 
 
 def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids of that shape, -1 behind a
-    response's end.  The grid shrinks as samples finish."""
+    """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids, -1 behind a response's end,
+    and log-probabilities of that shape.  The grid shrinks as samples finish."""
     B, n, steps = uniform.shape
     logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
     result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)
+    log_probs = torch.zeros((B, n, steps), device=model.device)
     finite = torch.ones((), dtype=torch.bool, device=model.device)
 
     def draw(logits):           # the next token of each sample, from (B, N, V)
         finite.logical_and_(logits.sum().isfinite())
         here = grid.prompt[:, None], grid.sample, grid.at
-        new = sample_token(logits, uniform[here], temperature, top_k, top_p)
+        new, log_probs[here] = sample_token(logits, uniform[here], temperature, top_k, top_p)
         result[here] = torch.where(grid.alive, new, -1)
         grid.tokens.copy_(new)
         if eos is not None:
@@ -218,7 +228,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
     if not finite:
         raise UserError("sampling: the model's logits are not finite: damaged weights, or bf16 is too coarse "
                         "for them (--dtype fp32)")
-    return result
+    return result, log_probs
 
 
 def _unfinished(alive, worth):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
 import model as M
 from common.checkpoint import load_reward_model
@@ -185,6 +186,7 @@ class Rollout:
     h_value: torch.Tensor       # the value model's
     mask: torch.Tensor
     logp: torch.Tensor
+    sampled_logp: torch.Tensor  # the sampler's own log-probabilities: another rounding than logp in bf16
     ref_logp: torch.Tensor
     values: torch.Tensor        # zeros without a value model
     score: torch.Tensor         # (R,) of the reward model; zeros without one
@@ -201,7 +203,7 @@ class Rollout:
         packed = M.pack(prompts, [responses[i:i + n] for i in range(0, len(rows), n)], self.mask.device)
         S, T = packed.tokens.shape[1], int(packed.lengths.max())
         h = (x[idx, :S] for x in (self.h_policy, self.h_value))
-        grids = (x[rows, :T] for x in (self.mask, self.logp, self.ref_logp, self.values))
+        grids = (x[rows, :T] for x in (self.mask, self.logp, self.sampled_logp, self.ref_logp, self.values))
         return Rollout(prompts, responses, packed, *h, *grids, self.score[rows], self.finished[rows])
 
 
@@ -210,8 +212,9 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
             n=1):
     """Samples n responses to each of this rank's prompts and scores them.  prompts: those of all ranks;
     value_model, reward_model: GPT or None."""
+    sampled_logp = []
     sampled = generate(policy, prompts, max_new_tokens, n, temperature, eos=eos, rng=rng,
-                       ranks=(rank(), world_size()))
+                       ranks=(rank(), world_size()), logp=sampled_logp)
     prompts, responses = my_rows(prompts), [response for group in sampled for response in group]
     packed = M.pack(prompts, sampled, policy.device)
     h = policy.trunk(packed)                    # frozen layers run once for all models that share them
@@ -231,7 +234,9 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
         raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the models is "
                         "damaged")
     mask = packed.response_mask()
-    return Rollout(prompts, responses, packed, h, h_value, mask, logp, ref_logp, values, score, finished)
+    sampled_logp = packed.to_grid(torch.tensor(sampled_logp, device=h.device))
+    return Rollout(prompts, responses, packed, h, h_value, mask, logp, sampled_logp, ref_logp, values, score,
+                   finished)
 
 
 STATS = ("pg_loss", "v_loss", "pg_clipfrac", "v_clipfrac", "entropy", "ratio", "update_kl")
@@ -366,7 +371,11 @@ def rollout_metrics(ro, score, gold):
     k1, k3 = (mean_over_ranks(kl_estimate(ro.logp, ro.ref_logp, kind).where(ro.mask, 0.).sum(1))
               for kind in ("k1", "k3"))
     gold = {} if gold is None else {"gold_reward": mean_over_ranks(gold)}
-    return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3,
+    gap = mean_over_ranks((ro.logp - ro.sampled_logp)[ro.mask])
+    if abs(gap) > 0.01:
+        tqdm.write(f"sampled tokens are {-gap:.3f} nats likelier to the sampler than to the scorer: --dtype "
+                   "fp32 removes what bf16 rounds")
+    return {"reward": mean_over_ranks(score), **gold, "kl": k1, "kl_k3": k3, "sampler_gap": gap,
             "eos_rate": mean_over_ranks(ro.finished), "length": mean_over_ranks(ro.mask.sum(1))}
 
 

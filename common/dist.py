@@ -12,6 +12,7 @@ head one by one.  With --shard a rank keeps its shard of each trained layer, of 
 optimizer state.  Rank 0 writes the files and all ranks read them, so they need a common folder.
 """
 import os
+import re
 
 import torch
 import torch.distributed as dist
@@ -124,11 +125,12 @@ def shard_like(x, other):
     return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call): itself
-    if nothing changes."""
-    weights = model.state_dict()
-    full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
+def full_copy(model, dtype=torch.float32):
+    """The model with no weight sharded (all ranks must call), and the matrices of its layers in dtype unless
+    it is fp32: itself if nothing changes."""
+    weights, layer = model.state_dict(), re.compile(r"blocks\.\d+\.(attn\.(qkv|out)|mlp)\.")
+    full = {k: unshard(p).to(dtype if dtype != torch.float32 and layer.match(k) else p.dtype)
+            for k, p in weights.items()}
     if all(full[k] is p for k, p in weights.items()):
         return model
     with torch.device("meta"):

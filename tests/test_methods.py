@@ -153,7 +153,8 @@ def test_a_part_of_a_rollout_is_its_rows():
     packed = M.pack(prompts, responses)
     logp, h, score = policy.log_probs(packed).detach(), packed.tokens, torch.arange(6.)
     flat = sum(responses, [])
-    ro = ppo.Rollout(prompts, flat, packed, h, h, packed.response_mask(), logp, logp, 0 * logp, score, score > 0)
+    ro = ppo.Rollout(prompts, flat, packed, h, h, packed.response_mask(), logp, logp, logp, 0 * logp, score,
+                     score > 0)
     part = ro[torch.tensor([2, 0])]
     assert part.logp.shape == (4, 3) and part.score.tolist() == [4, 5, 0, 1] and part.prompts == [[0], [2]]
     torch.testing.assert_close(policy.log_probs(part.packed), part.logp, atol=1e-6, rtol=1e-5)

@@ -37,7 +37,7 @@ def uncached(model, prompt, uniform, temperature, **kw):
     ids = []
     for u in uniform:
         hidden = model(M.plain([prompt + ids]))
-        ids.append(int(G.sample_token(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)))
+        ids.append(int(G.sample_token(model.head(hidden[0, len(prompt) + len(ids) - 1]), u, temperature, **kw)[0]))
         if ids[-1] == EOS:
             break
     return ids
@@ -175,11 +175,13 @@ def test_filters_keep_what_they_promise():
 
 def test_sampling_follows_the_distribution():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draws = G.sample_token(logits.expand(40_000, 4), torch.rand(40_000, generator=torch.Generator().manual_seed(0)))
+    uniform = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    draws, logp = G.sample_token(logits.expand(40_000, 4), uniform)
+    torch.testing.assert_close(logp, logits[draws])
     torch.testing.assert_close(torch.bincount(draws, minlength=4) / 40_000, logits.exp(), atol=0.01, rtol=0)
     edge = torch.tensor([0.0, 1 - 2 ** -24])
     # never a token of probability 0
-    assert G.sample_token(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge).tolist() == [1, 1]
+    assert G.sample_token(torch.tensor([[-torch.inf, 0., -torch.inf]] * 2), edge)[0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kw",
