@@ -100,9 +100,8 @@ def distinct_n(outputs, n, tokenise=words):
 
 def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
-    over how many of V kinds C uniform draws would give, so that length alone does not lower it.  C: all
-    n-grams.  nan if no output has n tokens.  vocabulary: V >= 2, kinds of n-grams; for n > 1 the sound choice
-    is (kinds of tokens)^n.  Raises ValueError for V < 2."""
+    over how many of V kinds C uniform draws, C all n-grams, would give, so that length alone does not lower
+    it.  nan if no output has n tokens.  vocabulary: V; the sound choice is (kinds of tokens)^n."""
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     counts = ngram_counts(outputs, n, tokenise)
@@ -131,11 +130,8 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
         raise ValueError("self_bleu: at least two outputs are needed")
     if not any(outputs) and not short_as_nltk:
         return math.nan
-    lengths, log_bleu = Counter(map(len, outputs)), []
-    for own in map(len, outputs):       # brevity: the closest of the others' lengths, the shorter of two
-        others = (x for x, count in lengths.items() if x != own or count > 1)
-        closest = min(others, key=lambda x: (abs(x - own), x))
-        log_bleu.append(min(0., 1 - closest / own) if own else 0.)
+    lengths = Counter(map(len, outputs))
+    log_bleu = [min(0., 1 - closest_length(len(o), lengths) / len(o)) if o else 0. for o in outputs]
     for n in range(1, max_n + 1):
         for i, (tokens, matches) in enumerate(zip(outputs, clipped_matches(outputs, n))):
             orders = max_n if short_as_nltk else min(max_n, len(tokens))
@@ -158,6 +154,12 @@ def clipped_matches(outputs, n):
     for of_output in counts:
         yield sum(two_largest[gram][1] if count == two_largest[gram][0] else count
                   for gram, count in of_output.items())
+
+
+def closest_length(length, lengths):
+    """The closest of the other outputs' lengths, the shorter of two equally close.  lengths: Counter."""
+    others = (x for x, count in lengths.items() if x != length or count > 1)
+    return min(others, key=lambda x: (abs(x - length), x))
 
 
 def lexical_measures(groups, convention="sound", vocabulary=50257):
@@ -207,8 +209,7 @@ def vendi_score(embeddings):
 
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
-    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: function of [(premise,
-    hypothesis)] giving (n,), as from `load_nli`.  Raises UserError on points that are not finite."""
+    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: as from `load_nli`."""
     mean = float(np.mean(points(list(permutations(outputs, 2)))))
     if not math.isfinite(mean):
         raise UserError("--nli: the points of a pair are not finite; the classifier's weights are damaged")
@@ -216,14 +217,13 @@ def nli_diversity(outputs, points):
 
 
 def per_input(groups, measure):
-    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
-    the paper's per-input diversity."""
+    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs."""
     return np.array([measure(group) for group in groups])
 
 
 def across_input(groups, measure):
     """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes
-    the first; the mean of all uses the data once more.  groups: n lists (or arrays) of K outputs."""
+    the first.  groups: n lists (or arrays) of K outputs."""
     return per_input(list(zip(*groups)), measure)
 
 
@@ -249,7 +249,7 @@ def utility_k(classes, utilities, patience=0.8):
     """Utility of k outputs, in order, to a user who looks at the next one with chance `patience` and gains
     from new content only (NoveltyBench, Zhang et al. 2025).  classes: the content of each, such as fact sets.
 
-    (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i, in the unit of the utilities."""
+    (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i"""
     seen, total = set(), 0.
     for i, (c, u) in enumerate(zip(classes, utilities, strict=True)):
         total += patience ** i * u * (c not in seen)
@@ -273,8 +273,7 @@ def split_of_loss(all_before, all_after, good_before, good_after):
 def good_measures(rows, gold):
     """Of one run on a synthetic task: {measure: (n,)} of the outputs whose gold reward is at least the
     reference's.  good: their fraction; good_gold_diversity; good_distinct: different contents among them;
-    utility: `utility_k` with the gold reward of a good output and 0 of another.  gold: the task's module.
-    Raises ValueError on a prompt of another task."""
+    utility: `utility_k` with the gold reward of a good output and 0 of another.  gold: the task's module."""
     found = []
     for row in rows:
         least = gold.gold_reward(row["prompt"], row["reference"])
@@ -321,7 +320,7 @@ def first_words(rows, n):
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
+    """Embeddings of all outputs of one run: (n, K, D)."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
     if not np.isfinite(embeddings).all():
         raise UserError("--encoder: an embedding is not finite; the encoder's weights are damaged, or bf16 "
@@ -342,17 +341,6 @@ def summarise(measure, values):
 
 def spread_cell(x):
     return "-" if x is None else " +- ".join(f"{number:.3f}" for number in x if number is not None)
-
-
-def print_cautions(results, runs):
-    """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
-    if min(map(len, runs.values())) < FEW_PROMPTS:
-        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
-    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
-        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
-    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
-    if empty:
-        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
 
 
 def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
@@ -389,7 +377,13 @@ def main(cfg):
                 {f"across_{m}": title for m, title in COLUMNS.items()}, spread_cell)
     print_table("outputs whose gold reward is at least the reference's; utility: NoveltyBench's", results,
                 OF_GOOD)
-    print_cautions(results, runs)
+    if min(map(len, runs.values())) < FEW_PROMPTS:
+        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
+    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
+        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
+    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
+    if empty:
+        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
     write_json(path, lexical | {"results": results})
     print(f"\nwrote {path}")
 

@@ -88,8 +88,7 @@ def length_controlled(won, longer, prior_sd=3.0):
 
 
 def pass_at_k(good, k):
-    """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, 1 <= k <= K.
-
+    """Chance that at least one of k <= K outputs is good, for each prompt: (n,).  good: (n, K) bool.
     1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (Chen et al. 2021, equation 1)."""
     K = len(good[0])
     return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in np.sum(good, axis=1).tolist()])
@@ -103,11 +102,11 @@ def rouge_tokens(text):
 def rouge(text, reference):
     """ROUGE-1, -2 and -L as F-measures in [0, 1] (Lin 2004); zeros if either text is empty."""
     a, b = rouge_tokens(text), rouge_tokens(reference)
-    out, length = {}, max(1, len(a) + len(b))
+    out = {}
     for n in (1, 2):
         grams_a, grams_b = (Counter(zip(*(tokens[i:] for i in range(n)))) for tokens in (a, b))
         out[f"rouge{n}"] = 2 * (grams_a & grams_b).total() / max(1, grams_a.total() + grams_b.total())
-    return out | {"rougeL": 2 * _longest_common_subsequence(a, b) / length}
+    return out | {"rougeL": 2 * _longest_common_subsequence(a, b) / max(1, len(a) + len(b))}
 
 
 def _longest_common_subsequence(a, b):
@@ -224,20 +223,6 @@ def rouge_means(runs):
     return lines
 
 
-# ------------------------------------------------------------------------------------------------- the tables
-
-def print_win_rates(rates):
-    """rates: as from `win_rates`."""
-    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
-    print_table("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)",
-                marked, {"rate": "win rate", "length_controlled": "at equal length", "gap": "gap ID - OOD",
-                         "score": "score", "unfinished": "unfinished"})
-    if any(x["judge_is_trained_against"] for x in rates):
-        print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
-    print_table("pass@k: how often the best of k outputs is at least as good as the reference", rates,
-                {field: f"k = {field[8:]}" for x in rates for field in x if field.startswith("pass_at_")})
-
-
 def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "generalisation.json"), read_all(cfg.files)
@@ -251,9 +236,17 @@ def main(cfg):
     else:
         judge, judge_hash = judge_of(cfg, name, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
-        results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
-                   "head_to_head": head_to_head(runs, scores)}
-        print_win_rates(results["win_rate"])
+        rates = win_rates(runs, scores, judge_hash)
+        results = {"judge": name, "win_rate": rates, "head_to_head": head_to_head(runs, scores)}
+        marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
+        print_table("win rate against the reference, ties halved, 95 % intervals over prompts (-: no "
+                    "references)", marked, {"rate": "win rate", "length_controlled": "at equal length",
+                                            "gap": "gap ID - OOD", "score": "score",
+                                            "unfinished": "unfinished"})
+        if any(x["judge_is_trained_against"] for x in rates):
+            print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
+        print_table("pass@k: how often the best of k outputs is at least as good as the reference", rates,
+                    {field: f"k = {field[8:]}" for x in rates for field in x if field.startswith("pass_at_")})
         print_table("head to head: win rate of the policy against another, on the prompts that both have",
                     results["head_to_head"], {"against": "against", "against_temperature": "its T",
                                               "prompts": "prompts", "rate": "win rate"})

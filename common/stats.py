@@ -14,8 +14,7 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval, None where there is one number only.  f"{interval:.3f}" is
-    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
+    """A value and the ends of its 95 % interval, or None.  f"{interval:.3f}" is "0.420 [0.361, 0.478]"."""
     mean: float
     low: float | None
     high: float | None
