@@ -27,7 +27,7 @@ def toy(monkeypatch):
     ("ppo,growth", ("PPO rollout", "PPO update", "PPO iteration", "640 outputs")),
     ("sft,reward,sample,bon", ("SFT step", "reward model step", "sampling", "best-of-16"))])
 def test_bench_writes_and_prints_its_rows(work, names, toy, tmp_path, capsys):
-    bench.main(bench.Config(work=work, sizes="toy", repeats=1, out=str(tmp_path / "new")))
+    bench.main(bench.Config(work=work, repeats=1, out=str(tmp_path / "new")))
     speed = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert set(speed) == {"machine", "torch", "date", "rows"} and speed["torch"] == torch.__version__
     for row in speed["rows"]:

@@ -2,7 +2,6 @@
 
     python -m tools.bench                               # every row: a quarter of an hour on two cores
     python -m tools.bench --work sft,diversity          # some of them
-    python -m tools.bench --sizes tiny                  # of one size
 
 Prints its rows and writes them to results/speed.json.  A row is the median of --repeats runs; models run once
 more before, which does not count.  They have random weights and responses of fixed lengths, so every machine
@@ -48,18 +47,8 @@ LEXICAL = {     # (outputs, of them in one set).  growth: measures that are line
 @dataclass
 class Config(Flags):
     work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
-    sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
     repeats: Count = arg(5, "runs of each row; the median counts")
     out: str = arg("results", "folder of speed.json")
-
-
-def timed(work, device):
-    """Seconds that work() takes."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def random_ids(*shape, vocabulary):
@@ -74,7 +63,7 @@ def new_model(config, device, dtype, scalar=False):
 # --------------------------------------------------------------------- the work: (name, function, its tokens)
 
 def training_step(model, loss_of):
-    """A function that does one step of AdamW.  loss_of: function without arguments."""
+    """A function that does one step of AdamW."""
     optimizer = torch.optim.AdamW(model.trainable(), lr=1e-6, fused=True)
 
     def step():
@@ -150,6 +139,19 @@ MODEL_WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work, "sample":
 
 # ------------------------------------------------------------------------------------------------- measuring
 
+def measured(name, size, work, amount, unit, repeats, device=torch.device("cpu")):
+    """A row: the median of the seconds that work() takes, and how many of a unit it does in one."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    return {"work": name, "size": size, "median_s": median, "rate": amount / median, "unit": f"{unit}/s"}
+
+
 def model_rows(names, size, device, dtype, repeats):
     """Rows of the work `names` with a model of one size."""
     config, frozen = SIZES[size]
@@ -157,9 +159,7 @@ def model_rows(names, size, device, dtype, repeats):
     for name in names:
         for what, work, tokens in MODEL_WORK[name](config, frozen, device, dtype):
             work()      # this run does not count
-            seconds = statistics.median(timed(work, device) for _ in range(repeats))
-            yield {"work": what, "size": where, "median_s": seconds, "rate": tokens / seconds,
-                   "unit": "tokens/s"}
+            yield measured(what, where, work, tokens, "tokens", repeats, device)
 
 
 def lexical_row(n, in_a_set, repeats):
@@ -168,20 +168,17 @@ def lexical_row(n, in_a_set, repeats):
     ids = np.random.default_rng(0).zipf(1.3, (n, 30)).clip(max=5000)
     texts = [[f"w{i}" for i in row] for row in ids]
     sets = [texts[i:i + in_a_set] for i in range(0, n, in_a_set)]
-    work = partial(diversity.lexical_measures, sets)
-    seconds = statistics.median(timed(work, torch.device("cpu")) for _ in range(1 if n > 8000 else repeats))
-    return {"work": f"lexical measures, {n:,} outputs in sets of {in_a_set:,}", "size": "30 words each",
-            "median_s": seconds, "rate": n / seconds, "unit": "outputs/s"}
+    return measured(f"lexical measures, {n:,} outputs in sets of {in_a_set:,}", "30 words each",
+                    partial(diversity.lexical_measures, sets), n, "outputs", 1 if n > 8000 else repeats)
 
 
 def all_rows(cfg):
-    known_work = [*MODEL_WORK, *LEXICAL]
-    work, sizes = cfg.work.split(",") if cfg.work else known_work, cfg.sizes.split(",")
-    for flag, given, known in (("--work", work, known_work), ("--sizes", sizes, SIZES)):
-        if not set(given) <= set(known):
-            raise UserError(f"{flag} {','.join(given)}: choose from {', '.join(known)}")
+    known = [*MODEL_WORK, *LEXICAL]
+    work = cfg.work.split(",") if cfg.work else known
+    if not set(work) <= set(known):
+        raise UserError(f"--work {cfg.work}: choose from {', '.join(known)}")
     names = [name for name in work if name in MODEL_WORK]
-    for size in sizes:
+    for size in SIZES:
         torch.set_num_threads(1 if size == "tiny" else ALL_THREADS)     # as common.flags.use_threads has it
         yield from model_rows(names, size, torch.device("cpu"), DTYPES["fp32"], cfg.repeats)
         if size == "gpt2" and torch.cuda.is_available():
