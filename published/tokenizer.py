@@ -36,7 +36,6 @@ class Published:
                             f"{first_line(error)})") from None
 
     def encode_ordinary(self, text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # half a pair has no UTF-8
         text = text[1:] if self.doubles_space and text[:1] == " " else text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
