@@ -25,7 +25,7 @@ def toy(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("work, names", [
     ("ppo,growth", ("PPO rollout", "PPO update", "PPO iteration", "640 outputs")),
-    ("sft,reward,sample,bon", ("SFT step", "reward model step", "sampling", "best-of-16"))])
+    ("sft,sample,bon", ("SFT step", "sampling", "best-of-16"))])
 def test_bench_writes_and_prints_its_rows(work, names, toy, tmp_path, capsys):
     bench.main(bench.Config(work=work, repeats=1, out=str(tmp_path / "new")))
     speed = json.loads((tmp_path / "new" / "speed.json").read_text())

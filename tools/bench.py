@@ -7,7 +7,6 @@ Prints its rows and writes them to results/speed.json.  A row is the median of -
 more before, which does not count.  They have random weights and responses of fixed lengths, so every machine
 does the same work.  Where there is a GPU, gpt2 runs there too, in bf16.
 """
-import copy
 import datetime
 import platform
 import statistics
@@ -35,7 +34,7 @@ SIZES = {   # name: (configuration, fraction of the layers frozen in PPO)
     "tiny": (M.GPTConfig(**M.SHAPES["tiny"] | {"vocab_size": 512, "context": 512}), 0.5),
     "gpt2": (M.GPTConfig(**M.SHAPES["gpt2"]), 0.8),
 }
-PROMPT, RESPONSE = 256, 32      # tokens of SFT's and the reward model's rows
+PROMPT, RESPONSE = 256, 32      # tokens of SFT's rows
 PPO_PROMPT, ROLLOUTS = 64, 32   # of a PPO iteration: 2 epochs of 2 minibatches, responses of RESPONSE tokens
 NEW_TOKENS = 48                 # of a sample
 LEXICAL = {     # (outputs, of them in one set).  growth: measures that are linear have the same rate in both
@@ -46,7 +45,7 @@ LEXICAL = {     # (outputs, of them in one set).  growth: measures that are line
 
 @dataclass
 class Config(Flags):
-    work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
+    work: str = arg("", "comma-separated: sft, ppo, sample, bon, diversity, growth; '': all")
     repeats: Count = arg(5, "runs of each row; the median counts")
     out: str = arg("results", "folder of speed.json")
 
@@ -55,56 +54,33 @@ def random_ids(*shape, vocabulary):
     return np.random.default_rng(0).integers(1, vocabulary, shape).tolist()
 
 
-def new_model(config, device, dtype, scalar=False):
+def new_model(config, device, dtype):
     torch.manual_seed(0)
-    return M.GPT(config, scalar).to(device).compute_in(dtype)
+    return M.GPT(config).to(device).compute_in(dtype)
 
 
 # --------------------------------------------------------------------- the work: (name, function, its tokens)
 
-def training_step(model, loss_of):
-    """A function that does one step of AdamW."""
+def sft_work(config, frozen, device, dtype, rows=4):
+    model = new_model(config, device, dtype)
     optimizer = torch.optim.AdamW(model.trainable(), lr=1e-6, fused=True)
+    prompts = random_ids(rows, PROMPT, vocabulary=config.vocab_size)
+    responses = random_ids(rows, 1, RESPONSE, vocabulary=config.vocab_size)
 
     def step():
         optimizer.zero_grad()
-        loss_of().backward()
+        sft.sft_loss(model.log_probs(M.pack(prompts, responses, device)), rows * RESPONSE).backward()
         torch.nn.utils.clip_grad_norm_(model.trainable(), 1.0)
         optimizer.step()
-    return step
-
-
-def sft_work(config, frozen, device, dtype, rows=4):
-    model, V = new_model(config, device, dtype), config.vocab_size
-    prompts = random_ids(rows, PROMPT, vocabulary=V)
-    responses = random_ids(rows, 1, RESPONSE, vocabulary=V)
-
-    def loss():
-        return sft.sft_loss(model.log_probs(M.pack(prompts, responses, device)), rows * RESPONSE)
-    yield f"SFT step, {rows} rows", training_step(model, loss), rows * (PROMPT + RESPONSE)
-
-
-def reward_work(config, frozen, device, dtype, rows=4, n=4):
-    """A prompt has n responses, and all of their pairs are compared."""
-    model, V = new_model(config, device, dtype, scalar=True), config.vocab_size
-    prompts = random_ids(rows, PROMPT, vocabulary=V)
-    responses = random_ids(rows, n, RESPONSE, vocabulary=V)
-    first, second = torch.combinations(torch.arange(n)).T.to(device)
-
-    def loss():
-        r = model.rewards(M.pack(prompts, responses, device)).view(rows, n)
-        return reward.bradley_terry_loss(r[:, first].flatten(), r[:, second].flatten())
-    name = f"reward model step, {rows} prompts x {n} responses"
-    yield name, training_step(model, loss), rows * (PROMPT + n * RESPONSE)
+    yield f"SFT step, {rows} rows", step, rows * (PROMPT + RESPONSE)
 
 
 def ppo_work(config, frozen, device, dtype):
-    policy = new_model(config, device, dtype).freeze(round(frozen * config.n_layer))
-    ref_policy, reward_model = copy.deepcopy(policy).requires_grad_(False), policy.with_scalar_head()
-    M.share_trunk(policy, ref_policy)
+    cfg, rng = ppo.Config(freeze=frozen, quiet=True), torch.Generator().manual_seed(0)
+    policy, ref_policy = ppo.make_policies(cfg, new_model(config, device, dtype))
+    reward_model = policy.with_scalar_head()
     value_model = ppo.make_value_model(policy, reward_model)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
-    cfg, rng = ppo.Config(quiet=True), torch.Generator().manual_seed(0)
     prompts = random_ids(ROLLOUTS, PPO_PROMPT, vocabulary=config.vocab_size)
 
     def sample():
@@ -133,7 +109,7 @@ def sample_work(config, frozen, device, dtype, n_prompts=64, n=1):
     yield f"{name}, {n_prompts} prompts", sample, n_prompts * n * NEW_TOKENS
 
 
-MODEL_WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work, "sample": sample_work,
+MODEL_WORK = {"sft": sft_work, "ppo": ppo_work, "sample": sample_work,
               "bon": partial(sample_work, n_prompts=4, n=16)}
 
 
