@@ -11,9 +11,8 @@ from published.tokenizer import Published
 
 
 def export(model, spec, folder):
-    """Writes a language model that began as a published one as a Hugging Face directory: model.safetensors
-    and the files that it came with.  Returns the file names written.  Raises UserError on a model from
-    scratch."""
+    """Writes model.safetensors and the files that a published model came with.  Returns the names written.
+    Raises UserError on a model from scratch."""
     if spec["kind"] != "bpe":
         raise UserError(f"--export writes models that began as published ones; the tokenizer of this one, of "
                         f"kind {spec['kind']}, has no Hugging Face form")

@@ -93,8 +93,7 @@ def _end_of_sequence(folder, named, config, tokenizer):
 
 def _complete(tokenizer, named, legacy):
     """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
-    makes special what the first calls so.  As in transformers, its add_prefix_space counts for GPT-2's
-    kind."""
+    makes special what the first calls so.  As in transformers, add_prefix_space counts for GPT-2's kind."""
     listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]

@@ -140,7 +140,8 @@ def post_row(row, source):
 
 
 def sentiments(posts, batch_size=64):
-    """Whether a classifier calls each post positive: list of bool."""
+    """Whether a classifier calls each post positive: list of bool.  Raises UserError where transformers is
+    not installed."""
     try:
         from transformers import pipeline
     except ImportError:

@@ -311,7 +311,7 @@ def rows(split, n, noise="systematic", references=4, start=0):
     """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
     prompt, reference and references, a list of that many.
 
-    A number always names the same post: `--seed` varies training, never the data."""
+    A number always names the same post: `--seed` varies training alone.  Raises KeyError on an unknown split."""
     out, start = [], start + FIRST_UNSEEN * (split not in ("pretrain", "train", "validation"))
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")

@@ -25,7 +25,7 @@ import ppo
 import reward
 import sft
 from common.errors import UserError
-from common.files import write_json
+from common.files import output_path, write_json
 from common.flags import ALL_THREADS, DTYPES, Count, Flags, arg, launch
 from common.loop import Run
 from generate import generate
@@ -172,12 +172,11 @@ def machine():
 
 
 def main(cfg):
-    path, rows = Path(cfg.out) / "speed.json", []
+    path, rows = output_path(cfg.out, "speed.json"), []
     for row in all_rows(cfg):
         rows.append(row)
         print(f"{row['work']:52} {row['size']:26}"
               f"{row['median_s']:9.4g} s {row['rate']:11,.0f} {row['unit']}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"machine": machine(), "torch": torch.__version__,
                       "date": datetime.date.today().isoformat(), "rows": rows})
     print(f"wrote {path}")
