@@ -12,7 +12,8 @@ diversity is exact.
 Deviations from the paper: posts replace Reddit's, and the gold reward replaces GPT-4.  docs/deviations.md
 says what of them was chosen, and on what.
 
-References have one of two kinds of noise, at the same rates.  The kind decides what the study finds:
+References have one of two kinds of noise, at the same rates.  The kind decides what the study finds (a base
+model is pretrained on `mixed`: each reference has either kind):
 
   independent   each reference errs on its own; the most likely summary is then a clean one, and a low
                 temperature alone removes errors
@@ -53,8 +54,6 @@ FACT = {form: (slot, value) for slot, forms in SURFACES.items()
         for value, group in forms.items() for form in group}
 FACT |= {form: (slot, value) for slot, forms in NEW_FORMS.items() for value, form in forms.items()}
 
-# mixed: each reference has either kind; a base model is pretrained on this
-NOISE = ("systematic", "independent", "mixed")
 # how often a reference states a fact
 INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
 WRONG = .06         # chance that a fact in a reference is wrong
@@ -110,7 +109,6 @@ ARTICLE = {  # known words in an order no post has, and nothing but the title te
     "other_ask": ("people ASK",),
     "title": ("the WHO with the OBJECT", "the OBJECT with the WHO"),
 }
-FORMATS = {"post": ("TITLE", POST), "article": ("ARTICLE", ARTICLE)}
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
                                  "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
@@ -152,10 +150,8 @@ def _clauses(text):
 
 @lru_cache(maxsize=100_000)
 def read_prompt(prompt):
-    """What a post says: ({slot: value} of the key story, {slot: set of values} of the distractors).
-
-    The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
-    prompt of this task."""
+    """What a post says: ({slot: value} of the key story, which shares all facts of the title, {slot: set of
+    values} of the distractors).  Raises ValueError on a text that is no prompt of this task."""
     framed = re.fullmatch(r"(?:TITLE|ARTICLE) (.*)\nPOST (.*)\nTLDR", prompt)
     title, body = framed.groups() if framed else ("", "")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
@@ -241,7 +237,7 @@ def post(rng, split):
         new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
         style = "article" if rng.random() < PRETRAINING_MIX else "post"
         distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
-    heading, forms = FORMATS[style]
+    heading, forms = ("TITLE", POST) if style == "post" else ("ARTICLE", ARTICLE)
     fill = partial(_fill, rng, new=new)
     key = _draw_story(rng)
     count = rng.choice(distractors)
@@ -315,10 +311,7 @@ def rows(split, n, noise="systematic", references=4, start=0):
     """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
     prompt, reference and references, a list of that many.
 
-    A number always names the same post: `--seed` varies training, never the data.  Raises KeyError on an
-    unknown split, ValueError on an unknown noise."""
-    if noise not in NOISE:
-        raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
+    A number always names the same post: `--seed` varies training alone.  Raises KeyError on an unknown split."""
     out, start = [], start + FIRST_UNSEEN * (split not in ("pretrain", "train", "validation"))
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")

@@ -11,7 +11,7 @@ Prompts are numbered from 1, through all splits, in the order that the list with
 meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
 
-The curves of a log go to a PNG in the log's folder, and the last values to the screen.
+The curves of a log go to a PNG in the log's folder.
 """
 import re
 import shutil
@@ -27,7 +27,7 @@ from common.files import atomic_write, read_jsonl
 from common.flags import Flags, arg, launch
 from common.samples import read_all, run_name, text_table
 from splits import synthetic_task
-from tools.curves import draw_curves, last_values
+from tools.curves import draw_curves
 
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
@@ -125,16 +125,10 @@ def show_files(prompts, width):
     return text_table(["prompts", "split", "first id", "policies (prompts)"], rows, 2, width)
 
 
-def say(text):
-    """Prints a text without the characters that would steer a terminal."""
-    print("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 # ------------------------------------------------------------------------------------------------ as a page
 
 STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
-section { content-visibility: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
@@ -207,12 +201,14 @@ def main(cfg):
     width = shutil.get_terminal_size((110, 24)).columns
     if len(cfg.files or ()) == 1 and is_log(cfg.files[0]):
         path = Path(cfg.files[0])
-        rows, png = read_jsonl(path, {"step": int}), path.with_suffix(".png")
-        draw_curves(rows, png, path.name)
-        return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
-    prompts = collect(read_all(cfg.files))
+        draw_curves(read_jsonl(path, {"step": int}), path.with_suffix(".png"), path.name)
+        return print(f"wrote {path.with_suffix('.png')}")
+    try:
+        prompts = collect(read_all(cfg.files))
+    except ValueError as error:
+        raise UserError(f"{error}, though its field task says so") from None
     if not cfg.prompt and not cfg.html:
-        return say(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
+        return print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
     if cfg.prompt:
         n, by_id = len(prompts), [p for p in prompts if str(p.row["id"]) == cfg.prompt]
         prompts = [p for p in prompts if str(p.number) == cfg.prompt] or by_id
@@ -221,7 +217,7 @@ def main(cfg):
     if cfg.html:
         atomic_write(cfg.html, page(prompts).encode())
         return print(f"wrote {cfg.html}: {len(prompts)} prompts")
-    say("\n".join(show_prompt(prompt, width) for prompt in prompts))
+    print("\n".join(show_prompt(prompt, width) for prompt in prompts))
 
 
 if __name__ == "__main__":
