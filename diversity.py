@@ -56,8 +56,7 @@ def words(text):
 
 
 def paper_words(text):
-    """The authors' tokens: newlines and dots are deleted (gluing what they part: "b.\\nc" is "bc"), then
-    single spaces split."""
+    """The authors' tokens: newlines and dots are deleted ("b.\\nc" is "bc"), then single spaces split."""
     return [sys.intern(w) for w in text.replace("\n", "").replace(".", "").split(" ") if w]
 
 
@@ -101,7 +100,7 @@ def distinct_n(outputs, n, tokenise=words):
 def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
     over how many of V kinds C uniform draws, C all n-grams, would give, so that length alone does not lower
-    it.  nan if no output has n tokens.  vocabulary: V; the sound choice is (kinds of tokens)^n."""
+    it.  nan if no output has n tokens.  vocabulary: V, or ValueError if below 2; soundly kinds^n."""
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     counts = ngram_counts(outputs, n, tokenise)
@@ -123,8 +122,7 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
 
     Orders longer than an output are left out of its mean, so that copies of it are 1 too.  Outputs without
     any token are nan, because 0 would say that they are diverse.  short_as_nltk=True counts each of these
-    orders as 0.1 matches of 1, and no tokens as 0, as NLTK's sentence_bleu does.  Raises ValueError on fewer
-    than two outputs."""
+    orders as 0.1 matches of 1, no tokens as 0, as NLTK does.  Raises ValueError on fewer than two outputs."""
     outputs = tokens_of(outputs, tokenise)
     if len(outputs) < 2:
         raise ValueError("self_bleu: at least two outputs are needed")
@@ -209,7 +207,8 @@ def vendi_score(embeddings):
 
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
-    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: as from `load_nli`."""
+    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: as from `load_nli`.  Raises
+    UserError on points that are not finite."""
     mean = float(np.mean(points(list(permutations(outputs, 2)))))
     if not math.isfinite(mean):
         raise UserError("--nli: the points of a pair are not finite; the classifier's weights are damaged")
@@ -320,7 +319,7 @@ def first_words(rows, n):
 
 
 def embed_outputs(rows, encode):
-    """Embeddings of all outputs of one run: (n, K, D)."""
+    """Embeddings of all outputs of one run: (n, K, D).  Raises UserError on one that is not finite."""
     embeddings = np.asarray(encode([text for row in rows for text in row["outputs"]]))
     if not np.isfinite(embeddings).all():
         raise UserError("--encoder: an embedding is not finite; the encoder's weights are damaged, or bf16 "

@@ -55,8 +55,7 @@ def win_rate(scores, opponents):
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
-    """ID rate minus OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
-    sets of prompts."""
+    """ID rate minus OOD rate as an Interval.  (n,) and (m,) rates per prompt of two independent sets."""
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
 
 

@@ -80,8 +80,7 @@ def mean_over_ranks(x):
 
 
 def sum_gradients(params):
-    """Replaces every rank's gradients by their sum.  The backward pass has summed those of sharded parameters
-    already."""
+    """Sums gradients over ranks.  The backward pass has summed those of sharded parameters already."""
     for p in params:
         if not is_sharded(p):
             all_reduce(p.grad)
@@ -125,8 +124,7 @@ def shard_like(x, other):
 
 
 def full_copy(model, dtype=None):
-    """The model with all weights in dtype (None: as they are) and none sharded (all ranks must call): itself
-    if nothing changes."""
+    """The model, all weights in dtype (None: as they are), none sharded; itself if nothing changes."""
     weights = model.state_dict()
     full = {k: unshard(p).to(dtype or p.dtype) for k, p in weights.items()}
     if all(full[k] is p for k, p in weights.items()):

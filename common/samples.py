@@ -155,8 +155,7 @@ def print_table(title, lines, columns, cell=interval_cell):
 
 
 def run_table(lines, columns):
-    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column of
-    equal seeds is left out."""
+    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}."""
     names = {field.replace("temperature", "T"): ["-" if x[field] is None else x[field] for x in lines]
              for field in ("split", "policy", "temperature", "seed")}
     if len(set(names["seed"])) == 1:

@@ -64,8 +64,7 @@ def rate_interval(values):
 
 
 def _wilson(p, variance, n):
-    """Wilson's score interval of a rate p with that variance, which counts for at least n outcomes of 0 or 1.
-    """
+    """Wilson's score interval of a rate p with that variance, but at least n outcomes of 0 or 1."""
     binary = p * (1 - p)
     effective = max(n, binary / variance) if variance > 0 else n
     w = t_quantile(n - 1) ** 2 / effective

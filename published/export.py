@@ -27,13 +27,12 @@ def export(model, spec, folder):
             theirs[their_name] = part.float().cpu().contiguous()
     tokenizer, ends = Published(spec), kept["config.json"].get("eos_token_id")
     eos = tokenizer.eot_token
-    ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
     # all linear layers have one, zeros where there were none
     biases = dict(attention_bias=True, mlp_bias=True) if config.bias and config.position == "rope" else {}
     files = kept | {
         "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {
-            "eos_token_id": ends, "tie_word_embeddings": config.tied, "dtype": "float32",
-            "torch_dtype": "float32"} | biases,
+            "eos_token_id": ends if isinstance(ends, list) else eos, "tie_word_embeddings": config.tied,
+            "dtype": "float32", "torch_dtype": "float32"} | biases,
         "tokenizer.json": spec["json"],
         "tokenizer_config.json": kept["tokenizer_config.json"] | {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,

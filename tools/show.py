@@ -210,8 +210,7 @@ def main(cfg):
     if not cfg.prompt and not cfg.html:
         return print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
     if cfg.prompt:
-        n, by_id = len(prompts), [p for p in prompts if str(p.row["id"]) == cfg.prompt]
-        prompts = [p for p in prompts if str(p.number) == cfg.prompt] or by_id
+        n, prompts = len(prompts), [p for p in prompts if cfg.prompt in (str(p.number), str(p.row["id"]))]
         if not prompts:
             raise UserError(f"--prompt {cfg.prompt}: give an id, or a number from 1 to {n}")
     if cfg.html:
