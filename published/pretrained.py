@@ -89,7 +89,7 @@ WEIGHTS = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pyto
 
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
-    """A checkpoint, a Hugging Face directory or a hub name -> (GPT, what a checkpoint carries besides weights).
+    """A checkpoint, a Hugging Face directory or a hub name -> (GPT, a checkpoint's dict without its weights).
     Raises UserError as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
@@ -108,8 +108,7 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
 
 
 def find(name):
-    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
-    neither is to be had."""
+    """A directory, or the local copy of a hub name -> Path.  Raises UserError if neither is to be had."""
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -131,8 +131,7 @@ def _from_vocabulary(folder, named, model_type):
 
 
 def read_json(path):
-    """The dict that a JSON file (Path) holds; a file that is not there is empty.  Raises UserError on what is
-    no JSON object."""
+    """The dict in a JSON file, empty where there is no file.  Raises UserError on what is no JSON object."""
     try:
         return dict(loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError, OSError) as error:

@@ -41,8 +41,7 @@ class Source:
     revision: str | None = None
 
     def rows(self, data=""):
-        """All rows as dicts, from local copies under `data` or, without `data`, from the hub.  Raises
-        UserError if they are not there."""
+        """All rows as dicts, of local copies under `data` or of the hub.  Raises UserError without any."""
         if data:
             return self._local(Path(data))
         from datasets import load_dataset       # slow to import, and only needed here
@@ -140,8 +139,7 @@ def post_row(row, source):
 
 
 def sentiments(posts, batch_size=64):
-    """Whether a classifier calls each post positive: list of bool.  Raises UserError where transformers is
-    not installed."""
+    """Whether a classifier calls each post positive: list of bool.  Raises UserError without transformers."""
     try:
         from transformers import pipeline
     except ImportError:
@@ -183,8 +181,7 @@ def rows(task, split, data=""):
 # -------------------------------------------------------------------------------------------- the preferences
 
 def comparison(row, source):
-    """A human comparison of two summaries of one post -> a preference row, or None for an article's (the data
-    set holds both)."""
+    """A human comparison of two summaries -> a preference row, or None where they are of an article."""
     info, pair = field(row, "info", source, dict), field(row, "summaries", source, list)
     choice = field(row, "choice", source, int)
     if not info.get("post"):
@@ -195,8 +192,7 @@ def comparison(row, source):
 
 
 def instruction_comparison(row, source):
-    """A human comparison of two responses to one instruction -> a preference row, or None where the annotator
-    preferred neither."""
+    """A human comparison of two responses -> a preference row, or None where neither is preferred."""
     pair = [field(row, name, source) for name in ("output_1", "output_2")]
     better = field(row, "preference", source, int)
     if better in (1, 2):

@@ -211,14 +211,13 @@ def gold_reward(prompt, text, finished=True):
 def _fill(rng, form, story, new=0.):
     """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms; new: chance of the
     new one, where there is one."""
-    return " ".join(_surface(rng, w.lower(), story[w.lower()], new) if w.isupper() else w
-                    for w in form.split())
-
-
-def _surface(rng, slot, value, new):
-    if value in NEW_FORMS[slot] and rng.random() < new:
-        return NEW_FORMS[slot][value]
-    return rng.choice(SURFACES[slot][value])
+    words = form.split()
+    for i, slot in enumerate(map(str.lower, words)):
+        if words[i].isupper():
+            value = story[slot]
+            is_new = value in NEW_FORMS[slot] and rng.random() < new
+            words[i] = NEW_FORMS[slot][value] if is_new else rng.choice(SURFACES[slot][value])
+    return " ".join(words)
 
 
 def _other_values(slot, value):
@@ -271,8 +270,7 @@ def _said(rng, key, noise):
 
 
 def _key_clauses(fill, rng, said):
-    """Clauses that state the facts {slot: value}: the story with its time first, then mood and ask in any
-    order.  fill: as `_fill` of a form and facts."""
+    """Clauses that state the facts {slot: value}: the story with its time, then mood and ask in any order."""
     clauses, story = [], tuple(slot for slot in STORY if slot in said)
     if story:
         form = rng.choice(CLAUSES[story])
@@ -309,9 +307,8 @@ def reference(rng, key, other, leads, noise, new=0.):
 
 def rows(split, n, noise="systematic", references=4, start=0):
     """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
-    prompt, reference and references, a list of that many.
-
-    A number always names the same post: `--seed` varies training alone.  Raises KeyError on an unknown split."""
+    prompt, reference and references, a list of that many.  A number always names the same post: `--seed`
+    varies training, never the data.  Raises KeyError on an unknown split."""
     out, start = [], start + FIRST_UNSEEN * (split not in ("pretrain", "train", "validation"))
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")
@@ -332,9 +329,8 @@ def gold_diversity(texts):
 
 
 def nli_points(pairs):
-    """What a perfect classifier says of pairs (premise, hypothesis), for `diversity.nli_diversity`: [+1 for a
-    contradiction: both fill a slot, differently; -1 for an entailment: the premise states all facts of the
-    hypothesis; else 0]."""
+    """What a perfect classifier says of each pair (premise, hypothesis): +1 for a contradiction, both fill a
+    slot, differently; -1 for an entailment, the premise states all facts of the hypothesis; else 0."""
     points = []
     for premise, hypothesis in ((facts(a), facts(b)) for a, b in pairs):
         known = dict(premise)

@@ -62,8 +62,7 @@ def turns(messages):
 
 
 def prompt_and_answer(prompt, answer):
-    """A prompt (text, None or, if the answer is too, messages) and an answer, which may repeat the prompt ->
-    two texts."""
+    """A prompt (text, messages or None) and an answer, which may repeat the prompt -> two texts."""
     if isinstance(answer, list):
         if isinstance(prompt, list) and answer[:len(prompt)] != prompt:
             answer = prompt + answer
