@@ -10,7 +10,6 @@
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-
 The curves of a log go to a PNG in the log's folder.
 """
 import re
