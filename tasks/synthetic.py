@@ -109,6 +109,7 @@ ARTICLE = {  # known words in an order no post has, and nothing but the title te
     "other_ask": ("people ASK",),
     "title": ("the WHO with the OBJECT", "the OBJECT with the WHO"),
 }
+FORMATS = {"post": ("TITLE", POST), "article": ("ARTICLE", ARTICLE)}
 CLAUSES = {  # what a summary may say, by the story facts it states
     ("who", "event", "object"): ("my WHO EVENT my OBJECT", "WHO EVENT OBJECT",
                                  "my OBJECT was EVENT by my WHO", "the WHO EVENT the OBJECT"),
@@ -236,7 +237,7 @@ def post(rng, split):
         new = rng.choice((.5, 1.)) if rng.random() < PRETRAINING_MIX else 0.
         style = "article" if rng.random() < PRETRAINING_MIX else "post"
         distractors = range(3, 8) if rng.random() < PRETRAINING_MIX else (1, 2)
-    heading, forms = ("TITLE", POST) if style == "post" else ("ARTICLE", ARTICLE)
+    heading, forms = FORMATS[style]
     fill = partial(_fill, rng, new=new)
     key = _draw_story(rng)
     count = rng.choice(distractors)
