@@ -37,7 +37,7 @@ def export(model, spec, folder):
         "tokenizer_config.json": kept["tokenizer_config.json"] | {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
             "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
-    files = {name: content for name, content in files.items() if content}      # it may have come without some
+    files = dict(filter(all, files.items()))        # a directory may have come without some of them
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in files.items():

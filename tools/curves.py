@@ -1,14 +1,10 @@
 """Curves of a training log, and for PPO's log the curves of a healthy and of a sick run behind them.
 
-    python -m tools.show metrics_ppo.jsonl          # runs this
-
-The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md says what to look at, and
-which commands made them.
+tools/show.py draws them.  The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md
+says what to look at, and which commands made them.
 """
 import math
 from pathlib import Path
-
-import numpy as np
 
 from common.files import read_jsonl
 
@@ -35,9 +31,8 @@ COLUMNS = 4             # of panels
 
 
 def series(rows, key):
-    """(steps, values) of one key, each (n,); lines without it are left out."""
-    pairs = [(row["step"], row[key]) for row in rows if type(row.get(key)) in (int, float)]
-    return np.array(pairs, dtype=float).reshape(-1, 2).T
+    """Steps and values of one key; lines without it are left out."""
+    return zip(*((row["step"], row[key]) for row in rows if type(row.get(key)) in (int, float)))
 
 
 def draw_curves(rows, path, name):
@@ -61,6 +56,8 @@ def draw_curves(rows, path, name):
         axis.plot(*series(rows, key), label=name, color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
         axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
         axis.set(ylabel=unit, xlabel="step")
+        if key == "eos_rate":       # or a dip to 0.97 would look like a fall
+            axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(panels):]:
         axis.axis("off")

@@ -10,7 +10,6 @@
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-
 The curves of a log go to a PNG in the log's folder.
 """
 import re
@@ -72,7 +71,10 @@ def collect(runs):
         if len(set(names)) < len(names):
             names = [run_name(key) for key in keys]
         row, task = rows[0], synthetic_task(rows[0].get("task"))
-        gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        try:
+            gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        except ValueError as error:
+            raise UserError(f"{error}, though its field task says {row['task']}") from None
         reference = Output(row["reference"], True, gold, 1) if row["reference"].strip() else None
         columns = {name: make_column(row, task) for name, row in zip(names, rows)}
         prompts.append(Prompt(number, row, task, reference, columns))
@@ -203,10 +205,7 @@ def main(cfg):
         path = Path(cfg.files[0])
         draw_curves(read_jsonl(path, {"step": int}), path.with_suffix(".png"), path.name)
         return print(f"wrote {path.with_suffix('.png')}")
-    try:
-        prompts = collect(read_all(cfg.files))
-    except ValueError as error:
-        raise UserError(f"{error}, though its field task says so") from None
+    prompts = collect(read_all(cfg.files))
     if not cfg.prompt and not cfg.html:
         return print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
     if cfg.prompt:
