@@ -68,7 +68,10 @@ class Source:
         if files[0].suffix != ".parquet":
             return read_jsonl(files[0], {})
         from datasets import load_dataset
-        return load_dataset("parquet", data_files=list(map(str, files)), split="train").to_list()
+        try:
+            return load_dataset("parquet", data_files=list(map(str, files)), split="train").to_list()
+        except Exception as error:
+            raise UserError(f"{files[0]}: cannot be read as parquet ({type(error).__name__})") from None
 
 
 _TLDR = "vwxyzjn/summarize_from_feedback_tldr_3_filtered"

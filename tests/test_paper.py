@@ -129,6 +129,9 @@ def test_parquet_copies_in_parts(local):
         rows = [{"id": f"{i}", "article": f"Article {i}.", "highlights": "H"}]
         datasets.Dataset.from_list(rows).to_parquet(str(folder / f"test-0000{i}-of-00002.parquet"))
     assert [r["id"] for r in task_from("tldr", local).rows("ood_cnn")] == ["0", "1"]
+    (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        task_from("tldr", local).rows("ood_cnn")
 
 
 def test_a_missing_column_is_named_with_what_was_found(local):

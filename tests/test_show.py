@@ -99,6 +99,12 @@ def test_published_outputs_meet_at_equal_prompts(tmp_path, capsys):
     assert "Sure?" in text and re.search(r"never +no", text)
 
 
+def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
+    files = [write(tmp_path / "a.jsonl", "evil\x1b", [EVIL, ""])]
+    text = screen(capsys, files=files, prompt="1") + screen(capsys, files=files)
+    assert "\x1b" not in text and "<script>" in text and "(nothing)" in text
+
+
 # ----------------------------------------------------------------------------------------------------- a page
 
 def test_page_escapes_every_text(tmp_path):

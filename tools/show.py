@@ -199,6 +199,11 @@ def is_log(path):
     return bool(rows) and "step" in rows[0] and "outputs" not in rows[0]
 
 
+def say(text):
+    """Prints a text without the characters that would steer a terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
 def main(cfg):
     width = shutil.get_terminal_size((110, 24)).columns
     if len(cfg.files or ()) == 1 and is_log(cfg.files[0]):
@@ -207,7 +212,7 @@ def main(cfg):
         return print(f"wrote {path.with_suffix('.png')}")
     prompts = collect(read_all(cfg.files))
     if not cfg.prompt and not cfg.html:
-        return print(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
+        return say(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
     if cfg.prompt:
         n, prompts = len(prompts), [p for p in prompts if cfg.prompt in (str(p.number), str(p.row["id"]))]
         if not prompts:
@@ -215,7 +220,7 @@ def main(cfg):
     if cfg.html:
         atomic_write(cfg.html, page(prompts).encode())
         return print(f"wrote {cfg.html}: {len(prompts)} prompts")
-    print("\n".join(show_prompt(prompt, width) for prompt in prompts))
+    say("\n".join(show_prompt(prompt, width) for prompt in prompts))
 
 
 if __name__ == "__main__":
