@@ -26,7 +26,7 @@ from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Natural, arg, launch, setup
-from common.samples import KEY, interval_cell, known_task, read_all, run_name, run_table
+from common.samples import KEY, known_task, print_table, read_all, run_name
 from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
@@ -51,14 +51,16 @@ class Config(Common):
 
 def words(text):
     """Runs of letters and digits, and each punctuation mark: the sound tokens, for scripts that put spaces
-    between words.  Equal words are one string in memory (intern), which keeps counting fast."""
+    between words.  Equal words are one string in memory, which keeps counting fast."""
     return list(map(sys.intern, re.findall(r"\w+|[^\w\s]", text)))
 
 
 def paper_words(text):
-    """The authors' tokens: newlines and dots are deleted (gluing what they part: "b.\\nc" is "bc"), then
-    single spaces split."""
+    """The authors' tokens: newlines and dots are deleted ("b.\\nc" is "bc"), then single spaces split."""
     return [sys.intern(w) for w in text.replace("\n", "").replace(".", "").split(" ") if w]
+
+
+TOKENISERS = {"sound": words, "paper": paper_words}
 
 
 def reference_vocabulary(runs):
@@ -97,9 +99,8 @@ def distinct_n(outputs, n, tokenise=words):
 
 def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
-    over how many of V kinds C uniform draws would give, so that length alone does not lower it.  C: all
-    n-grams.  nan if no output has n tokens.  vocabulary: V >= 2, kinds of n-grams; for n > 1 the sound choice
-    is (kinds of tokens)^n.  Raises ValueError for V < 2."""
+    over how many of V kinds C uniform draws, C all n-grams, would give, so that length alone does not lower
+    it.  nan if no output has n tokens.  vocabulary: V, or ValueError if below 2; soundly kinds^n."""
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     counts = ngram_counts(outputs, n, tokenise)
@@ -119,11 +120,9 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
     """Mean BLEU of each output against all the others (Zhu et al. 2018): 1 for copies, near 0 for strangers.
     Smoothed: an order without a match counts as 0.1 matches (Chen and Cherry 2014, method 1).
 
-    An output of fewer than max_n tokens has no n-grams of the largest orders.  They are left out of its mean,
-    so that copies of it are 1 too.  Outputs without any token are nan, because 0 would say that they are
-    diverse.  short_as_nltk=True counts each of the missing orders as 0.1 matches of 1, and outputs without
-    tokens as 0, as NLTK's sentence_bleu does; copies of two tokens are then 0.316.  Raises
-    ValueError on fewer than two outputs."""
+    Orders longer than an output are left out of its mean, so that copies of it are 1 too.  Outputs without
+    any token are nan, because 0 would say that they are diverse.  short_as_nltk=True counts each of these
+    orders as 0.1 matches of 1, no tokens as 0, as NLTK does.  Raises ValueError on fewer than two outputs."""
     outputs = tokens_of(outputs, tokenise)
     if len(outputs) < 2:
         raise ValueError("self_bleu: at least two outputs are needed")
@@ -143,47 +142,37 @@ def self_bleu(outputs, max_n=4, tokenise=words, short_as_nltk=False):
 
 def clipped_matches(outputs, n):
     """Yields for each output how many of its n-grams another output has too, each counted at most as often as
-    the other output has it.  The two largest counts of an n-gram in one output answer for all outputs: that
-    which has the largest is held against the second largest, so no pair of outputs is compared."""
-    largest, second = {}, {}
-    for tokens in outputs:
-        for gram, count in Counter(ngrams(tokens, n)).items():
-            most = largest.setdefault(gram, 0)
-            if count > most:
-                largest[gram], count = count, most
-            if count:
-                second[gram] = max(count, second.get(gram, 0))
-    for tokens in outputs:      # counted once more, because keeping the counts of a large pool is slower
-        counts = Counter(ngrams(tokens, n))
-        yield sum(count if count < largest[gram] else second.get(gram, 0) for gram, count in counts.items())
+    the other output has it.  The two largest counts of an n-gram answer for all outputs: the one with the
+    largest is held against the second largest, so no pair of outputs is compared."""
+    counts, two_largest = [Counter(ngrams(tokens, n)) for tokens in outputs], {}
+    for of_output in counts:
+        for gram, count in of_output.items():
+            largest, second = two_largest.get(gram, (0, 0))
+            two_largest[gram] = (count, largest) if count > largest else (largest, max(count, second))
+    for of_output in counts:
+        yield sum(two_largest[gram][1] if count == two_largest[gram][0] else count
+                  for gram, count in of_output.items())
 
 
 def closest_length(length, lengths):
     """The closest of the other outputs' lengths, the shorter of two equally close.  lengths: Counter."""
-    if lengths[length] > 1:
-        return length
-    return min((x for x in lengths if x != length), key=lambda x: (abs(x - length), x))
-
-
-def conventions(convention, vocabulary):
-    """(tokeniser, value of an order without n-grams or None, function of n giving V of n-grams)."""
-    if convention == "paper":
-        return paper_words, 0., lambda n: vocabulary
-    return words, None, lambda n: vocabulary ** n
+    others = (x for x, count in lengths.items() if x != length or count > 1)
+    return min(others, key=lambda x: (abs(x - length), x))
 
 
 def lexical_measures(groups, convention="sound", vocabulary=50257):
     """{measure: (G,)} of G groups of K outputs.  distinct-n and EAD are means over n = 1..MAX_N; self-BLEU is
     there from K = 2 on; length is in tokens."""
-    tokenise, missing, kinds = conventions(convention, vocabulary)
-    found = []
+    paper, found = convention == "paper", []
+    missing = 0. if paper else None         # what an order without n-grams counts as
     for group in groups:
-        tokens = tokens_of(group, tokenise)
+        tokens = tokens_of(group, TOKENISERS[convention])
         counts = {n: ngram_counts(tokens, n) for n in range(1, MAX_N + 1)}
+        of_each_n = [ead(c, n, vocabulary if paper else vocabulary ** n) for n, c in counts.items()]
         found.append({"distinct_n": averaged([distinct_n(c, n) for n, c in counts.items()], missing),
-                      "ead": averaged([ead(c, n, kinds(n)) for n, c in counts.items()], missing)})
+                      "ead": averaged(of_each_n, missing)})
         if len(tokens) > 1:
-            found[-1]["self_bleu"] = self_bleu(tokens, short_as_nltk=convention == "paper")
+            found[-1]["self_bleu"] = self_bleu(tokens, short_as_nltk=paper)
         found[-1]["length"] = sum(map(len, tokens)) / len(tokens)
     return {measure: np.array([x[measure] for x in found]) for measure in found[0]}
 
@@ -218,8 +207,8 @@ def vendi_score(embeddings):
 
 def nli_diversity(outputs, points):
     """Mean over ordered pairs of what the second says of the first: contradiction +1, neutral 0, entailment
-    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: function of [(premise,
-    hypothesis)] giving (n,), as from `load_nli`.  Raises UserError on points that are not finite."""
+    -1, times the classifier's certainty (Stasaski and Hearst 2022).  points: as from `load_nli`.  Raises
+    UserError on points that are not finite."""
     mean = float(np.mean(points(list(permutations(outputs, 2)))))
     if not math.isfinite(mean):
         raise UserError("--nli: the points of a pair are not finite; the classifier's weights are damaged")
@@ -227,14 +216,13 @@ def nli_diversity(outputs, points):
 
 
 def per_input(groups, measure):
-    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs.  Its mean is
-    the paper's per-input diversity."""
+    """measure of the K outputs of each input: (n,).  groups: n lists (or arrays) of K outputs."""
     return np.array([measure(group) for group in groups])
 
 
 def across_input(groups, measure):
     """measure of one output of each input, for each of the K choices of that output: (K,).  The paper takes
-    the first; the mean of all uses the data once more.  groups: n lists (or arrays) of K outputs."""
+    the first.  groups: n lists (or arrays) of K outputs."""
     return per_input(list(zip(*groups)), measure)
 
 
@@ -254,25 +242,18 @@ def content_measures(groups, embeddings=None, gold=None, over=per_input):
 
 
 # -------------------------------------------------------------------- what kind of diversity, of what is good
-# A policy may lose diversity because fewer of its outputs are bad, or because the good ones narrow.  Both
-# need to know which outputs are good: a bool each, such as "its reward is at least the reference's".
+# A policy may lose diversity because fewer of its outputs are bad, or because the good ones narrow.
 
 def utility_k(classes, utilities, patience=0.8):
     """Utility of k outputs, in order, to a user who looks at the next one with chance `patience` and gains
     from new content only (NoveltyBench, Zhang et al. 2025).  classes: the content of each, such as fact sets.
 
-    (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i, in the unit of the utilities."""
+    (1 - p) / (1 - p^k) sum_i p^(i - 1) [class i is new] u_i"""
     seen, total = set(), 0.
     for i, (c, u) in enumerate(zip(classes, utilities, strict=True)):
         total += patience ** i * u * (c not in seen)
         seen.add(c)
     return (1 - patience) / (1 - patience ** len(classes)) * total
-
-
-def among_good(outputs, good, measure):
-    """measure of the good outputs of one input; nan for fewer than two of them."""
-    kept = [output for output, is_good in zip(outputs, good, strict=True) if is_good]
-    return measure(kept) if len(kept) > 1 else math.nan
 
 
 def split_of_loss(all_before, all_after, good_before, good_after):
@@ -281,44 +262,40 @@ def split_of_loss(all_before, all_after, good_before, good_after):
     of the good ones, before and after.
 
     With e = all - good, what the errors add to diversity, all_before - all_after = (e_before - e_after) +
-    (good_before - good_after) on every input.  Returns {"loss", "errors_removed", "narrowing"}, arrays; nan
-    on an input where one of the two has fewer than two good outputs."""
-    before, after, good_before, good_after = (np.asarray(x, dtype=float) for x in (
-        all_before, all_after, good_before, good_after))
+    (good_before - good_after).  Returns {"loss", "errors_removed", "narrowing"}; nan where one of the two has
+    fewer than two good outputs."""
     narrowing = good_before - good_after
-    loss = np.where(np.isnan(narrowing), np.nan, before - after)
+    loss = np.where(np.isnan(narrowing), np.nan, all_before - all_after)
     return {"loss": loss, "errors_removed": loss - narrowing, "narrowing": narrowing}
 
 
 def good_measures(rows, gold):
     """Of one run on a synthetic task: {measure: (n,)} of the outputs whose gold reward is at least the
     reference's.  good: their fraction; good_gold_diversity; good_distinct: different contents among them;
-    utility: `utility_k` with the gold reward of a good output and 0 of another.  gold: the task's module.
-    Raises ValueError on a prompt of another task."""
-    found = {name: [] for name in ("good", "good_gold_diversity", "good_distinct", "utility")}
+    utility: `utility_k` with the gold reward of a good output and 0 of another.  gold: the task's module."""
+    found = []
     for row in rows:
         least = gold.gold_reward(row["prompt"], row["reference"])
         rewards = [gold.gold_reward(row["prompt"], text, finished)
                    for text, finished in zip(row["outputs"], row["finished"])]
-        good, contents = [r >= least for r in rewards], [gold.facts(text) for text in row["outputs"]]
-        found["good"].append(np.mean(good))
-        found["good_gold_diversity"].append(
-            among_good(row["outputs"], good, lambda texts: gold.gold_diversity(texts)[0]))
-        found["good_distinct"].append(len({c for c, is_good in zip(contents, good) if is_good}))
-        found["utility"].append(utility_k(contents, [r * g for r, g in zip(rewards, good)]))
-    return {name: np.array(values, dtype=float) for name, values in found.items()}
+        contents = [gold.facts(text) for text in row["outputs"]]
+        good = [i for i, r in enumerate(rewards) if r >= least]
+        pairs = gold.gold_diversity([row["outputs"][i] for i in good])[0] if len(good) > 1 else math.nan
+        found.append({"good": len(good) / len(rewards), "good_gold_diversity": pairs,
+                      "good_distinct": len({contents[i] for i in good}),
+                      "utility": utility_k(contents, [r * (r >= least) for r in rewards])})
+    return {measure: np.array([x[measure] for x in found], dtype=float) for measure in found[0]}
 
 
-def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="sound", **lexical):
+def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="sound", vocabulary=50257):
     """All measures of one sample file: {"per_input": {measure: (n,)}, "across": {measure: (K,)}}.
 
     embeddings: (n, K, D) array or None; gold: module of a synthetic task or None; nli: as from `load_nli`, or
-    None, per input only (across inputs all is neutral); lexical: the vocabulary."""
-    texts, tokenise = [row["outputs"] for row in rows], conventions(convention, 0)[0]
-    tokens = [tokens_of(outputs, tokenise) for outputs in texts]
-    found = {"per_input": lexical_measures(tokens, convention, **lexical)
+    None, per input only, because across inputs all is neutral."""
+    texts = [row["outputs"] for row in rows]
+    found = {"per_input": lexical_measures(texts, convention, vocabulary)
              | content_measures(texts, embeddings, gold),
-             "across": lexical_measures(list(zip(*tokens)), convention, **lexical)
+             "across": lexical_measures(list(zip(*texts)), convention, vocabulary)
              | content_measures(texts, embeddings, gold, across_input)}
     if nli and len(texts[0]) > 1:
         found["per_input"]["nli"] = per_input(texts, lambda outputs: nli_diversity(outputs, nli))
@@ -327,7 +304,7 @@ def measure_samples(rows, embeddings=None, gold=None, nli=None, convention="soun
 
 # ------------------------------------------------------------------------------------------------- the tables
 
-IN_UNIT_INTERVAL = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good", "good_gold_diversity")
+IN_UNIT_INTERVAL = ("distinct_n", "self_bleu", "gold_diversity", "fact_sets", "good")  # ends of names
 COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "embedding": "embed",
            "vendi": "Vendi", "nli": "NLI", "gold_diversity": "gold", "fact_sets": "fact sets",
            "length": "length"}
@@ -350,71 +327,35 @@ def embed_outputs(rows, encode):
     return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
 
 
-def mean_of_defined(measure, values):
-    """Interval of the mean of a measure's values (n,) that are not nan; None where all are."""
-    defined = values[~np.isnan(values)]
-    if len(defined) == 0:
+def summarise(measure, values):
+    """A measure in diversity.json: of values (n,) per input the Interval of their mean, of values (K,) across
+    inputs (mean, standard deviation or None).  nan is left out; None where all are."""
+    x = values[~np.isnan(values)]
+    if len(x) == 0:
         return None
-    return rate_interval(defined) if measure in IN_UNIT_INTERVAL else mean_interval(defined)
-
-
-def summarise(found):
-    """The result of `measure_samples` as {"per_input_<measure>": Interval, "across_<measure>": (mean,
-    standard deviation over the choice of output)}; None where no input has the measure."""
-    out = {f"per_input_{m}": mean_of_defined(m, x) for m, x in found["per_input"].items()}
-    for measure, x in found["across"].items():
-        x = x[~np.isnan(x)]
-        spread = float(x.std()) if len(x) > 1 else None
-        out[f"across_{measure}"] = (float(x.mean()), spread) if len(x) else None
-    return out
+    if measure.startswith("across_"):
+        return float(x.mean()), float(x.std()) if len(x) > 1 else None
+    return rate_interval(x) if measure.endswith(IN_UNIT_INTERVAL) else mean_interval(x)
 
 
 def spread_cell(x):
-    return "-" if x is None else f"{x[0]:.3f}" + ("" if x[1] is None else f" +- {x[1]:.3f}")
-
-
-def print_tables(results):
-    """results: lines of diversity.json."""
-    for kind, title, cell in (
-            ("per_input", "per input: mean over inputs [95 % interval over inputs]", interval_cell),
-            ("across", "across inputs: mean +- standard deviation over the choice of output", spread_cell)):
-        known = [m for m in COLUMNS if any(f"{kind}_{m}" in line for line in results)]
-        print(f"\n{title}")
-        print(run_table(results, {COLUMNS[m]: [cell(x.get(f"{kind}_{m}")) for x in results] for m in known}))
-    good = [line for line in results if "among_good" in line]
-    if good:
-        print("\noutputs whose gold reward is at least the reference's; utility: NoveltyBench's")
-        print(run_table(good, {title: [interval_cell(line["among_good"][m]) for line in good]
-                               for m, title in OF_GOOD.items()}))
-
-
-def print_cautions(results, runs):
-    """What the tables cannot say.  results: lines of diversity.json; runs: as from `read_all`."""
-    if min(map(len, runs.values())) < FEW_PROMPTS:
-        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
-    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
-        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
-    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
-    if empty:
-        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
+    return "-" if x is None else " +- ".join(f"{number:.3f}" for number in x if number is not None)
 
 
 def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
-    """A line of diversity.json: all measures of one run, and how many inputs do not have one."""
+    """A line of diversity.json: all measures of one run, and of how many inputs each is undefined."""
     rows = first_words(rows, cut) if cut else rows
     embeddings = embed_outputs(rows, encode) if encode else None
     gold = None if cut else synthetic_task(known_task(rows))
     found = measure_samples(rows, embeddings, gold, nli, **lexical)
+    measures = {f"{kind}_{m}": x for kind, of_kind in found.items() for m, x in of_kind.items()}
     try:
-        good = good_measures(rows, gold) if gold else {}
+        measures |= good_measures(rows, gold) if gold else {}
     except ValueError as error:
         raise UserError(f"{run_name(key)}: {error}, though its field task says {known_task(rows)}") from None
-    missing = {m: int(np.isnan(x).sum()) for m, x in (found["per_input"] | good).items()}
-    line = dict(zip(KEY, key)) | {"inputs": len(rows), "outputs": len(rows[0]["outputs"])} | summarise(found)
-    line["undefined"] = {m: count for m, count in missing.items() if count}
-    if gold:
-        line["among_good"] = {m: mean_of_defined(m, x) for m, x in good.items()}
-    return line
+    undefined = {m: int(np.isnan(x).sum()) for m, x in measures.items() if np.isnan(x).any()}
+    line = dict(zip(KEY, key)) | {"inputs": len(rows), "outputs": len(rows[0]["outputs"])}
+    return line | {m: summarise(m, x) for m, x in measures.items()} | {"undefined": undefined}
 
 
 def main(cfg):
@@ -429,8 +370,19 @@ def main(cfg):
     results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]
     print(f"convention {cfg.convention}, V = {vocabulary}.  Lower self-BLEU is more diverse; for all others, "
           "higher.")
-    print_tables(results)
-    print_cautions(results, runs)
+    print_table("per input: mean over inputs [95 % interval over inputs]", results,
+                {f"per_input_{m}": title for m, title in COLUMNS.items()})
+    print_table("across inputs: mean +- standard deviation over the choice of output", results,
+                {f"across_{m}": title for m, title in COLUMNS.items()}, spread_cell)
+    print_table("outputs whose gold reward is at least the reference's; utility: NoveltyBench's", results,
+                OF_GOOD)
+    if min(map(len, runs.values())) < FEW_PROMPTS:
+        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
+    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
+        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
+    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
+    if empty:
+        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
     write_json(path, lexical | {"results": results})
     print(f"\nwrote {path}")
 

@@ -16,7 +16,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
-from common.samples import (KEY, interval_cell, known_task, list_of_hashes, matched, read_all, run_name,
-                            run_table)
+from common.samples import KEY, known_task, list_of_hashes, matched, print_table, read_all, run_name
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -52,14 +50,12 @@ def wins(scores, opponents):
 
 
 def win_rate(scores, opponents):
-    """Win rate as an Interval over prompts: with J = 1 the paper's preference versus reference.  Arguments as
-    of `wins`."""
+    """`wins` as an Interval over prompts: with J = 1 the paper's preference versus reference."""
     return rate_interval(wins(scores, opponents))
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
-    """ID rate minus OOD rate as an Interval.  Arguments: (n,) and (m,) rates per prompt, of two independent
-    sets of prompts."""
+    """ID rate minus OOD rate as an Interval.  (n,) and (m,) rates per prompt of two independent sets."""
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
 
 
@@ -68,10 +64,9 @@ def length_controlled(won, longer, prior_sd=3.0):
     [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer.
 
     log odds of a win = theta + phi tanh(longer / sd of longer); the rate is that of theta (Dubois et al.
-    2024, AlpacaEval 2, without its difficulty of each instruction, which is known for its own instructions
-    only).  The most probable theta and phi under normal priors around 0, so that judges who always or never
-    follow length give finite numbers.  The interval allows for what the outputs of one prompt have in common,
-    and is at least as wide as if they had nothing in common.  Without ends if n is 1."""
+    2024, AlpacaEval 2, without the difficulty of its own instructions).  The most probable theta and phi
+    under normal priors around 0, finite for judges who always follow length too.  The interval allows for
+    what the outputs of one prompt have in common, and is at least as wide as if they had nothing."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
@@ -92,8 +87,7 @@ def length_controlled(won, longer, prior_sd=3.0):
 
 
 def pass_at_k(good, k):
-    """Chance that at least one of k outputs is good, for each prompt: (n,).  good: (n, K) bool, 1 <= k <= K.
-
+    """Chance that at least one of k <= K outputs is good, for each prompt: (n,).  good: (n, K) bool.
     1 - C(K - c, k) / C(K, k) with c good ones of K, which is unbiased (Chen et al. 2021, equation 1)."""
     K = len(good[0])
     return np.array([1 - math.comb(K - c, k) / math.comb(K, k) for c in np.sum(good, axis=1).tolist()])
@@ -110,12 +104,8 @@ def rouge(text, reference):
     out = {}
     for n in (1, 2):
         grams_a, grams_b = (Counter(zip(*(tokens[i:] for i in range(n)))) for tokens in (a, b))
-        out[f"rouge{n}"] = _f_measure((grams_a & grams_b).total(), grams_a.total(), grams_b.total())
-    return out | {"rougeL": _f_measure(_longest_common_subsequence(a, b), len(a), len(b))}
-
-
-def _f_measure(overlap, candidate, reference):
-    return 2 * overlap / (candidate + reference) if candidate and reference else 0.
+        out[f"rouge{n}"] = 2 * (grams_a & grams_b).total() / max(1, grams_a.total() + grams_b.total())
+    return out | {"rougeL": 2 * _longest_common_subsequence(a, b) / max(1, len(a) + len(b))}
 
 
 def _longest_common_subsequence(a, b):
@@ -164,8 +154,6 @@ def judge_of(cfg, name, device):
     """(judge, its weights_hash or None).  name: gold, or the checkpoint --judge."""
     if name == "gold":
         return gold_scores, None
-    if not Path(name).is_file():
-        raise UserError(f"--judge {name}: no such file; a judge is gold, rouge or a checkpoint of reward.py")
     model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
     tokenizer, task = load_tokenizer(saved["tokenizer"]), task_of(cfg, saved)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
@@ -173,26 +161,29 @@ def judge_of(cfg, name, device):
 
 # ------------------------------------------------------------------------------------------------ the numbers
 
-def has_references(rows):
-    return all(row["reference"].strip() for row in rows)
-
-
 def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table.  scores: {key of a run: (scores of outputs, of references)}; judge_hash:
-    weights_hash of the reward model that judges, or None.  A run without references has no rate: None."""
-    per_prompt = {key: wins(*scores[key]) for key, rows in runs.items() if has_references(rows)}
+    weights_hash of the reward model that judges, or None.  pass_at_k, k = 1, 2, 4, ...: how often at least
+    one of k outputs is at least as good as the reference.  A run without references has no rate: None."""
+    per_prompt = {key: wins(*scores[key]) for key, rows in runs.items()
+                  if all(row["reference"].strip() for row in rows)}
     lines = []
     for key, rows in runs.items():
-        home, here = per_prompt.get((*key[:3], "test")), per_prompt.get(key)
-        known = home is not None and here is not None and key[3] != "test"
-        lines.append(dict(zip(KEY, key)) | {
-            "rate": None if here is None else rate_interval(here),
-            "length_controlled": None if here is None else at_equal_length(rows, *scores[key]),
-            "prompts": len(rows), "gap": generalisation_gap(home, here) if known else None,
+        line = dict(zip(KEY, key)) | {
+            "prompts": len(rows), "rate": None, "length_controlled": None, "gap": None,
             "score": float(np.mean(scores[key][0])),
             "unfinished": 1 - float(np.mean([f for row in rows for f in row["finished"]])),
             "judge_is_trained_against": any(judge_hash in list_of_hashes(row.get("trained_against"))
-                                            for row in rows)})
+                                            for row in rows)}
+        if key in per_prompt:
+            good, home = np.greater_equal(*scores[key]), per_prompt.get((*key[:3], "test"))
+            line["rate"] = rate_interval(per_prompt[key])
+            line["length_controlled"] = at_equal_length(rows, *scores[key])
+            if home is not None and key[3] != "test":
+                line["gap"] = generalisation_gap(home, per_prompt[key])
+            for k in (2 ** i for i in range(good.shape[1].bit_length())):
+                line[f"pass_at_{k}"] = rate_interval(pass_at_k(good, k))
+        lines.append(line)
     return lines
 
 
@@ -201,19 +192,6 @@ def at_equal_length(rows, scores, references):
     outputs, first = np.asarray(scores, dtype=float), np.asarray(references, dtype=float)[:, :1]
     longer = [[len(text) - len(row["reference"]) for text in row["outputs"]] for row in rows]
     return length_controlled((outputs > first) + 0.5 * (outputs == first), longer)
-
-
-def best_of_k(runs, scores):
-    """Lines of the pass@k table: how often at least one of k = 1, 2, 4, ... outputs is at least as good as
-    the reference, Intervals over prompts.  Runs of one output, or without references, have none."""
-    lines = []
-    for key, rows in runs.items():
-        good = np.greater_equal(*scores[key])
-        if good.shape[1] > 1 and has_references(rows):
-            ks = [2 ** i for i in range(good.shape[1].bit_length())]
-            lines.append(dict(zip(KEY, key)) | {
-                "pass_at_k": {str(k): rate_interval(pass_at_k(good, k)) for k in ks}})
-    return lines
 
 
 def head_to_head(runs, scores):
@@ -244,36 +222,6 @@ def rouge_means(runs):
     return lines
 
 
-# ------------------------------------------------------------------------------------------------- the tables
-
-def print_win_rates(rates):
-    """rates: lines of generalisation.json."""
-    marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
-    print("win rate against the reference, ties halved, 95 % intervals over prompts (-: no references)\n")
-    print(run_table(marked, {"win rate": [interval_cell(x["rate"]) for x in rates],
-                             "at equal length": [interval_cell(x["length_controlled"]) for x in rates],
-                             "gap ID - OOD": [interval_cell(x["gap"]) for x in rates],
-                             "score": [f"{x['score']:.2f}" for x in rates],
-                             "unfinished": [f"{x['unfinished']:.1%}" for x in rates]}))
-    if any(x["judge_is_trained_against"] for x in rates):
-        print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
-
-
-def print_more(passes, meetings):
-    """pass@k and head to head, of lines as generalisation.json has them."""
-    if passes:
-        print("\npass@k: how often the best of k outputs is at least as good as the reference")
-        ks = max((list(x["pass_at_k"]) for x in passes), key=len)
-        print(run_table(passes, {f"k = {k}": [interval_cell(x["pass_at_k"].get(k)) for x in passes]
-                                 for k in ks}))
-    if meetings:
-        print("\nhead to head: win rate of the policy against another, on the prompts that both have")
-        print(run_table(meetings, {"against": [x["against"] for x in meetings],
-                                   "its T": [x["against_temperature"] for x in meetings],
-                                   "prompts": [x["prompts"] for x in meetings],
-                                   "win rate": [interval_cell(x["rate"]) for x in meetings]}))
-
-
 def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "generalisation.json"), read_all(cfg.files)
@@ -281,18 +229,26 @@ def main(cfg):
     name = cfg.judge or ("gold" if synthetic else "rouge")
     print(f"judge: {name}")
     if name == "rouge":
-        lines = rouge_means(runs)
-        results = {"judge": name, "rouge": lines}
-        print("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is "
-              "empty)\n")
-        print(run_table(lines, {title: [interval_cell(x[m]) for x in lines] for m, title in ROUGE.items()}))
+        results = {"judge": name, "rouge": rouge_means(runs)}
+        print_table("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is "
+                    "empty)", results["rouge"], ROUGE)
     else:
         judge, judge_hash = judge_of(cfg, name, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
-        results = {"judge": name, "win_rate": win_rates(runs, scores, judge_hash),
-                   "pass_at_k": best_of_k(runs, scores), "head_to_head": head_to_head(runs, scores)}
-        print_win_rates(results["win_rate"])
-        print_more(results["pass_at_k"], results["head_to_head"])
+        rates = win_rates(runs, scores, judge_hash)
+        results = {"judge": name, "win_rate": rates, "head_to_head": head_to_head(runs, scores)}
+        marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
+        print_table("win rate against the reference, ties halved, 95 % intervals over prompts (-: no "
+                    "references)", marked, {"rate": "win rate", "length_controlled": "at equal length",
+                                            "gap": "gap ID - OOD", "score": "score",
+                                            "unfinished": "unfinished"})
+        if any(x["judge_is_trained_against"] for x in rates):
+            print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
+        print_table("pass@k: how often the best of k outputs is at least as good as the reference", rates,
+                    {field: f"k = {field[8:]}" for x in rates for field in x if field.startswith("pass_at_")})
+        print_table("head to head: win rate of the policy against another, on the prompts that both have",
+                    results["head_to_head"], {"against": "against", "against_temperature": "its T",
+                                              "prompts": "prompts", "rate": "win rate"})
     if min(map(len, runs.values())) < FEW_PROMPTS:
         print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
     write_json(path, results)

@@ -141,9 +141,8 @@ class Attention(nn.Module):
         """x: (B, S, D).  rope: as from `GPT.rope`, or None.  Returns (B, S, D), or (B, Q, D) with used.
 
         mask: (B, 1, S, S), True where a query may look; None: causal.  used: (B, Q) flat indices into B*S,
-        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache of generate.py.  At the
-        first call it takes the prompts' keys and values.  At later calls x is (B, N, D), one new token of
-        each sample."""
+        the queries that are wanted (then mask is (B, 1, Q, S)).  cache: a LayerCache of generate.py.  The
+        first call gives it the prompts' keys and values; then x is (B, N, D), a new token of each sample."""
         B, S, _ = x.shape
         heads = self.qkv(x).view(B, S, -1, self.d_head)                             # (B, S, H + 2G, E)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
@@ -277,8 +276,7 @@ class GPT(nn.Module):
                               enabled=self.compute_dtype != torch.float32)
 
     def trunk(self, packed):
-        """What `top` starts from: (B, S, D) after the frozen layers, or the ids (B, S) where nothing is
-        frozen."""
+        """What `top` starts from: (B, S, D) after the frozen layers, or the ids (B, S) if none is frozen."""
         if not self.config.frozen:
             return packed.tokens
         with torch.no_grad(), self.autocast():      # no graph to keep, so activations are freed at once
@@ -306,8 +304,7 @@ class GPT(nn.Module):
         return packed.to_grid(gather_last(logits, packed.target) - logits.logsumexp(-1))
 
     def log_probs_and_entropy(self, packed, h=None, temperature=1.0, learn_entropy=False):
-        """`log_probs`, and the entropy of each prediction in nats, without a gradient unless learn_entropy:
-        two (R, T)."""
+        """`log_probs` and the entropy of each prediction in nats, detached unless learn_entropy: (R, T)."""
         logits = self._logits(packed, h, temperature)                       # (M, V)
         normaliser = logits.logsumexp(-1)
         logp = packed.to_grid(gather_last(logits, packed.target) - normaliser)
@@ -316,9 +313,8 @@ class GPT(nn.Module):
             return logp, packed.to_grid(normaliser - (p * logits).sum(-1))
 
     def _logits(self, packed, h, temperature):
-        """(M, V) at the M predicting positions only, which on a long prompt is most of the saving.  They are
-        fp32 whatever the layers compute in: bf16 would round a logit near 20 by up to a sixteenth, and PPO's
-        log-ratios to noise."""
+        """(M, V) at the M predicting positions only, fp32 whatever the layers compute in: bf16 would round a
+        logit near 20 by up to a sixteenth, and PPO's log-ratios to noise."""
         logits = self.head(gather(self.top(h, packed), packed.predict_idx).float())
         return logits if temperature == 1 else logits / temperature
 
@@ -453,10 +449,8 @@ class Packed:
 
 
 def pack(prompts, responses, device="cpu"):
-    """prompts: list of B id lists.  responses: for each prompt a list of id lists.  Returns Packed.
-
-    Raises ValueError on an empty prompt or response: a response's first token needs a position that predicts
-    it."""
+    """prompts: list of B id lists.  responses: for each prompt a list of id lists.  Returns Packed.  Raises
+    ValueError on an empty one: a response's first token needs a position that predicts it."""
     rows, positions, segments, used = [], [], [], []                # one entry a packed row
     predict_idx, target, response_idx, token_idx = [], [], [], []   # one entry a response token
     last_idx, lengths = [], []                                      # one entry a response

@@ -355,8 +355,7 @@ def gold_rewards(bundle, rows, responses):
 
 def probe(policy, prompts, max_new_tokens, eos, cfg):
     """Diversity per input, seen while the policy collapses: different n-grams / all n-grams of 8 responses to
-    one prompt, mean over n = 1..5 and over the first 8 prompts.  Random numbers of its own, so that looking
-    changes nothing."""
+    one prompt, mean over n = 1..5 and 8 prompts.  Its own random numbers, so looking changes nothing."""
     sampled = gather_rows(generate(
         policy, prompts[:8], max_new_tokens, n=8, temperature=cfg.temperature, eos=eos,
         rng=torch.Generator().manual_seed(cfg.seed), ranks=(rank(), world_size())))

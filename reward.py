@@ -52,10 +52,8 @@ class Config(PairFlags):
 
 
 def bradley_terry_loss(chosen, rejected, n_pairs=None):
-    """-log sigma(r_chosen - r_rejected), averaged over pairs.
-
-    chosen, rejected: (B,) rewards; n_pairs: of the whole batch, if these are a part of it.  (Stiennon et al.
-    2020)"""
+    """-log sigma(r_chosen - r_rejected), averaged over pairs (Stiennon et al. 2020).  chosen, rejected: (B,)
+    rewards; n_pairs: of the whole batch, if these are a part of it."""
     return -F.logsigmoid(chosen - rejected).sum() / (n_pairs or len(chosen))
 
 
@@ -143,8 +141,7 @@ def score(model, prompts, responses, batch_size=0, packed_together=8):
     lists of floats of that shape.  The ranks divide the prompts among them.
 
     packed_together: responses packed after one copy of their prompt; with more than about 8, attention over
-    the longer row costs more than the prompt saves.  batch_size: responses in one forward pass, at most; 0:
-    32 on a CPU, 256 on a GPU."""
+    the longer row costs more than the prompt saves.  batch_size: responses at once; 0: 32 (GPU: 256)."""
     flat, mine = [], my_rows(responses)
     batch_size = batch_size or (256 if model.device.type == "cuda" else 32)
     parts = [(prompt, group[i:i + packed_together])

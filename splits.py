@@ -35,8 +35,7 @@ FILES = "train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl"
 
 def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     """Ids of each prompt, at most `limit` of them, the last ones: a summary's cue stands at the end.  A
-    published tokenizer may begin every prompt with a token of its own, which stays.  Prints how many prompts
-    were cut."""
+    published tokenizer may begin every prompt with a token of its own, which stays.  Prints the cuts."""
     begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
     ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
     cut = sum(len(row) > left for row in ids)
@@ -181,14 +180,12 @@ class FolderTask(Task):
 
 
 def synthetic_task(name):
-    """The module of a synthetic task, with rows, gold_reward, facts and gold_diversity; None of any other
-    task."""
+    """The module of a synthetic task, with gold_reward, facts and gold_diversity; None of any other."""
     return synthetic if name in NOISE else None
 
 
 def print_overlap(task):
-    """Prints how many prompts of a folder's other splits stand in train too, where a policy has learned
-    them."""
+    """Prints how many prompts of a folder's other splits stand in train too."""
     train = {row["prompt"] for row in task.rows("train")} if task.name == "folder" else ()
     for split in task.splits() if train else ():
         rows = task.rows(split)

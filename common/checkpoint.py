@@ -23,8 +23,7 @@ MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.p
 
 
 def read_checked(path):
-    """The dict that torch.save wrote to a file.  Raises ValueError where a byte has changed since, which
-    torch itself does not notice."""
+    """The dict that torch.save wrote.  Raises ValueError on a changed byte, which torch does not notice."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():        # compares the checksum of every part
             raise ValueError(f"{damaged} is damaged")
@@ -54,8 +53,7 @@ def _write(path, content):
 
 
 def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
-    """(GPT, the checkpoint's dict without its weights).  Raises UserError on a missing, damaged, hostile or
-    wrong file."""
+    """(GPT, the checkpoint's dict without its weights).  Raises UserError on a missing or damaged file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file; `{MADE_BY.get(path.name, MADE_BY[kind])}` makes one")

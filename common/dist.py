@@ -81,8 +81,7 @@ def mean_over_ranks(x):
 
 
 def sum_gradients(params):
-    """Replaces every rank's gradients by their sum.  The backward pass has summed those of sharded parameters
-    already."""
+    """Sums gradients over ranks.  The backward pass has summed those of sharded parameters already."""
     for p in params:
         if not is_sharded(p):
             all_reduce(p.grad)
@@ -126,8 +125,8 @@ def shard_like(x, other):
 
 
 def full_copy(model, dtype=torch.float32):
-    """The model with no weight sharded (all ranks must call), and the matrices of its layers in dtype unless
-    it is fp32: itself if nothing changes."""
+    """The model, no weight sharded, the matrices of its layers in dtype unless it is fp32; itself if nothing
+    changes."""
     weights, layer = model.state_dict(), re.compile(r"blocks\.\d+\.(attn\.(qkv|out)|mlp)\.")
     full = {k: unshard(p).to(dtype if dtype != torch.float32 and layer.match(k) else p.dtype)
             for k, p in weights.items()}

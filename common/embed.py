@@ -60,16 +60,15 @@ def load_nli(name, device):
     if set(labels) != set(NLI_POINTS):
         raise UserError(f"--nli {name}: its labels are {', '.join(labels)}, not {', '.join(NLI_POINTS)}")
     points_of_label = torch.tensor([NLI_POINTS[label] for label in labels], device=device)
-    return partial(_nli_points, model, tokenizer, points_of_label)
 
-
-@torch.no_grad()
-def _nli_points(model, tokenizer, points_of_label, pairs):
-    found = []
-    for i in range(0, len(pairs), PAIRS_AT_ONCE):
-        premises, hypotheses = map(list, zip(*pairs[i:i + PAIRS_AT_ONCE]))
-        encoded = tokenizer(premises, hypotheses, padding=True, truncation=True, max_length=512,
-                            return_tensors="pt")
-        probability, label = model(**encoded.to(model.device)).logits.softmax(-1).max(-1)
-        found.append((probability * points_of_label[label]).cpu().numpy())
-    return np.concatenate(found)
+    @torch.no_grad()
+    def points(pairs):
+        found = []
+        for i in range(0, len(pairs), PAIRS_AT_ONCE):
+            premises, hypotheses = map(list, zip(*pairs[i:i + PAIRS_AT_ONCE]))
+            encoded = tokenizer(premises, hypotheses, padding=True, truncation=True, max_length=512,
+                                return_tensors="pt")
+            probability, label = model(**encoded.to(device)).logits.softmax(-1).max(-1)
+            found.append((probability * points_of_label[label]).cpu().numpy())
+        return np.concatenate(found)
+    return points

@@ -90,8 +90,7 @@ def loads(text):
 
 
 def read_jsonl(path, needs):
-    """Lines of a .jsonl or .jsonl.gz file as dicts, without the empty ones.  needs: {field: type}.  A
-    UserError names the line."""
+    """Lines of a .jsonl or .jsonl.gz file as dicts.  needs: {field: type}.  A UserError names the line."""
     try:
         with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as f:
             return [_parse_line(line, f"{path}, line {number}", needs)

@@ -114,8 +114,7 @@ def _add_flag(group, field):
 
 
 def parse(config, doc, argv=None, presets=None):
-    """Command line -> config.  presets: {name: {field: value}}, which --preset NAME puts in place of the
-    defaults; flags still win."""
+    """Command line -> config.  presets: {name: {field: value}}, other defaults; flags still win."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                      argument_default=argparse.SUPPRESS)        # only flags that are given
     own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")

@@ -139,13 +139,23 @@ def run_name(key):
 
 
 def interval_cell(x):
-    """An Interval, or a list of its three numbers, in a table; "-" where there is none."""
-    return "-" if x is None or x[0] is None else f"{Interval(*x):.3f}"
+    """A cell of an Interval, of a list of its three numbers, or of another value; "-" where there is none."""
+    if isinstance(x, (tuple, list)):
+        return "-" if x[0] is None else f"{Interval(*x):.3f}"
+    return "-" if x is None else round(x, 3) if isinstance(x, float) else x
+
+
+def print_table(title, lines, columns, cell=interval_cell):
+    """Prints a table of runs, or nothing without columns.  lines: dicts with the fields KEY; columns: {field:
+    header}.  A field that no line has is left out."""
+    known = {header: [cell(x.get(field)) for x in lines] for field, header in columns.items()
+             if any(field in x for x in lines)}
+    if known:
+        print(f"\n{title}\n{run_table(lines, known)}")
 
 
 def run_table(lines, columns):
-    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}.  A column of
-    equal seeds is left out."""
+    """Table of runs.  lines: dicts with the fields KEY; columns: {header: a cell for each line}."""
     names = {field.replace("temperature", "T"): ["-" if x[field] is None else x[field] for x in lines]
              for field in ("split", "policy", "temperature", "seed")}
     if len(set(names["seed"])) == 1:

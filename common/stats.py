@@ -14,8 +14,7 @@ FEW_PROMPTS = 10        # with fewer, an interval says little
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its 95 % interval, None where there is one number only.  f"{interval:.3f}" is
-    "0.420 [0.361, 0.478]", or "0.420" without ends; str() has two digits."""
+    """A value and the ends of its 95 % interval, or None.  f"{interval:.3f}" is "0.420 [0.361, 0.478]"."""
     mean: float
     low: float | None
     high: float | None
@@ -30,10 +29,8 @@ class Interval(NamedTuple):
 # ----------------------------------------------------------------------------------------- means over prompts
 
 def t_quantile(freedom):
-    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to four digits.
-
-    With t = sqrt(freedom) tan(a), the angle a has a density proportional to cos(a)^(freedom - 1), which for
-    many degrees of freedom is narrow."""
+    """The 97.5 % quantile of Student's t with `freedom` >= 1 degrees of freedom, to four digits.  With t =
+    sqrt(freedom) tan(a), the angle a has a density proportional to cos(a)^(freedom - 1)."""
     angle = np.linspace(0, min(np.pi / 2, 40 / math.sqrt(freedom)), 10_001)
     density = np.cos(angle) ** (freedom - 1)
     mass = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2)))
@@ -67,8 +64,7 @@ def rate_interval(values):
 
 
 def _wilson(p, variance, n):
-    """Wilson's score interval of a rate p with that variance, which cannot count for less than n outcomes of
-    0 or 1."""
+    """Wilson's score interval of a rate p with that variance, but at least n outcomes of 0 or 1."""
     binary = p * (1 - p)
     effective = max(n, binary / variance) if variance > 0 else n
     w = t_quantile(n - 1) ** 2 / effective
@@ -103,15 +99,14 @@ def over_seeds(x, rate=False):
     if len(per_seed) > 1:
         complete = x[:, ~np.isnan(x).any(axis=0)]
         half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), complete.shape[1])
-    low, high = _ends(mean, half, rate)
-    return {"mean": mean, "low": low, "high": high, "per_seed": [round(float(v), 4) for v in per_seed]}
+    return _estimate(mean, half, rate) | {"per_seed": [round(float(v), 4) for v in per_seed]}
 
 
-def _ends(mean, half, rate=False):
-    if half is None:
-        return None, None
-    low, high = float(mean - half), float(mean + half)
-    return (max(0., low), min(1., high)) if rate else (low, high)
+def _estimate(mean, half, rate=False):
+    low, high = (None, None) if half is None else (float(mean - half), float(mean + half))
+    if rate and half is not None:
+        low, high = max(0., low), min(1., high)
+    return {"mean": mean, "low": low, "high": high}
 
 
 def _variance_by_prompts(x):
@@ -155,8 +150,7 @@ def of_seeds(statistic, n_seeds, n_drawn, draws=500):
         of_draws = np.array([statistic(seeds, rng) for _ in range(draws)])
         pseudo_values = n_seeds * value - (n_seeds - 1) * without
         half = seeds_and_prompts(pseudo_values, float(np.nanvar(of_draws)), n_drawn)
-    low, high = _ends(value, half)
-    return {"mean": value, "low": low, "high": high}
+    return _estimate(value, half)
 
 
 # ------------------------------------------------------------------------------------------------- bootstraps

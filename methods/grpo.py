@@ -46,8 +46,7 @@ def grpo_advantages(rewards):
 
 
 def rloo_advantages(rewards):
-    """r - mean of the N - 1 others of the group (Ahmadian et al. 2024, equation 8).  rewards: (B, N).
-    Returns (B, N)."""
+    """r - mean of the N - 1 others of the group (Ahmadian et al. 2024, equation 8): (B, N) -> (B, N)."""
     n = rewards.shape[1]
     return (rewards - rewards.mean(dim=1, keepdim=True)) * n / (n - 1)
 

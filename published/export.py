@@ -1,7 +1,4 @@
-"""Writes a language model as a Hugging Face directory: the inverse of published/pretrained.py.
-
-    python -m tools.convert --model ckpt_sft.pt --export DIR    # a directory that transformers loads
-"""
+"""Writes a language model as a Hugging Face directory: the inverse of published/pretrained.py."""
 import json
 from pathlib import Path
 
@@ -14,9 +11,8 @@ from published.tokenizer import Published
 
 
 def export(model, spec, folder):
-    """Writes a language model that began as a published one as a Hugging Face directory: model.safetensors
-    and the files that it came with.  Returns the file names written.  Raises UserError on a model from
-    scratch."""
+    """Writes model.safetensors and the files that a published model came with.  Returns the names written.
+    Raises UserError on a model from scratch."""
     if spec["kind"] != "bpe":
         raise UserError(f"--export writes models that began as published ones; the tokenizer of this one, of "
                         f"kind {spec['kind']}, has no Hugging Face form")
@@ -31,26 +27,23 @@ def export(model, spec, folder):
             theirs[their_name] = part.float().cpu().contiguous()
     tokenizer, ends = Published(spec), kept["config.json"].get("eos_token_id")
     eos = tokenizer.eot_token
-    ends = ends if isinstance(ends, list) and eos in ends else eos      # several ids may end a text
     # all linear layers have one, zeros where there were none
     biases = dict(attention_bias=True, mlp_bias=True) if config.bias and config.position == "rope" else {}
     files = kept | {
         "config.json": {"bos_token_id": tokenizer.bos} | kept["config.json"] | {
-            "eos_token_id": ends, "tie_word_embeddings": config.tied, "dtype": "float32",
-            "torch_dtype": "float32"} | biases,
+            "eos_token_id": ends if isinstance(ends, list) else eos, "tie_word_embeddings": config.tied,
+            "dtype": "float32", "torch_dtype": "float32"} | biases,
         "tokenizer.json": spec["json"],
         "tokenizer_config.json": kept["tokenizer_config.json"] | {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context,
             "eos_token": tokenizer.tokenizer.id_to_token(eos)}}
+    files = dict(filter(all, files.items()))        # a directory may have come without some of them
     folder.mkdir(parents=True, exist_ok=True)
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    written = ["model.safetensors"]
     for name, content in files.items():
-        if content:         # a directory may have come without some of them
-            text = content if isinstance(content, str) else json.dumps(content, indent=1)
-            (folder / name).write_text(text, encoding="utf-8")
-            written.append(name)
-    return written
+        text = content if isinstance(content, str) else json.dumps(content, indent=1)
+        (folder / name).write_text(text, encoding="utf-8")
+    return ["model.safetensors", *files]
 
 
 def to_theirs(family, config, name, x):

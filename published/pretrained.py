@@ -3,8 +3,7 @@
     python sft.py --model gpt2          # a hub name or a directory; no checkpoint is needed
 
 A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
-tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub, which comes with `datasets`,
-fetches a hub name.  Weights are held in fp32.
+tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub fetches a hub name.
 """
 import re
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from published.tokenizer import Published, published_spec, read_json
 class Family:
     """What one architecture calls the fields and the parameters of our class, and how it lays these out."""
     sizes: dict                 # a field of GPTConfig: theirs
-    fixed: dict                 # fields of GPTConfig that are always so, or so where config.json lacks theirs
+    fixed: dict                 # fields that differ from GPTConfig's defaults, or that config.json may lack
     activations: dict           # their names: ours; the default first
     prefix: str                 # of every parameter's name but the head's
     names: dict                 # our module: theirs, in the order in which our matrix stacks them
@@ -41,9 +40,8 @@ class Family:
 SIZES = dict(n_layer="num_hidden_layers", n_head="num_attention_heads", d_model="hidden_size",
              d_ff="intermediate_size", context="max_position_embeddings")
 GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu"}
-LAYERNORM = dict(norm="layernorm", norm_eps=1e-5, bias=True, qkv_bias=False, qk_norm=False)
-RMSNORM = dict(position="rope", norm="rmsnorm", bias=False, parallel=False, rope_part=1.0, n_kv_head=0,
-               d_head=0, norm_eps=1e-6)
+LAYERNORM = dict(norm="layernorm", norm_eps=1e-5, bias=True)
+RMSNORM = dict(position="rope", rope_part=1.0, n_kv_head=0, d_head=0, norm_eps=1e-6)
 LLAMA = dict(
     sizes=SIZES | dict(n_kv_head="num_key_value_heads", d_head="head_dim", norm_eps="rms_norm_eps"),
     activations={"silu": "swiglu"}, prefix="model.",
@@ -56,7 +54,7 @@ LLAMA = dict(
 FAMILIES = {
     "opt": Family(
         SIZES | dict(d_ff="ffn_dim", bias="enable_bias"),
-        LAYERNORM | dict(position="learned", parallel=False), {"relu": "relu"} | GELU, "model.decoder.",
+        LAYERNORM | dict(position="learned"), {"relu": "relu"} | GELU, "model.decoder.",
         {"embed": ["embed_tokens"], "embed_position": ["embed_positions"], "norm": ["final_layer_norm"],
          "norm1": ["self_attn_layer_norm"], "norm2": ["final_layer_norm"],
          "attn.qkv": LLAMA["names"]["attn.qkv"], "attn.out": ["self_attn.out_proj"],
@@ -65,7 +63,7 @@ FAMILIES = {
     "gpt2": Family(
         dict(n_layer="n_layer", n_head="n_head", d_model="n_embd", d_ff="n_inner",
              context="n_positions", norm_eps="layer_norm_epsilon"),
-        LAYERNORM | dict(position="learned", parallel=False, d_ff=0), GELU | {"relu": "relu"}, "transformer.",
+        LAYERNORM | dict(position="learned", d_ff=0), GELU | {"relu": "relu"}, "transformer.",
         {"embed": ["wte"], "embed_position": ["wpe"], "norm": ["ln_f"], "norm1": ["ln_1"], "norm2": ["ln_2"],
          "attn.qkv": ["attn.c_attn"], "attn.out": ["attn.c_proj"],
          "mlp.up": ["mlp.c_fc"], "mlp.down": ["mlp.c_proj"]},
@@ -79,9 +77,9 @@ FAMILIES = {
          "attn.qkv": ["attention.query_key_value"], "attn.out": ["attention.dense"],
          "mlp.up": ["mlp.dense_h_to_4h"], "mlp.down": ["mlp.dense_4h_to_h"]},
         head="embed_out", interleaved=True),
-    "llama": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=False), **LLAMA),
-    "qwen2": Family(fixed=RMSNORM | dict(qkv_bias=True, qk_norm=False), **LLAMA),
-    "qwen3": Family(fixed=RMSNORM | dict(qkv_bias=False, qk_norm=True, d_head=128), **LLAMA),
+    "llama": Family(fixed=RMSNORM, **LLAMA),
+    "qwen2": Family(fixed=RMSNORM | dict(qkv_bias=True), **LLAMA),
+    "qwen3": Family(fixed=RMSNORM | dict(qk_norm=True, d_head=128), **LLAMA),
 }
 
 
@@ -91,8 +89,8 @@ WEIGHTS = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pyto
 
 
 def load(name, flag="--model", device="cpu", dtype="fp32"):
-    """A language model from a checkpoint, a Hugging Face directory or a hub name: (GPT, what a checkpoint
-    carries besides weights).  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
+    """A checkpoint, a Hugging Face directory or a hub name -> (GPT, a checkpoint's dict without its weights).
+    Raises UserError as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
@@ -110,8 +108,7 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
 
 
 def find(name):
-    """A directory, or the local copy of a hub name, fetched if it is not there -> Path.  Raises UserError if
-    neither is to be had."""
+    """A directory, or the local copy of a hub name -> Path.  Raises UserError if neither is to be had."""
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -192,8 +189,7 @@ def read_weights(folder):
 # ------------------------------------------------------------------------------- parameters: names and layout
 
 def their_names(family, name):
-    """The name of one of our parameters -> their names, without prefix, in the order in which ours stacks
-    them."""
+    """One of our parameters -> their names, without prefix, in the order in which ours stacks them."""
     module, kind = name.rsplit(".", 1)
     if module == "head":
         return ["lm_head." + kind]
@@ -273,8 +269,7 @@ def model_of(hf):
 
 
 def refuse_variants(hf, rope):
-    """Raises UserError that names a field whose value is not implemented.  Prints the names of fields that
-    are not known."""
+    """Raises UserError on a value that is not implemented.  Prints the names of fields that are not known."""
     kind = hf["model_type"]
     can = {name: [value] for name, value in ONLY.items()} | {
         "model_type": [*FAMILIES], "rope_type": [*ROPE], "type": [*ROPE],

@@ -36,7 +36,6 @@ class Published:
                             f"{first_line(error)})") from None
 
     def encode_ordinary(self, text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")   # half a pair has no UTF-8
         text = text[1:] if self.doubles_space and text[:1] == " " else text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -94,8 +93,7 @@ def _end_of_sequence(folder, named, config, tokenizer):
 
 def _complete(tokenizer, named, legacy):
     """Adds the tokens that tokenizer_config.json, `named`, or else added_tokens.json, {text: id}, lists, and
-    makes special what the first calls so.  As in transformers, its add_prefix_space counts for GPT-2's
-    kind."""
+    makes special what the first calls so.  As in transformers, add_prefix_space counts for GPT-2's kind."""
     listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
     special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
@@ -133,8 +131,7 @@ def _from_vocabulary(folder, named, model_type):
 
 
 def read_json(path):
-    """The dict that a JSON file (Path) holds; a file that is not there is empty.  Raises UserError on what is
-    no JSON object."""
+    """The dict in a JSON file, empty where there is no file.  Raises UserError on what is no JSON object."""
     try:
         return dict(loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError, OSError) as error:

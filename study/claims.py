@@ -28,8 +28,7 @@ OURS = "ours"
 # tested.
 
 def verdict(found):
-    """Differs if one interval contradicts the claim, agrees if all show it, else not shown; open without
-    any."""
+    """Differs if one interval contradicts the claim, agrees if all show it, else not shown; or open."""
     said = {_says(expected, e) for expected, _, e in found}
     if not said:
         return OPEN
@@ -48,8 +47,7 @@ def _says(expected, e):
 
 def claims(measures, of_beta=None):
     """[{source, claim, here, verdict, found: [{expected, of, estimate}]}]: the paper's rows, those that
-    differ first, then ours.  of_beta: `beta` of study/frontier.py's numbers; without it the rows on beta are
-    open."""
+    differ first, then ours.  of_beta: `beta` of study/frontier.py's numbers, or None."""
     rows = [*paper_rows(measures), *beta_rows(of_beta), *open_rows(), *our_rows(measures, of_beta)]
     lines = [{"source": source, "claim": claim, "here": here, "verdict": verdict(found),
               "found": [{"expected": expected, "of": of, **e} for expected, of, e in found if e]}
@@ -105,8 +103,7 @@ def paper_rows(r):
 
 
 def growth(r, task, policy):
-    """(seeds, prompts): a policy's advantage over SFT in win rate, out of distribution minus in
-    distribution."""
+    """(seeds, prompts): a policy's advantage over SFT in win rate, OOD minus ID."""
     return r.wins_minus(task, policy, "sft", *SHIFTED) - r.wins_minus(task, policy, "sft", *SETS[:1])
 
 

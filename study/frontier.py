@@ -35,8 +35,7 @@ BEST, SFT = "best-of-N", "SFT"  # two curves of the frontier; the others are TRA
 
 def sample_best_of(here, seed, inputs):
     """SFT's best-of-N for N = 1 ... 64 on the test prompts -> best_of/: KEPT outputs a prompt, each the best
-    of samples of its own, so that they are independent.  One pool serves every N: the first N of each part of
-    64."""
+    of samples of its own, so that they are independent.  One pool serves every N: the first N of each 64."""
     policy, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     rows, largest = task.rows("test", inputs), BEST_OF[-1]
@@ -65,9 +64,8 @@ def points():
 
 
 def measure(here):
-    """frontier.json: `points`, one line for each of `points`, and `sets`: {policy: {split: {"wins",
-    "ungrammatical": clauses an output outside the grammar}}}, (prompts,) each, of the policies that are
-    sampled on all test sets."""
+    """frontier.json: `points`, one line for each of `points`, and `sets` of ON_ALL_SETS: {policy: {split:
+    {"wins", "ungrammatical": clauses an output outside the grammar}}}, (prompts,) each."""
     sft, tokenizer, task = load_with_task(here / "ckpt_sft.pt", "lm")
     reward_model, _ = load_checkpoint(here / "ckpt_reward.pt", "reward")
     (encode, vocabulary), lines, sets = encoder_and_vocabulary(here), [], {}

@@ -134,8 +134,7 @@ class Measures:
         return self.wins(task, policy, *splits) - self.wins(task, other, *splits)
 
     def varied(self, task, policy, measure):
-        """(seeds, prompts) of a measure of diversity, or (seeds, 1) across inputs, where the paper measures
-        it."""
+        """(seeds, prompts) of a measure where the paper measures diversity; (seeds, 1) across inputs."""
         return self.get(task, policy, "test", DIVERSITY, measure)
 
     def varied_minus(self, task, policy, other, measure):

@@ -110,11 +110,10 @@ def run_stages(stages, folder, jobs=1, anew=False):
 
 
 def _run(stages, done, folder, jobs, here):
-    running = {}        # {future: stage}
-    # the bar counts the seconds that finished stages usually take, and its time left is of the pace seen since
-    # the start; a log file gets a line now and then, a terminal sees it move
-    bar = tqdm(total=sum(stage.seconds for stage in stages), smoothing=0, miniters=0,
-               initial=sum(stage.seconds for stage in stages if stage.name in done),
+    running, usual = {}, {stage.name: stage.seconds for stage in stages}        # {future: stage}
+    # the bar counts the usual seconds of finished stages, and its time left is of the pace since the start; a
+    # log file gets a line now and then, a terminal sees it move
+    bar = tqdm(total=sum(usual.values()), smoothing=0, miniters=0, initial=sum(usual[name] for name in done),
                mininterval=0.5 if sys.stderr.isatty() else 60,
                bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} passed, about {remaining} left{postfix}")
     with bar, ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker) as pool:
@@ -142,8 +141,7 @@ _command = None         # the running command of this worker
 
 
 def do_stage(stage, folder, here):
-    """One stage from start to mark.  Returns the mark.  here: the commit.  Raises UserError where it did not
-    leave what it should."""
+    """One stage; returns its mark.  here: the commit.  Raises UserError where it did not leave its files."""
     path = Path(folder) / stage.name
     path.parent.mkdir(parents=True, exist_ok=True)
     start, processor = time.monotonic(), sum(os.times()[:4])        # of commands that it ran, too

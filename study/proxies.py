@@ -98,8 +98,7 @@ def _known_mean(correlations):
 
 
 def temperature_test(conditions, measure):
-    """Rank correlation of a measure with SFT's temperature over (temperature, input), averaged over seeds,
-    bootstrapped over inputs."""
+    """Rank correlation with SFT's temperature, averaged over seeds, bootstrapped over inputs."""
     grids = []      # of each seed: (temperatures,) and (temperatures, inputs)
     for seed in dict.fromkeys(c["seed"] for c in conditions):
         own = [c for c in conditions if (c["policy"], c["seed"]) == ("sft", seed)]
@@ -112,8 +111,7 @@ def temperature_test(conditions, measure):
 
 
 def content_test(conditions, measure):
-    """Rank correlation with the number of prompts m, averaged over conditions, whose number makes the
-    interval."""
+    """Rank correlation with the number of prompts m, averaged over conditions."""
     return _known_mean([spearman(c["content"]["m"], c["content"][measure]) for c in conditions])
 
 

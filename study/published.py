@@ -100,8 +100,7 @@ def plan(cfg):
 # ------------------------------------------------------------------------------------------------- measuring
 
 def judge_of(cfg, seed, device):
-    """The judge of one seed's policies: a function of sample rows giving scores of outputs and of
-    references."""
+    """The judge of one seed's policies: sample rows -> scores of outputs and of references."""
     following = seed + 1 if seed + 1 in seeds_of(cfg) else cfg.seed
     path = Path(cfg.out) / ("ckpt_judge.pt" if cfg.judge_data else f"seed-{following}/ckpt_reward.pt")
     model, tokenizer, task = load_with_task(path, "reward", "judge", device, cfg.dtype)
@@ -138,8 +137,7 @@ def measure(cfg, device):
 
 
 def summary(values, measure):
-    """(seeds, n) of n prompts -> as `over_seeds`.  Across-input values are not of prompts: one number a
-    seed."""
+    """(seeds, n) -> as `over_seeds`.  Across-input values are not of prompts: one number a seed."""
     return over_seeds(values.mean(1, keepdims=True) if measure.startswith("across") else values)
 
 

@@ -40,9 +40,8 @@ def sections(*parts):
 
 
 def ends(e):
-    """(low, high) shown around the mean of an estimate: its 95 % interval over seeds and prompts; with two or
-    three seeds, whose intervals are too wide to help a reader, the seeds' range; with one seed (None, None).
-    """
+    """(low, high) around the mean of an estimate: its 95 % interval over seeds and prompts; with two or three
+    seeds, whose intervals are too wide to help, the seeds' range; with one seed (None, None)."""
     seeds = e.get("per_seed")
     if seeds is None or len(seeds) >= ENOUGH_SEEDS:
         return e["low"], e["high"]

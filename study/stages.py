@@ -115,8 +115,7 @@ class Trial:
     # -------- sampling
 
     def sample(self, name, temperature, splits="", folder="", inputs=0, **flags):
-        """Sample files of one policy in `folder`, t<temperature> by default; with the flag `reward`
-        best-of-16's too."""
+        """Sample files of a policy in `folder` (t<temperature>); with the flag `reward` best-of-16's too."""
         bon.main(bon.Config(model=self.checkpoint(name), task=self.task, splits=splits,
                             temperature=temperature, inputs=inputs or self.recipe.inputs,
                             out=str(self.here / (folder or f"t{temperature:g}")), **flags, **self.same))
@@ -136,8 +135,7 @@ class Trial:
             self.sample(name, DIVERSITY, "test")
 
     def train_and_sample(self, name, train):
-        """A policy of --full: its training, and samples where diversity is measured, and on all test sets if
-        it is one of ON_ALL_SETS."""
+        """A policy of --full: training, samples where diversity is measured, or on all sets (ON_ALL_SETS)."""
         train()
         self.sample(name, DIVERSITY, "test", folder="more")
         if name in ON_ALL_SETS:
@@ -200,8 +198,7 @@ def _stage(trial, name, needs, leaves, seconds, work):
 
 
 def core_stages(t):
-    """SFT, reward model, PPO, best-of-16, and what is measured of them.  PPO on the gold reward: with
-    systematic noise alone."""
+    """SFT, reward model, PPO, best-of-16 and measures.  PPO on the gold reward: systematic noise alone."""
     gold = ["ppo_gold"] if t.task == "synthetic" else []
     on_gold = [_stage(t, name, ("sft",), ("ckpt_ppo_gold.pt",), 30,
                       partial(t.train_ppo, name, reward="gold")) for name in gold]

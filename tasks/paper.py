@@ -41,8 +41,7 @@ class Source:
     revision: str | None = None
 
     def rows(self, data=""):
-        """All rows as dicts, from local copies under `data` or, without `data`, from the hub.  Raises
-        UserError if they are not there."""
+        """All rows as dicts, of local copies under `data` or of the hub.  Raises UserError without any."""
         if data:
             return self._local(Path(data))
         from datasets import load_dataset       # slow to import, and only needed here
@@ -101,12 +100,21 @@ def splits(task):
 
 # ------------------------------------------------------------------------------------------------ the prompts
 
-def tldr_prompt(subreddit, title, post):
+def field(row, name, source, kind=str):
+    """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
+    if not isinstance(row.get(name), kind):
+        found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
+        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
+    return row[name]
+
+
+def tldr_prompt(row, source):
+    subreddit, title, post = (field(row, name, source) for name in ("subreddit", "title", "post"))
     return f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
 
 
-def article_prompt(article):
-    return f"ARTICLE: {article}\nTL;DR:"
+def alpaca_prompt(row, source):
+    return instruction_prompt(field(row, "instruction", source), row.get("input") or "")
 
 
 def instruction_of(prompt):
@@ -119,32 +127,19 @@ def instruction_of(prompt):
 
 # --------------------------------------------------------------------------------------------------- the rows
 
-def field(row, name, source, kind=str):
-    """row[name].  Raises UserError that names the columns found, if it is missing or of another type."""
-    if not isinstance(row.get(name), kind):
-        found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
-        raise UserError(f"{source.name}: column {name!r} of type {kind.__name__} is needed; found {found}")
-    return row[name]
-
-
 def instruction_row(row, source):
-    """A row with an instruction, an input or none, and its answer."""
     answer = next((name for name in ("output", "reference", "response") if name in row), "output")
-    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
-    return {"prompt": prompt, "reference": field(row, answer, source)}
+    return {"prompt": alpaca_prompt(row, source), "reference": field(row, answer, source)}
 
 
 def post_row(row, source):
-    """A row of the TL;DR data set."""
-    subreddit, title, post, summary = (field(row, name, source)
-                                       for name in ("subreddit", "title", "post", "summary"))
-    return {"id": str(row.get("id", "")), "prompt": tldr_prompt(subreddit, title, post),
-            "reference": summary.strip(), "subreddit": subreddit, "post": post}
+    return {"id": str(row.get("id", "")), "prompt": tldr_prompt(row, source),
+            "reference": field(row, "summary", source).strip(), "subreddit": row["subreddit"],
+            "post": row["post"]}
 
 
 def sentiments(posts, batch_size=64):
-    """Whether a classifier calls each post positive: list of bool.  Raises UserError where transformers is
-    not installed."""
+    """Whether a classifier calls each post positive: list of bool.  Raises UserError without transformers."""
     try:
         from transformers import pipeline
     except ImportError:
@@ -154,8 +149,7 @@ def sentiments(posts, batch_size=64):
 
 
 def in_distribution(task, rows):
-    """Which posts lie on the training side of a task's split: list of bool.  rows: dicts with `post` and
-    `subreddit`."""
+    """Which rows, with their `post` and `subreddit`, lie on the training side: list of bool."""
     if task == "tldr-length":
         return [len(r["post"].split(" ")) <= LENGTH_LIMIT for r in rows]
     if task == "tldr-subreddit":
@@ -176,7 +170,7 @@ def rows(task, split, data=""):
         return [{"id": f"{split}-{i}"} | instruction_row(row, source) for i, row in enumerate(found)]
     if split == "ood_cnn":
         return [{"id": str(row.get("id", f"{split}-{i}")), "reference": field(row, "highlights", CNN),
-                 "prompt": article_prompt(field(row, "article", CNN))}
+                 "prompt": f"ARTICLE: {field(row, 'article', CNN)}\nTL;DR:"}
                 for i, row in enumerate(CNN.rows(data))]
     inside = not split.startswith("ood_")
     source = TLDR[split if inside else "test"]
@@ -187,28 +181,24 @@ def rows(task, split, data=""):
 # -------------------------------------------------------------------------------------------- the preferences
 
 def comparison(row, source):
-    """A human comparison of two summaries of one post -> a preference row, or None for an article's (the data
-    set holds both)."""
+    """A human comparison of two summaries -> a preference row, or None where they are of an article."""
     info, pair = field(row, "info", source, dict), field(row, "summaries", source, list)
     choice = field(row, "choice", source, int)
     if not info.get("post"):
         return None
     texts = [field(summary, "text", source).strip() for summary in pair]
-    subreddit, title, post = (field(info, name, source) for name in ("subreddit", "title", "post"))
-    return {"prompt": tldr_prompt(subreddit, title, post), "chosen": texts[choice],
-            "rejected": texts[1 - choice], "post": post, "subreddit": subreddit}
+    return {"prompt": tldr_prompt(info, source), "chosen": texts[choice], "rejected": texts[1 - choice],
+            "post": info["post"], "subreddit": info["subreddit"]}
 
 
 def instruction_comparison(row, source):
-    """A human comparison of two responses to one instruction -> a preference row, or None where the annotator
-    preferred neither."""
-    first, second = field(row, "output_1", source), field(row, "output_2", source)
+    """A human comparison of two responses -> a preference row, or None where neither is preferred."""
+    pair = [field(row, name, source) for name in ("output_1", "output_2")]
     better = field(row, "preference", source, int)
-    if better not in (1, 2):
-        return None
-    chosen, rejected = (first, second) if better == 1 else (second, first)
-    prompt = instruction_prompt(field(row, "instruction", source), row.get("input") or "")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if better in (1, 2):
+        chosen, rejected = pair[better - 1], pair[2 - better]
+        return {"prompt": alpaca_prompt(row, source), "chosen": chosen, "rejected": rejected}
+    return None
 
 
 def preferences(task, validation=False, data=""):

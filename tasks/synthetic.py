@@ -12,7 +12,8 @@ diversity is exact.
 Deviations from the paper: posts replace Reddit's, and the gold reward replaces GPT-4.  docs/deviations.md
 says what of them was chosen, and on what.
 
-References have one of two kinds of noise, at the same rates.  The kind decides what the study finds:
+References have one of two kinds of noise, at the same rates.  The kind decides what the study finds (a base
+model is pretrained on `mixed`: each reference has either kind):
 
   independent   each reference errs on its own; the most likely summary is then a clean one, and a low
                 temperature alone removes errors
@@ -53,8 +54,6 @@ FACT = {form: (slot, value) for slot, forms in SURFACES.items()
         for value, group in forms.items() for form in group}
 FACT |= {form: (slot, value) for slot, forms in NEW_FORMS.items() for value, form in forms.items()}
 
-# mixed: each reference has either kind; a base model is pretrained on this
-NOISE = ("systematic", "independent", "mixed")
 # how often a reference states a fact
 INCLUDE = {"who": .85, "event": .75, "object": .7, "ask": .4, "feeling": .35, "time": .35}
 WRONG = .06         # chance that a fact in a reference is wrong
@@ -152,10 +151,8 @@ def _clauses(text):
 
 @lru_cache(maxsize=100_000)
 def read_prompt(prompt):
-    """What a post says: ({slot: value} of the key story, {slot: set of values} of the distractors).
-
-    The key story is the one that shares all facts of the title.  Raises ValueError on a text that is no
-    prompt of this task."""
+    """What a post says: ({slot: value} of the key story, which shares all facts of the title, {slot: set of
+    values} of the distractors).  Raises ValueError on a text that is no prompt of this task."""
     framed = re.fullmatch(r"(?:TITLE|ARTICLE) (.*)\nPOST (.*)\nTLDR", prompt)
     title, body = framed.groups() if framed else ("", "")
     named = {FACT[w] for w in _pieces(title) if w in FACT}
@@ -215,14 +212,13 @@ def gold_reward(prompt, text, finished=True):
 def _fill(rng, form, story, new=0.):
     """`my WHO EVENT my OBJECT` and facts -> words, each fact in one of its surface forms; new: chance of the
     new one, where there is one."""
-    return " ".join(_surface(rng, w.lower(), story[w.lower()], new) if w.isupper() else w
-                    for w in form.split())
-
-
-def _surface(rng, slot, value, new):
-    if value in NEW_FORMS[slot] and rng.random() < new:
-        return NEW_FORMS[slot][value]
-    return rng.choice(SURFACES[slot][value])
+    words = form.split()
+    for i, slot in enumerate(map(str.lower, words)):
+        if words[i].isupper():
+            value = story[slot]
+            is_new = value in NEW_FORMS[slot] and rng.random() < new
+            words[i] = NEW_FORMS[slot][value] if is_new else rng.choice(SURFACES[slot][value])
+    return " ".join(words)
 
 
 def _other_values(slot, value):
@@ -275,8 +271,7 @@ def _said(rng, key, noise):
 
 
 def _key_clauses(fill, rng, said):
-    """Clauses that state the facts {slot: value}: the story with its time first, then mood and ask in any
-    order.  fill: as `_fill` of a form and facts."""
+    """Clauses that state the facts {slot: value}: the story with its time, then mood and ask in any order."""
     clauses, story = [], tuple(slot for slot in STORY if slot in said)
     if story:
         form = rng.choice(CLAUSES[story])
@@ -313,12 +308,8 @@ def reference(rng, key, other, leads, noise, new=0.):
 
 def rows(split, n, noise="systematic", references=4, start=0):
     """n posts of a split from number `start` on, in a test split from FIRST_UNSEEN + start: dicts with id,
-    prompt, reference and references, a list of that many.
-
-    A number always names the same post: `--seed` varies training, never the data.  Raises KeyError on an
-    unknown split, ValueError on an unknown noise."""
-    if noise not in NOISE:
-        raise ValueError(f"noise {noise!r}: choose from {', '.join(NOISE)}")
+    prompt, reference and references, a list of that many.  A number always names the same post: `--seed`
+    varies training, never the data.  Raises KeyError on an unknown split."""
     out, start = [], start + FIRST_UNSEEN * (split not in ("pretrain", "train", "validation"))
     for i in range(start, start + n):
         rng = random.Random(f"{split} {i}")
@@ -339,9 +330,8 @@ def gold_diversity(texts):
 
 
 def nli_points(pairs):
-    """What a perfect classifier says of pairs (premise, hypothesis), for `diversity.nli_diversity`: [+1 for a
-    contradiction: both fill a slot, differently; -1 for an entailment: the premise states all facts of the
-    hypothesis; else 0]."""
+    """What a perfect classifier says of each pair (premise, hypothesis): +1 for a contradiction, both fill a
+    slot, differently; -1 for an entailment, the premise states all facts of the hypothesis; else 0."""
     points = []
     for premise, hypothesis in ((facts(a), facts(b)) for a, b in pairs):
         known = dict(premise)

@@ -47,7 +47,8 @@ def slow_measures(tokens, max_n, kinds, missing):
 def test_lexical_measures_are_their_definitions(convention):
     """Repeats, outputs without a word, outputs shorter than n, a group without any."""
     rng = np.random.default_rng(0)
-    tokenise, missing, kinds = D.conventions(convention, 7)
+    tokenise, missing, kinds = {"sound": (D.words, None, lambda n: 7 ** n),
+                                "paper": (D.paper_words, 0., lambda n: 7)}[convention]
     groups = [[" ".join(rng.choice(list("abc. "), rng.integers(0, 12))) for _ in range(4)] for _ in range(30)]
     groups[3] = ["", " ", "", ""]
     tokens = [[tokenise(t) for t in g] for g in groups]
@@ -239,12 +240,10 @@ def test_utility_by_hand():
 def test_a_loss_is_errors_removed_and_narrowing_and_nothing_else():
     """Input 1: diversity .6 to .3, of the good ones .4 to .3: .2 by errors removed, .1 by narrowing.  Input 3
     has too few good outputs."""
-    found = D.split_of_loss([.6, .5, .9], [.3, .5, .1], [.4, .2, np.nan], [.3, .4, .1])
+    found = D.split_of_loss(*np.array([[.6, .5, .9], [.3, .5, .1], [.4, .2, np.nan], [.3, .4, .1]]))
     assert found["loss"][:2] == pytest.approx([.3, 0.]) and np.isnan([x[2] for x in found.values()]).all()
     assert found["narrowing"][:2] == pytest.approx([.1, -.2])
     assert found["errors_removed"][:2] == pytest.approx([.2, .2])
-    assert D.among_good(list("abc"), [True, False, True], "".join) == "ac"
-    assert math.isnan(D.among_good(list("ab"), [True, False], "".join))
 
 
 def test_what_is_good_is_at_least_the_reference():
@@ -256,7 +255,8 @@ def test_what_is_good_is_at_least_the_reference():
     reward = synthetic.gold_reward(row["prompt"], twice)
     assert found["utility"] == pytest.approx(.2 / (1 - .8 ** 4) * reward)
     row["finished"] = [False] * 4       # an output without an end is not as good
-    assert D.good_measures([row], synthetic)["good"][0] == 0
+    found = {k: x[0] for k, x in D.good_measures([row], synthetic).items()}
+    assert found["good"] == 0 and math.isnan(found["good_gold_diversity"])      # of fewer than two outputs
 
 
 # ------------------------------------------------------------------------------------------------- the script
@@ -282,7 +282,7 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
     assert "gold" in got.stdout
     results = json.loads((tmp_path / "diversity.json").read_text())["results"]
     assert len(results) == 10 and len(results[0]["per_input_gold_diversity"]) == 3
-    assert "outputs whose gold reward is at least" in got.stdout and len(results[0]["among_good"]) == 4
+    assert "outputs whose gold reward is at least" in got.stdout and len(results[0]["utility"]) == 3
 
 
 def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_path):
@@ -313,13 +313,13 @@ def test_what_is_not_there_becomes_no_number(tmp_path):
     assert got.returncode == 0, got.stderr
     assert "nan" not in got.stdout
     line, = strict(tmp_path / "diversity.json")["results"]
-    assert line["undefined"]["ead"] == 5 and line["per_input_ead"][1:] == [None, None]
+    assert line["undefined"]["per_input_ead"] == 5 and line["per_input_ead"][1:] == [None, None]
     write_jsonl(path, [row | {"outputs": [""] * 4} for row in rows])
     got = call("diversity", path, "--encoder", "", cwd=tmp_path)
     table = got.stdout.split("over inputs]\n")[1].splitlines()
     assert table[1].split() == ["test", "sft", "1.0", "-", "-", "-", "0.000", "[0.000,", "0.000]"]
     line, = strict(tmp_path / "diversity.json")["results"]
-    assert line["per_input_self_bleu"] is line["across_ead"] is None and line["undefined"]["ead"] == 6
+    assert line["per_input_self_bleu"] is line["across_ead"] is None and line["undefined"]["per_input_ead"] == 6
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
@@ -341,7 +341,7 @@ def test_a_cut_leaves_white_space_and_no_gold_measures(tmp_path):
         got = call("diversity", path, "--encoder", "", "--cut", cut, cwd=tmp_path)
         line, = strict(tmp_path / "diversity.json")["results"]
         assert got.returncode == 0
-        assert ("among_good" in line) == ("per_input_gold_diversity" in line) == has_gold
+        assert ("utility" in line) == ("per_input_gold_diversity" in line) == has_gold
 
 
 def test_a_prompt_that_is_not_of_its_task_is_said_in_one_line(tmp_path):

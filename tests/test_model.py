@@ -57,11 +57,11 @@ def test_cached_generation_is_uncached_generation(model, temperature, kw, fixed)
 def test_rows_that_finish_early_change_nothing(fixed):
     """With half the vocabulary as EOS-like mass, rows end at all times and the cache is compacted often."""
     model = M.GPT(M.GPTConfig(**dict(SMALL, vocab_size=6))).requires_grad_(False)
-    prompts = [[i % 5] * (1 + i % 7) for i in range(20)]
-    out = generate(model, prompts, 20, n=8, eos=EOS, rng=torch.Generator().manual_seed(1), fixed=fixed)
-    uniform = torch.rand(20, 8, 20, generator=torch.Generator().manual_seed(1))
+    prompts = [[i % 5] * (1 + i % 7) for i in range(12)]
+    out = generate(model, prompts, 16, n=8, eos=EOS, rng=torch.Generator().manual_seed(1), fixed=fixed)
+    uniform = torch.rand(12, 8, 16, generator=torch.Generator().manual_seed(1))
     assert out == [[uncached(model, p, uniform[b, s], 1.0) for s in range(8)] for b, p in enumerate(prompts)]
-    assert len({len(r) for group in out for r in group}) > 10
+    assert len({len(r) for group in out for r in group}) > 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing is recorded")

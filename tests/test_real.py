@@ -15,10 +15,11 @@ import generalisation
 import ppo
 import reward
 import sft
+from common.prompts import instruction_prompt
 from common.tokenizer import load_tokenizer
 from conftest import ROOT
 from published.tokenizer import published_spec
-from tasks.paper import article_prompt, instruction_prompt, tldr_prompt
+from tasks.paper import TLDR, tldr_prompt
 from test_tokenizer import ODD
 
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "real"))
@@ -41,14 +42,14 @@ def tldr(folder):
     posts = lines("summ/tldr_openai_format.jsonl.gz")
 
     def prompt(r):
-        return tldr_prompt(r["subreddit"], r["title"], r["post"])
+        return tldr_prompt(r, TLDR["train"])
 
     def pick(r, won):
         return r["model_summary"] if (r["gpt4_preferred"] == "ours") == won else r["summary"]
     for split, name in (("train", "train"), ("valid", "validation"), ("test", "test")):
         write(folder, name, [{"id": r["id"], "prompt": prompt(r), "reference": r["summary"]} for r in posts
                              if r["split"] == split])
-    write(folder, "ood_news", [{"prompt": article_prompt(r["document"]), "reference": r["summary"]}
+    write(folder, "ood_news", [{"prompt": f"ARTICLE: {r['document']}\nTL;DR:", "reference": r["summary"]}
                                for r in lines("summ/cnn_dailymail_subset.jsonl.gz")])
     write(folder, "preferences", [{"prompt": prompt(r), "chosen": pick(r, True), "rejected": pick(r, False)}
                                   for r in posts if r["gpt4_preferred"]])

@@ -149,22 +149,26 @@ def test_committed_runs_are_a_healthy_and_a_sick_one():
     assert sick[-1]["gold_reward"] < sick[0]["gold_reward"] < healthy[-1]["gold_reward"]
 
 
-def test_a_ppo_log_is_drawn_over_them_and_another_one_alone(tmp_path, capsys):
+def test_a_ppo_log_is_drawn_over_them_and_another_one_alone(tmp_path, capsys, monkeypatch):
+    legends = []
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda self, lines, labels, **_: legends.append(labels))
     log, png = tmp_path / "metrics_ppo.jsonl", tmp_path / "metrics_ppo.png"
     log.write_text('{"step": 1, "kl": 0.5, "reward": NaN}\n{"step": 2, "kl": 0.75, "reward": 2}\n')
-    text = screen(capsys, files=[str(log)])
-    assert png.read_bytes().startswith(b"\x89PNG") and str(png) in text
-    assert re.search(r"KL from the SFT policy +0\.75 ", text) and "healthy" in text and "sick" in text
+    assert screen(capsys, files=[str(log)]) == f"wrote {png}\n"
+    assert png.read_bytes().startswith(b"\x89PNG")
     log = tmp_path / "metrics_sft.jsonl"
     log.write_text('{"step": 200, "loss": 1.5}\n{"step": 400, "loss": 1.25, "flag": true}\n')
-    text = screen(capsys, files=[str(log)])
-    assert log.with_suffix(".png").is_file() and "1.25" in text and "sick" not in text and "flag" not in text
+    screen(capsys, files=[str(log)])
+    assert log.with_suffix(".png").is_file()
+    assert [[label.split(":")[0] for label in labels] for labels in legends] == [
+        ["healthy", "sick", "metrics_ppo.jsonl"], ["metrics_sft.jsonl"]]
 
 
 def test_files_that_cannot_be_shown_are_refused(files, tmp_path):
     log = tmp_path / "metrics_ppo.jsonl"
     log.write_text('{"step": 1, "kl": 0.5}\n')
+    foreign = write(tmp_path / "foreign.jsonl", "ppo", ["yes"], [{"id": 1, "prompt": "why ?", "reference": ""}])
     for names, says in (([files[0], log], "metrics_ppo.jsonl, line 1"), (["nothing.jsonl"], "no such file"),
-                        ([], "bon.py")):
+                        ([], "bon.py"), ([foreign], "not a prompt of the synthetic task: 'why .', though")):
         with pytest.raises(UserError, match=says):
             show.main(show.Config(files=[str(name) for name in names]))

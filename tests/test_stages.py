@@ -172,7 +172,7 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     assert "40 of 40 prompts of test stand in train too" in capfd.readouterr().out
     models = dict(model=str(folder / "ckpt_sft.pt"), reward=str(folder / "ckpt_reward.pt"))
     reward.main(reward.Config(model=models["model"], epochs=3, **same))
-    assert "nothing is learned from the last 4 prompts" in capfd.readouterr().out
+    assert "the last 4 prompts of preferences.jsonl are held out" in capfd.readouterr().out
     ppo.main(ppo.Config(steps=1, batch_size=8, **models, **same))
     bon.main(bon.Config(inputs=50, n=2, **models, **same))
     assert "test has 40 prompts, fewer than --inputs 50" in capfd.readouterr().out
@@ -215,7 +215,7 @@ def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
     ("ppo", "--batch-size 9", "--batch-size 9: it must be a multiple of 2"),
     ("methods.grpo", "--minibatches 3", "--batch-size 8: it must be a multiple of 3"),
     ("ppo", "--kl-target 3 --kl-coef 0", "--kl-coef must be above 0"),
-    ("ppo", "--kl-target 3 --kl-horizon 10", "at least the 64 rollouts"),
+    ("ppo", "--kl-target 3 --kl-horizon 10", "at least a batch"),
     ("ppo", "--kl-in-reward k3", "choose from k1, k2"),
     ("methods.dpo", "--typicality -1", "--typicality -1.0"),
     ("bon", "--temperature -1", "0 (greedy), or a number from 0.01"),

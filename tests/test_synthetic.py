@@ -65,7 +65,7 @@ def test_other_prompts_are_refused(text):
         synthetic.gold_reward(text, "x")
 
 
-@pytest.mark.parametrize("noise", synthetic.NOISE)
+@pytest.mark.parametrize("noise", ["systematic", "independent", "mixed"])
 def test_every_reference_parses_cleanly(noise):
     for split in synthetic.SPLITS:
         for row in synthetic.rows(split, 80, noise):

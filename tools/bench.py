@@ -2,13 +2,11 @@
 
     python -m tools.bench                               # every row: a quarter of an hour on two cores
     python -m tools.bench --work sft,diversity          # some of them
-    python -m tools.bench --sizes tiny                  # of one size
 
 Prints its rows and writes them to results/speed.json.  A row is the median of --repeats runs; models run once
 more before, which does not count.  They have random weights and responses of fixed lengths, so every machine
 does the same work.  Where there is a GPU, gpt2 runs there too, in bf16.
 """
-import copy
 import datetime
 import platform
 import statistics
@@ -27,7 +25,7 @@ import ppo
 import reward
 import sft
 from common.errors import UserError
-from common.files import write_json
+from common.files import output_path, write_json
 from common.flags import ALL_THREADS, DTYPES, Count, Flags, arg, launch
 from common.loop import Run
 from generate import generate
@@ -36,7 +34,7 @@ SIZES = {   # name: (configuration, fraction of the layers frozen in PPO)
     "tiny": (M.GPTConfig(**M.SHAPES["tiny"] | {"vocab_size": 512, "context": 512}), 0.5),
     "gpt2": (M.GPTConfig(**M.SHAPES["gpt2"]), 0.8),
 }
-PROMPT, RESPONSE = 256, 32      # tokens of SFT's and the reward model's rows
+PROMPT, RESPONSE = 256, 32      # tokens of SFT's rows
 PPO_PROMPT, ROLLOUTS = 64, 32   # of a PPO iteration: 2 epochs of 2 minibatches, responses of RESPONSE tokens
 NEW_TOKENS = 48                 # of a sample
 LEXICAL = {     # (outputs, of them in one set).  growth: measures that are linear have the same rate in both
@@ -47,75 +45,42 @@ LEXICAL = {     # (outputs, of them in one set).  growth: measures that are line
 
 @dataclass
 class Config(Flags):
-    work: str = arg("", "comma-separated: sft, reward, ppo, sample, bon, diversity, growth; '': all")
-    sizes: str = arg("tiny,gpt2", "comma-separated: tiny, gpt2")
+    work: str = arg("", "comma-separated: sft, ppo, sample, bon, diversity, growth; '': all")
     repeats: Count = arg(5, "runs of each row; the median counts")
     out: str = arg("results", "folder of speed.json")
-
-
-def timed(work, device):
-    """Seconds that work() takes."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def random_ids(*shape, vocabulary):
     return np.random.default_rng(0).integers(1, vocabulary, shape).tolist()
 
 
-def new_model(config, device, dtype, scalar=False):
+def new_model(config, device, dtype):
     torch.manual_seed(0)
-    return M.GPT(config, scalar).to(device).compute_in(dtype)
+    return M.GPT(config).to(device).compute_in(dtype)
 
 
 # --------------------------------------------------------------------- the work: (name, function, its tokens)
 
-def training_step(model, loss_of):
-    """A function that does one step of AdamW.  loss_of: function without arguments."""
+def sft_work(config, frozen, device, dtype, rows=4):
+    model = new_model(config, device, dtype)
     optimizer = torch.optim.AdamW(model.trainable(), lr=1e-6, fused=True)
+    prompts = random_ids(rows, PROMPT, vocabulary=config.vocab_size)
+    responses = random_ids(rows, 1, RESPONSE, vocabulary=config.vocab_size)
 
     def step():
         optimizer.zero_grad()
-        loss_of().backward()
+        sft.sft_loss(model.log_probs(M.pack(prompts, responses, device)), rows * RESPONSE).backward()
         torch.nn.utils.clip_grad_norm_(model.trainable(), 1.0)
         optimizer.step()
-    return step
-
-
-def sft_work(config, frozen, device, dtype, rows=4):
-    model, V = new_model(config, device, dtype), config.vocab_size
-    prompts = random_ids(rows, PROMPT, vocabulary=V)
-    responses = random_ids(rows, 1, RESPONSE, vocabulary=V)
-
-    def loss():
-        return sft.sft_loss(model.log_probs(M.pack(prompts, responses, device)), rows * RESPONSE)
-    yield f"SFT step, {rows} rows", training_step(model, loss), rows * (PROMPT + RESPONSE)
-
-
-def reward_work(config, frozen, device, dtype, rows=4, n=4):
-    """A prompt has n responses, and all of their pairs are compared."""
-    model, V = new_model(config, device, dtype, scalar=True), config.vocab_size
-    prompts = random_ids(rows, PROMPT, vocabulary=V)
-    responses = random_ids(rows, n, RESPONSE, vocabulary=V)
-    first, second = torch.combinations(torch.arange(n)).T.to(device)
-
-    def loss():
-        r = model.rewards(M.pack(prompts, responses, device)).view(rows, n)
-        return reward.bradley_terry_loss(r[:, first].flatten(), r[:, second].flatten())
-    name = f"reward model step, {rows} prompts x {n} responses"
-    yield name, training_step(model, loss), rows * (PROMPT + n * RESPONSE)
+    yield f"SFT step, {rows} rows", step, rows * (PROMPT + RESPONSE)
 
 
 def ppo_work(config, frozen, device, dtype):
-    policy = new_model(config, device, dtype).freeze(round(frozen * config.n_layer))
-    ref_policy, reward_model = copy.deepcopy(policy).requires_grad_(False), policy.with_scalar_head()
-    M.share_trunk(policy, ref_policy)
+    cfg, rng = ppo.Config(freeze=frozen, quiet=True), torch.Generator().manual_seed(0)
+    policy, ref_policy = ppo.make_policies(cfg, new_model(config, device, dtype))
+    reward_model = policy.with_scalar_head()
     value_model = ppo.make_value_model(policy, reward_model)
     optimizer = torch.optim.Adam(policy.trainable() + value_model.trainable(), lr=1e-6, fused=True)
-    cfg, rng = ppo.Config(quiet=True), torch.Generator().manual_seed(0)
     prompts = random_ids(ROLLOUTS, PPO_PROMPT, vocabulary=config.vocab_size)
 
     def sample():
@@ -144,11 +109,24 @@ def sample_work(config, frozen, device, dtype, n_prompts=64, n=1):
     yield f"{name}, {n_prompts} prompts", sample, n_prompts * n * NEW_TOKENS
 
 
-MODEL_WORK = {"sft": sft_work, "reward": reward_work, "ppo": ppo_work, "sample": sample_work,
+MODEL_WORK = {"sft": sft_work, "ppo": ppo_work, "sample": sample_work,
               "bon": partial(sample_work, n_prompts=4, n=16)}
 
 
 # ------------------------------------------------------------------------------------------------- measuring
+
+def measured(name, size, work, amount, unit, repeats, device=torch.device("cpu")):
+    """A row: the median of the seconds that work() takes, and how many of a unit it does in one."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    return {"work": name, "size": size, "median_s": median, "rate": amount / median, "unit": f"{unit}/s"}
+
 
 def model_rows(names, size, device, dtype, repeats):
     """Rows of the work `names` with a model of one size."""
@@ -157,9 +135,7 @@ def model_rows(names, size, device, dtype, repeats):
     for name in names:
         for what, work, tokens in MODEL_WORK[name](config, frozen, device, dtype):
             work()      # this run does not count
-            seconds = statistics.median(timed(work, device) for _ in range(repeats))
-            yield {"work": what, "size": where, "median_s": seconds, "rate": tokens / seconds,
-                   "unit": "tokens/s"}
+            yield measured(what, where, work, tokens, "tokens", repeats, device)
 
 
 def lexical_row(n, in_a_set, repeats):
@@ -168,20 +144,17 @@ def lexical_row(n, in_a_set, repeats):
     ids = np.random.default_rng(0).zipf(1.3, (n, 30)).clip(max=5000)
     texts = [[f"w{i}" for i in row] for row in ids]
     sets = [texts[i:i + in_a_set] for i in range(0, n, in_a_set)]
-    work = partial(diversity.lexical_measures, sets)
-    seconds = statistics.median(timed(work, torch.device("cpu")) for _ in range(1 if n > 8000 else repeats))
-    return {"work": f"lexical measures, {n:,} outputs in sets of {in_a_set:,}", "size": "30 words each",
-            "median_s": seconds, "rate": n / seconds, "unit": "outputs/s"}
+    return measured(f"lexical measures, {n:,} outputs in sets of {in_a_set:,}", "30 words each",
+                    partial(diversity.lexical_measures, sets), n, "outputs", 1 if n > 8000 else repeats)
 
 
 def all_rows(cfg):
-    known_work = [*MODEL_WORK, *LEXICAL]
-    work, sizes = cfg.work.split(",") if cfg.work else known_work, cfg.sizes.split(",")
-    for flag, given, known in (("--work", work, known_work), ("--sizes", sizes, SIZES)):
-        if not set(given) <= set(known):
-            raise UserError(f"{flag} {','.join(given)}: choose from {', '.join(known)}")
+    known = [*MODEL_WORK, *LEXICAL]
+    work = cfg.work.split(",") if cfg.work else known
+    if not set(work) <= set(known):
+        raise UserError(f"--work {cfg.work}: choose from {', '.join(known)}")
     names = [name for name in work if name in MODEL_WORK]
-    for size in sizes:
+    for size in SIZES:
         torch.set_num_threads(1 if size == "tiny" else ALL_THREADS)     # as common.flags.use_threads has it
         yield from model_rows(names, size, torch.device("cpu"), DTYPES["fp32"], cfg.repeats)
         if size == "gpt2" and torch.cuda.is_available():
@@ -199,12 +172,11 @@ def machine():
 
 
 def main(cfg):
-    path, rows = Path(cfg.out) / "speed.json", []
+    path, rows = output_path(cfg.out, "speed.json"), []
     for row in all_rows(cfg):
         rows.append(row)
         print(f"{row['work']:52} {row['size']:26}"
               f"{row['median_s']:9.4g} s {row['rate']:11,.0f} {row['unit']}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"machine": machine(), "torch": torch.__version__,
                       "date": datetime.date.today().isoformat(), "rows": rows})
     print(f"wrote {path}")

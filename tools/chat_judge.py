@@ -28,7 +28,7 @@ from common.errors import UserError, first_line
 from common.files import loads, output_path, read_jsonl, write_json
 from common.flags import Count, Flags, Natural, arg, launch
 from common.samples import KEY, interval_cell, matched, read_all, read_samples, run_name, run_table
-from common.stats import Interval, rate_interval
+from common.stats import rate_interval
 from tasks.paper import instruction_of
 
 OPENAI = "https://api.openai.com/v1"
@@ -109,10 +109,9 @@ class Endpoint:
         """The reply's text, from the cache if it is there."""
         body, name = self.request_of(chat)
         if name not in self.known:
-            reply = self._post(body)
+            self.known[name] = self._post(body)
             with open(self.path, "a") as f:
-                f.write("\n" + json.dumps({"request": name, "reply": reply}))
-            self.known[name] = reply
+                f.write("\n" + json.dumps({"request": name, "reply": self.known[name]}))
         return self.known[name]
 
     def _post(self, body):
@@ -173,8 +172,8 @@ def judge_run(endpoint, key, pairs, workers):
     """One line of chat_judge.json.  key: (policy, temperature, seed, split)."""
     points, no_verdict = judge(endpoint, pairs, workers)
     judged = [p for p in points if p is not None]
-    rate = rate_interval(judged) if judged else Interval(None, None, None)
-    return dict(zip(KEY, key)) | {"rate": list(rate), "prompts": len(judged), "no_verdict": no_verdict}
+    rate = list(rate_interval(judged)) if judged else [None] * 3
+    return dict(zip(KEY, key)) | {"rate": rate, "prompts": len(judged), "no_verdict": no_verdict}
 
 
 def main(cfg):

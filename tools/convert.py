@@ -37,7 +37,7 @@ class Config(Common):
     model: str = arg("gpt2", "a hub name, a Hugging Face directory, or a checkpoint of kind lm")
     export: str = arg("", 'directory to write the model to, or .jsonl file to write FILES to; "": look only')
     prompt: str = arg("The quick brown fox jumps over the lazy dog.", "text to score and then to continue")
-    new_tokens: Count = arg(32, "of the continuation")
+    new_tokens: Count = arg(32, "of the continuation, at most half of the context")
 
 
 # ---------------------------------------------------------------------- preference files as others write them
@@ -61,22 +61,16 @@ def turns(messages):
     return out
 
 
-def text_of(turns):
-    """Turns as a dialogue like HH-RLHF's, up to the assistant's next answer."""
-    return "".join(f"{speaker} {content}" if speaker else content for speaker, content in turns) + ASSISTANT
-
-
 def prompt_and_answer(prompt, answer):
-    """A prompt (text, None or, if the answer is too, messages) and an answer, which may repeat the prompt ->
-    two texts."""
+    """A prompt (text, messages or None) and an answer, which may repeat the prompt -> two texts."""
     if isinstance(answer, list):
         if isinstance(prompt, list) and answer[:len(prompt)] != prompt:
             answer = prompt + answer
         *before, (speaker, answer) = turns(answer) or [("", "")]
         if speaker != ASSISTANT:
             raise UserError("messages that do not end with the assistant's")
-        if before or not isinstance(prompt, str):
-            prompt = text_of(before)
+        if before or not isinstance(prompt, str):       # a dialogue as in HH-RLHF, up to its last answer
+            prompt = "".join(f"{who} {said}" if who else said for who, said in before) + ASSISTANT
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise UserError("no prompt, or an answer that is neither a text nor messages")
     return prompt, answer.removeprefix(prompt).strip()
@@ -152,15 +146,13 @@ def main(cfg):
     if cfg.export:
         print(f"wrote {cfg.export}: {', '.join(export(model, saved['tokenizer'], cfg.export))}")
         return
-    if c.context <= cfg.new_tokens:
-        raise UserError(f"--new-tokens {cfg.new_tokens}: the context of {c.context} leaves no place for a "
-                        "prompt")
-    ids, = encode_prompts(tokenizer, [cfg.prompt], c.context - cfg.new_tokens)
+    n_new = min(cfg.new_tokens, c.context // 2)
+    ids, = encode_prompts(tokenizer, [cfg.prompt], c.context - n_new)
     if len(ids) > 1:
         log_probs = model.log_probs(pack([ids[:1]], [[ids[1:]]], device))       # nothing predicts the first
         print(f"--prompt scores {-log_probs.mean():.4f} nats a token over {len(ids) - 1} tokens, and "
               "continues:")
-    (response,), = generate(model, [ids], cfg.new_tokens, temperature=0, eos=tokenizer.eot_token)
+    (response,), = generate(model, [ids], n_new, temperature=0, eos=tokenizer.eot_token)
     print(cfg.prompt + decode(tokenizer, response)[0])
 
 

@@ -1,14 +1,10 @@
 """Curves of a training log, and for PPO's log the curves of a healthy and of a sick run behind them.
 
-    python -m tools.show metrics_ppo.jsonl          # runs this
-
-The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md says what to look at, and
-which commands made them.
+tools/show.py draws them.  The two runs are logs of the synthetic task, results/runs/*.jsonl.  docs/logs.md
+says what to look at, and which commands made them.
 """
 import math
 from pathlib import Path
-
-import numpy as np
 
 from common.files import read_jsonl
 
@@ -34,28 +30,23 @@ PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy
 COLUMNS = 4             # of panels
 
 
-def panels_of(rows):
-    """({key: (what, unit, healthy)} of what a log holds, {name: rows} of the two committed runs).  PPO's log
-    has PANELS; that of another script has every number, and no run beside it."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.items() if type(value) in (int, float))
-    if "kl" in keys:
-        return ({k: panel for k, panel in PANELS.items() if k in keys},
-                {name: read_jsonl(RUNS / f"ppo_{name}.jsonl", {"step": int}) for name in STYLES})
-    return {k: (k.replace("_", " "), "", "") for k in keys if k not in ("step", "seconds")}, {}
-
-
 def series(rows, key):
-    """(steps, values) of one key, each (n,); lines without it are left out."""
-    pairs = [(row["step"], row[key]) for row in rows if type(row.get(key)) in (int, float)]
-    return np.array(pairs, dtype=float).reshape(-1, 2).T
+    """Steps and values of one key; lines without it are left out."""
+    return zip(*((row["step"], row[key]) for row in rows if type(row.get(key)) in (int, float)))
 
 
 def draw_curves(rows, path, name):
-    """Draws a log's curves into `path`, a PNG.  rows: lines of the log; name: of its curve in the legend."""
+    """Draws a log's curves into `path`, a PNG.  rows: lines of the log; name: of its curve in the legend.
+    PPO's log has PANELS; that of another script has every number, and no run beside it."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels, references = panels_of(rows)
+    keys = dict.fromkeys(key for row in rows for key, value in row.items() if type(value) in (int, float))
+    panels = {k: (k.replace("_", " "), "", "") for k in keys if k not in ("step", "seconds")}
+    references = {}
+    if "kl" in keys:
+        panels = {k: panel for k, panel in PANELS.items() if k in keys}
+        references = {name: read_jsonl(RUNS / f"ppo_{name}.jsonl", {"step": int}) for name in STYLES}
     n_rows = math.ceil(len(panels) / COLUMNS)
     size = 4.1 * COLUMNS, 2.9 * n_rows + 0.45
     figure, axes = plt.subplots(n_rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
@@ -65,7 +56,7 @@ def draw_curves(rows, path, name):
         axis.plot(*series(rows, key), label=name, color="black", linewidth=1.8, marker="o" * (len(rows) == 1))
         axis.set_title(what + (f"\nhealthy: {healthy}" if healthy else ""), fontsize=10)
         axis.set(ylabel=unit, xlabel="step")
-        if key == "eos_rate":
+        if key == "eos_rate":       # or a dip to 0.97 would look like a fall
             axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(panels):]:
@@ -74,15 +65,3 @@ def draw_curves(rows, path, name):
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def last_values(rows):
-    """(header, rows) of a table: each metric's mean over the last tenth of the steps, of this log and of the
-    two committed runs."""
-    def last(lines, key):
-        values = series(lines, key)[1]
-        return f"{values[-max(1, len(values) // 10):].mean():.4g}" if len(values) else ""
-    panels, references = panels_of(rows)
-    return ["mean of the last tenth", "this run", *references, "unit"], [
-        [what, *(last(lines, key) for lines in (rows, *references.values())), unit]
-        for key, (what, unit, _) in panels.items()]

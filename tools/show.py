@@ -10,8 +10,7 @@
 Prompts are numbered from 1, through all splits, in the order that the list without --prompt shows.  Policies
 meet where id and prompt are equal.  Equal outputs of a policy are merged and counted ("4 x"), the most
 frequent first.  After an output stands its gold reward (synthetic tasks), or else the reward in the file.
-
-The curves of a log go to a PNG in the log's folder, and the last values to the screen.
+The curves of a log go to a PNG in the log's folder.
 """
 import re
 import shutil
@@ -27,7 +26,7 @@ from common.files import atomic_write, read_jsonl
 from common.flags import Flags, arg, launch
 from common.samples import read_all, run_name, text_table
 from splits import synthetic_task
-from tools.curves import draw_curves, last_values
+from tools.curves import draw_curves
 
 NARROWEST = 24          # characters of a column, even where that is wider than the terminal
 
@@ -72,7 +71,10 @@ def collect(runs):
         if len(set(names)) < len(names):
             names = [run_name(key) for key in keys]
         row, task = rows[0], synthetic_task(rows[0].get("task"))
-        gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        try:
+            gold = task.gold_reward(row["prompt"], row["reference"]) if task else None
+        except ValueError as error:
+            raise UserError(f"{error}, though its field task says {row['task']}") from None
         reference = Output(row["reference"], True, gold, 1) if row["reference"].strip() else None
         columns = {name: make_column(row, task) for name, row in zip(names, rows)}
         prompts.append(Prompt(number, row, task, reference, columns))
@@ -125,16 +127,10 @@ def show_files(prompts, width):
     return text_table(["prompts", "split", "first id", "policies (prompts)"], rows, 2, width)
 
 
-def say(text):
-    """Prints a text without the characters that would steer a terminal."""
-    print("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
 # ------------------------------------------------------------------------------------------------ as a page
 
 STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; font: 15px/1.5 sans-serif; color-scheme: light; }
-section { content-visibility: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0; }
 .policies { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 li { list-style: none; border-top: 1px solid; padding: .35rem 0; display: grid; gap: .6rem;
@@ -203,19 +199,22 @@ def is_log(path):
     return bool(rows) and "step" in rows[0] and "outputs" not in rows[0]
 
 
+def say(text):
+    """Prints a text without the characters that would steer a terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
 def main(cfg):
     width = shutil.get_terminal_size((110, 24)).columns
     if len(cfg.files or ()) == 1 and is_log(cfg.files[0]):
         path = Path(cfg.files[0])
-        rows, png = read_jsonl(path, {"step": int}), path.with_suffix(".png")
-        draw_curves(rows, png, path.name)
-        return print(f"{text_table(*last_values(rows), 1, width)}\n\nwrote {png}")
+        draw_curves(read_jsonl(path, {"step": int}), path.with_suffix(".png"), path.name)
+        return print(f"wrote {path.with_suffix('.png')}")
     prompts = collect(read_all(cfg.files))
     if not cfg.prompt and not cfg.html:
         return say(f"{show_files(prompts, width)}\n\n--prompt NUMBER or --prompt ID shows the outputs")
     if cfg.prompt:
-        n, by_id = len(prompts), [p for p in prompts if str(p.row["id"]) == cfg.prompt]
-        prompts = [p for p in prompts if str(p.number) == cfg.prompt] or by_id
+        n, prompts = len(prompts), [p for p in prompts if cfg.prompt in (str(p.number), str(p.row["id"]))]
         if not prompts:
             raise UserError(f"--prompt {cfg.prompt}: give an id, or a number from 1 to {n}")
     if cfg.html:
