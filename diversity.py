@@ -368,6 +368,7 @@ def main(cfg):
     vocabulary = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
     lexical = {"convention": cfg.convention, "vocabulary": vocabulary}
     results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]
+    write_json(path, lexical | {"results": results})        # before the tables, which `| head` may cut
     print(f"convention {cfg.convention}, V = {vocabulary}.  Lower self-BLEU is more diverse; for all others, "
           "higher.")
     print_table("per input: mean over inputs [95 % interval over inputs]", results,
@@ -383,7 +384,6 @@ def main(cfg):
     empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
     if empty:
         print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
-    write_json(path, lexical | {"results": results})
     print(f"\nwrote {path}")
 
 

@@ -66,8 +66,11 @@ def length_controlled(won, longer, prior_sd=3.0):
     log odds of a win = theta + phi tanh(longer / sd of longer); the rate is that of theta (Dubois et al.
     2024, AlpacaEval 2, without the difficulty of its own instructions).  The most probable theta and phi
     under normal priors around 0, finite for judges who always follow length too.  The interval allows for
-    what the outputs of one prompt have in common, and is at least as wide as if they had nothing."""
+    what the outputs of one prompt have in common, and is at least as wide as if they had nothing.  None where
+    all outputs are longer, or all shorter: nothing shows what equal length would bring."""
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
+    if not longer.min() <= 0 <= longer.max():
+        return None
     n, sd = len(won), longer.std()
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
     weights = np.zeros(2)       # theta, phi
@@ -230,6 +233,7 @@ def main(cfg):
     print(f"judge: {name}")
     if name == "rouge":
         results = {"judge": name, "rouge": rouge_means(runs)}
+        write_json(path, results)       # before the tables, which `| head` may cut
         print_table("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is "
                     "empty)", results["rouge"], ROUGE)
     else:
@@ -237,6 +241,7 @@ def main(cfg):
         scores = {key: judge(rows) for key, rows in runs.items()}
         rates = win_rates(runs, scores, judge_hash)
         results = {"judge": name, "win_rate": rates, "head_to_head": head_to_head(runs, scores)}
+        write_json(path, results)
         marked = [x | {"policy": x["policy"] + "*" * x["judge_is_trained_against"]} for x in rates]
         print_table("win rate against the reference, ties halved, 95 % intervals over prompts (-: no "
                     "references)", marked, {"rate": "win rate", "length_controlled": "at equal length",
@@ -251,7 +256,6 @@ def main(cfg):
                                               "prompts": "prompts", "rate": "win rate"})
     if min(map(len, runs.values())) < FEW_PROMPTS:
         print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
-    write_json(path, results)
     print(f"\nwrote {path}")
 
 

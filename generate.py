@@ -109,8 +109,8 @@ def filter_logits(logits, top_k=0, top_p=1.0):
 
 
 def sample_token(logits, uniform, temperature=1.0, top_k=0, top_p=1.0):
-    """(token, its log-probability) from each row of logits (..., V), by inverting its distribution function at
-    uniform (...) in [0, 1).  temperature 0 is greedy."""
+    """(token, its log-probability) from each row of logits (..., V), by inverting its distribution function
+    at uniform (...) in [0, 1).  temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1), torch.zeros_like(uniform)
     p = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
@@ -129,9 +129,9 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     max_new_tokens ids; a response that ended has `eos` as its last id.  rng: torch.Generator on the CPU
     (None: torch's own).  batch_size: samples decoded together.  ranks: (rank, world_size); this process
     samples and returns only prompts rank, rank + world_size, ..., with the tokens that one process would
-    draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which the log-probabilities of all tokens are
-    appended, response after response.  Raises ValueError for arguments out of range and for a prompt
-    that leaves no room in the context."""
+    draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which the log-probabilities of all tokens
+    are appended, response after response.  Raises ValueError for arguments out of range and for a prompt that
+    leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
                          f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")
@@ -178,8 +178,8 @@ def _decode(model, caches, grid):
 
 
 def _logits(model, tokens, positions, caches, mask=None, used=None):
-    """(B, N, V), each layer in the precision of `GPT.trunk` and `GPT.top`, norm and head in fp32, so that what
-    is sampled is what is scored.  mask, used: of the last layer."""
+    """(B, N, V), each layer in the precision of `GPT.trunk` and `GPT.top`, norm and head in fp32, so that
+    what is sampled is what is scored.  mask, used: of the last layer."""
     x, rope, frozen = model.embed_tokens(tokens, positions), model.rope(positions), model.config.frozen
     x = x.to(model.compute_dtype) if frozen else x
     with model.autocast():

@@ -27,8 +27,8 @@ from common.files import lock, output_path, write_jsonl
 # flags that change no result, or nothing but rounding
 NO_EFFECT = ("out", "quiet", "device", "threads", "save_every", "micro_batch_size", "recompute")
 # metrics that stand in the file but not on the screen, where a line has to fit
-FILE_ONLY = {"kl_k3", "sampler_gap", "entropy", "explained_variance", "pg_loss", "v_loss", "v_clipfrac", "ratio",
-             "update_kl", "pg_norm", "v_norm", "lr", "peak_mb", "tokens_per_second"}
+FILE_ONLY = {"kl_k3", "sampler_gap", "entropy", "explained_variance", "pg_loss", "v_loss", "v_clipfrac",
+             "ratio", "update_kl", "pg_norm", "v_norm", "lr", "peak_mb", "tokens_per_second"}
 
 
 def warmup_cosine(step, steps, peak, warmup):

@@ -89,17 +89,19 @@ def over_seeds(x, rate=False):
     between 0 and 1, and so do the ends of its interval.
 
     `mean`; `low`, `high`: its interval over the choice of seeds and of prompts, as `seeds_and_prompts`, None
-    with one seed; `per_seed`: the seeds' means.  A value that is missing (nan) is left out of the mean, and
-    its prompt out of the interval; so is a seed without any value.  Without any value at all: None."""
+    with one seed; `per_seed`: the seeds' means, of which `mean` is the mean.  A value that is missing (nan)
+    is left out of its seed's mean, and its prompt out of what prompts add to the interval; so is a seed
+    without any value.  Without any value at all: None."""
     x = x[~np.isnan(x).all(axis=1)]
     x = x[:, ~np.isnan(x).all(axis=0)]
     if x.size == 0:
         return None
-    per_seed, mean, half = np.nanmean(x, axis=1), float(np.nanmean(x, axis=0).mean()), None
+    per_seed, half = np.nanmean(x, axis=1), None
     if len(per_seed) > 1:
         complete = x[:, ~np.isnan(x).any(axis=0)]
         half = seeds_and_prompts(per_seed, _variance_by_prompts(complete), complete.shape[1])
-    return _estimate(mean, half, rate) | {"per_seed": [round(float(v), 4) for v in per_seed]}
+    estimate = _estimate(float(per_seed.mean()), half, rate)
+    return estimate | {"per_seed": [round(float(v), 4) for v in per_seed]}
 
 
 def _estimate(mean, half, rate=False):

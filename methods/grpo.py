@@ -40,9 +40,16 @@ class Config(PolicyFlags):
 
 def grpo_advantages(rewards):
     """(r - mean) / standard deviation within each group (Shao et al. 2024, section 4.1.2).  rewards: (B, N).
-    Returns (B, N); a group whose rewards are equal has nothing to learn from: 0."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    Returns (B, N).  A group whose rewards are equal but for rounding has nothing to learn from: 0."""
+    r = rewards.double()        # a mean in fp32 leaves rounding, which the division would blow up
+    advantages = (r - r.mean(dim=1, keepdim=True)) / (r.std(dim=1, keepdim=True) + 1e-6)
+    return torch.where(alike(rewards), 0., advantages).to(rewards.dtype)
+
+
+def alike(rewards):
+    """Which groups of rewards (B, N) differ by rounding only: (B, 1) bool."""
+    low, high = rewards.amin(1, keepdim=True), rewards.amax(1, keepdim=True)
+    return high - low <= 1e-5 * torch.maximum(high.abs(), low.abs()).clamp(min=1)
 
 
 def rloo_advantages(rewards):
@@ -120,7 +127,8 @@ def main(cfg):
 
         texts = list(map(tuple, ro.responses))
         distinct = torch.tensor([len(set(texts[i:i + cfg.n])) / cfg.n for i in range(0, len(texts), cfg.n)])
-        metrics = rollout_metrics(ro, score, gold) | {"distinct": mean_over_ranks(distinct)}
+        metrics = rollout_metrics(ro, score, gold) | {
+            "distinct": mean_over_ranks(distinct), "alike": mean_over_ranks(alike(rewards.view(-1, cfg.n)))}
         run.state["metrics"] = metrics
         run.log(**metrics, **stats)
         stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)

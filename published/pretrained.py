@@ -128,6 +128,9 @@ def from_pretrained(folder):
     """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on
     what is not implemented, missing or damaged."""
     folder = Path(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: a LoRA adapter (adapter_config.json) is not read; merge it into its base "
+                        "model first, as peft's merge_and_unload does")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
@@ -179,6 +182,8 @@ def read_weights(folder):
                 path, map_location="cpu", weights_only=True)
             for name, x in found.items():
                 if not re.search(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$", name):
+                    # and what torch.compile and DataParallel put before all of them
+                    name = re.sub(r"^(_orig_mod\.|module\.)*", "", name)
                     name = re.sub(r"^(transformer\.|model\.decoder\.|decoder\.|model\.|gpt_neox\.)", "", name)
                     weights[name.replace("embed_out.", "lm_head.")] = x.detach()
         except Exception as error:  # a damaged file makes the readers raise many kinds

@@ -25,13 +25,14 @@ from common.errors import UserError
 from common.files import atomic_write, hash_of, write_json
 from common.flags import setup
 from common.samples import read_samples
-from common.stats import over_seeds
+from common.stats import Interval, over_seeds
 from generalisation import at_equal_length, reward_scores, rouge, wins
 from study.measures import load_with_task
 from study.pipeline import ROOT, Stage, run_stages
 from study.report import how_to_read, interval, sections, table
 
 SCRIPTS = ("sft", "reward", "ppo", "bon")
+NOT_KNOWN = Interval(np.nan, None, None)
 SIZES = {  # flags of each script
     "paper": dict.fromkeys(SCRIPTS, "--preset paper"),
     # as chosen on an H100: a reward model of which 80 % are frozen stayed below `the longer wins`, and with a
@@ -111,7 +112,7 @@ def measure_file(rows, score, encode):
     """{measure: (n,) values of n prompts, or (K,) across inputs, or one} of one sample file."""
     scores, references = score(rows)
     found = {"win rate": wins(scores, references),
-             "win rate at equal length": [at_equal_length(rows, scores, references).mean],
+             "win rate at equal length": [(at_equal_length(rows, scores, references) or NOT_KNOWN).mean],
              "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
              "words": [np.mean([len(t.split()) for t in r["outputs"]]) for r in rows],
              "unfinished": [1 - np.mean(r["finished"]) for r in rows]}

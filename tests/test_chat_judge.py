@@ -71,18 +71,18 @@ PAIRS = [("POST: x\nTL;DR:", "a long summary", "short"), ("POST: y\nTL;DR:", "no
 
 def test_both_orders_are_asked_and_a_fair_judge_is_heard(fake, endpoint):
     fake.script = [longer]
-    assert J.judge(endpoint, PAIRS, workers=3) == ([1.0, 0.0, 0.5], 0)
+    assert J.judge(endpoint, PAIRS, workers=3) == ([1.0, 0.0, 0.5], 0, 0)
     assert len(fake.seen) == 6
     places = [json.loads(r["messages"][1]["content"])["A"] for r, _ in fake.seen]
     assert set(places) == {t for _, a, b in PAIRS for t in (a, b)}
     fake.script = ["A"]         # a judge that always takes the first place
-    assert J.judge(endpoint, [(f"{p}?", a, b) for p, a, b in PAIRS]) == ([0.5, 0.5, 0.5], 0)
+    assert J.judge(endpoint, [(f"{p}?", a, b) for p, a, b in PAIRS]) == ([0.5, 0.5, 0.5], 0, 0)
 
 
 @pytest.mark.parametrize("reply", ["The better one is A because", "A\nB", '{"verdict": "A"}', "", "AA", "C"])
 def test_a_reply_that_is_more_than_a_verdict_wins_nothing(reply, fake, endpoint):
     fake.script = [reply]
-    assert J.judge(endpoint, PAIRS[:1]) == ([None], 2)
+    assert J.judge(endpoint, PAIRS[:1]) == ([None], 2, 0)
 
 
 @pytest.mark.parametrize("reply, points", [("A", 1), (" b.\n", 0), ("**tie**", .5), ("'A'", 1)])
@@ -118,6 +118,26 @@ def test_a_refusal_is_not_tried_again_and_leaks_no_key(fake, endpoint):
     assert KEY not in str(error.value)
 
 
+def test_a_chat_that_is_refused_is_no_verdict_unless_most_are(fake, endpoint):
+    """A content filter or a context that is too short concerns one chat; it is asked again by a later run."""
+    def some(handler, request):
+        hard = "long summary" in request["messages"][1]["content"]
+        return handler.reply(400, '{"error": {"code": "content_filter"}}') if hard else longer(handler, request)
+    fake.script = [some]
+    assert J.judge(endpoint, PAIRS) == ([None, 0.0, 0.5], 0, 2)
+    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS)[0] == 2
+    with pytest.raises(UserError, match="refuses 2 of 2 requests for content or length"):
+        J.judge(endpoint, PAIRS[:1])
+
+
+@pytest.mark.parametrize("reply, points", [
+    ("<think>B looks good.\n" + "Hm. " * 999 + "</think>\n\nA", 1), ("<think></think>tie", .5),
+    ("A <think>no</think>", None), ("<think>A", None), ("<think>x</think><think>y</think>A", None)])
+def test_one_thought_before_the_verdict_is_dropped(reply, points, fake, endpoint):
+    fake.script = [reply]
+    assert J.verdict(endpoint.ask(J.messages(*PAIRS[0]))) == points
+
+
 def test_other_addresses_are_refused(tmp_path):
     for base in ("file:///etc/passwd", "api.openai.com/v1"):
         with pytest.raises(UserError, match="OPENAI_BASE_URL. gives no answer: (No host|Invalid URL)"):
@@ -142,14 +162,15 @@ def test_a_rerun_asks_nothing_but_what_is_new(fake, endpoint):
     assert J.judge(again, PAIRS[:2]) == first and len(fake.seen) == 4
     # another judge is asked anew
     assert J.cost(J.Endpoint(fake.url, KEY, "another", endpoint.path), PAIRS)[0] == 6
-    endpoint.path.write_text(endpoint.path.read_text()[:-9])
-    with pytest.raises(UserError, match="cache.jsonl, line 5: not JSON"):
-        J.Endpoint(fake.url, KEY, "judge", endpoint.path)
+    # and so is another server whose model has the same name
+    assert J.cost(J.Endpoint(f"{fake.url}/v2", KEY, "judge", endpoint.path), PAIRS)[0] == 6
+    endpoint.path.write_text(endpoint.path.read_text()[:-9])        # killed while it wrote: one reply is lost
+    assert J.cost(J.Endpoint(fake.url, KEY, "judge", endpoint.path), PAIRS[:2])[0] == 1
 
 
 def test_the_key_is_sent_but_never_written_or_shown(fake, endpoint, capfd):
     fake.script = [lambda h, r: f"A {KEY}"]
-    assert J.judge(endpoint, PAIRS) == ([None] * 3, 6)
+    assert J.judge(endpoint, PAIRS) == ([None] * 3, 6, 0)
     assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers in fake.seen)
     assert KEY not in endpoint.path.read_text() and KEY not in "".join(capfd.readouterr())
 

@@ -196,7 +196,10 @@ def test_length_control_takes_away_what_length_gives():
     # judges who follow length every time, and one who prefers every output, give numbers
     always = G.length_controlled(longer > 0, longer)
     assert .3 < always.mean < .7 and G.length_controlled(longer > -1e9, longer).low > .9
-    assert G.length_controlled([[1.], ], [[3.]]).low is None
+    assert G.length_controlled([[1.], ], [[0.]]).low is None
+    # all longer than what they meet, by 30 words or by 30 and 31: nothing shows what equal length would bring
+    for some in (0 * longer + 30, 30 + (longer > 60), -30 - (longer > 60)):
+        assert G.length_controlled(blind, some) is None
 
 
 def test_interval_at_equal_length_holds_the_truth():

@@ -70,6 +70,10 @@ def test_advantages_by_hand():
     assert grpo.rloo_advantages(rewards)[0].tolist() == pytest.approx([1 - 2.5, 0, 3 - 1.5])
     for advantages in grpo.ADVANTAGES.values():
         assert advantages(rewards)[1].tolist() == [0, 0, 0]     # nothing to learn, and no nan
+    # rewards that differ by rounding only are equal ones; their order would be learned otherwise
+    equal = torch.tensor([[.1] * 8, [2.4, 2.4 + 2e-6] * 4, [1.7, 1.75] * 4])
+    assert not grpo.grpo_advantages(equal)[:2].any() and grpo.alike(equal)[:, 0].tolist() == [True, True, False]
+    assert grpo.grpo_advantages(equal)[2].tolist() == pytest.approx([-(7 / 8) ** .5, (7 / 8) ** .5] * 4, abs=1e-3)
     with pytest.raises(UserError, match="--n 1: it must be an integer of at least 2"):
         grpo.Config(n=1)
 

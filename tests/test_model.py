@@ -222,10 +222,23 @@ def test_bf16_sampling_shares_frozen_layers_and_leaves_the_model_alone(model):
     sampler = full_copy(half, half.compute_dtype)
     place = lambda m, layer: m.blocks[layer].mlp.up.weight.data_ptr()  # noqa: E731
     assert place(sampler, 0) == place(half, 0) and place(sampler, 2) != place(half, 2)
-    assert {p.dtype for p in sampler.parameters()} == {torch.bfloat16}
+    matrices = {p.dtype for name, p in sampler.named_parameters() if name.endswith(("qkv.weight", "up.weight"))}
+    assert matrices == {torch.bfloat16} and sampler.head.weight.dtype == sampler.norm.weight.dtype == torch.float32
     out = generate(half, PROMPTS, 6, n=2, eos=EOS, rng=torch.Generator().manual_seed(7))
     assert all(1 <= len(r) <= 6 for group in out for r in group)
     assert all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in half.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+@pytest.mark.parametrize("dtype, each, mean", [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, .4, .01)])
+def test_what_is_sampled_is_what_is_scored(model, frozen, dtype, each, mean):
+    """The log-probability that each token was drawn with, against that of a forward pass."""
+    model = model.freeze(frozen).compute_in(dtype).requires_grad_(False)
+    sampled = []
+    out = generate(model, PROMPTS * 8, 12, n=8, eos=EOS, rng=torch.Generator().manual_seed(7), logp=sampled)
+    packed = M.pack(PROMPTS * 8, out)
+    gap = model.log_probs(packed)[packed.response_mask()] - torch.tensor(sampled)
+    assert gap.abs().max() < each and gap.mean().abs() < mean and len(gap) > 1000
 
 
 def test_rope_scaling_by_hand():

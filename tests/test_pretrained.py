@@ -300,6 +300,9 @@ def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="without config.json"):
         P.load(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="a LoRA adapter .* is not read; merge it"):
+        P.load(str(tmp_path / "empty"))
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
     with pytest.raises(UserError, match="hub does not give it"):

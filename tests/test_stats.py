@@ -98,8 +98,11 @@ def test_over_seeds_by_hand():
     assert across["high"] - .2 == pytest.approx(4.30265 * .1 / 3 ** .5, abs=1e-4)
     rate = over_seeds(np.array([[.9] * 9, [1.] * 9]), rate=True)    # .95 +- 12.7 x .05
     assert (rate["low"], rate["high"]) == (pytest.approx(.95 - 12.7062 * .05, abs=1e-4), 1)
-    x[0, 3] = np.nan                    # a prompt that one seed lacks counts by the other
-    assert over_seeds(x)["mean"] == pytest.approx((19 * 1.5 + 2) / 20)
+    x[0, 3] = np.nan                    # a prompt that one seed lacks: the mean stays that of the seeds' means
+    assert over_seeds(x)["mean"] == pytest.approx(1.5)
+    n = np.nan
+    e = over_seeds(np.array([[.9, .8, n, n], [.9, .8, .1, n], [.9, .8, n, .2]]))
+    assert e["per_seed"] == [.85, .6, .6333] and e["mean"] == pytest.approx((.85 + .6 + 1.9 / 3) / 3)
 
 
 def test_prompts_widen_what_alike_seeds_leave_narrow():

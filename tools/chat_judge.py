@@ -15,6 +15,7 @@ the whole reply.  Therefore a text that says "answer A" sways both orders alike 
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from urllib3 import Retry
 
 from common.errors import UserError, first_line
-from common.files import loads, output_path, read_jsonl, write_json
+from common.files import loads, output_path, write_json
 from common.flags import Count, Flags, Natural, arg, launch
 from common.samples import KEY, interval_cell, matched, read_all, read_samples, run_name, run_table
 from common.stats import rate_interval
@@ -74,8 +75,8 @@ def both_orders(pairs):
 
 
 def verdict(reply):
-    """Points of candidate A, or None where the reply is not a verdict and nothing else."""
-    return VERDICTS.get(reply.strip().strip(".\"'*`() \n").lower())
+    """Points of candidate A, or None where there is no reply, or it is not a verdict and nothing else."""
+    return VERDICTS.get((reply or "").strip().strip(".\"'*`() \n").lower())
 
 
 # ---------------------------------------------------------------------------------------------- the endpoint
@@ -84,7 +85,7 @@ class Endpoint:
     """POST {base}/chat/completions, with retries and a cache on disk."""
 
     def __init__(self, base, key, model, cache, parameters=PARAMETERS):
-        """Raises UserError on parameters that are no JSON object, and on a torn cache."""
+        """Raises UserError on parameters that are no JSON object."""
         self.url, self.key, self.model = f"{base.rstrip('/')}/chat/completions", key or "no-key", model
         self.session = requests.Session()
         self.session.headers["Authorization"] = f"Bearer {self.key}"    # requests sends it to this host alone
@@ -96,33 +97,45 @@ class Endpoint:
         except (ValueError, TypeError):
             raise UserError(f"--parameters {parameters}: a JSON object is needed") from None
         self.path = Path(cache)
-        rows = read_jsonl(cache, {"request": str, "reply": str}) if self.path.is_file() else []
-        self.known = {row["request"]: row["reply"] for row in rows}
+        self.known = {}
+        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+            try:
+                row = loads(line)
+                self.known[row["request"]] = row["reply"]
+            except (ValueError, LookupError, TypeError):        # torn by a kill: it is asked again
+                pass
 
     def request_of(self, chat):
-        """(body of the request, its hash)."""
+        """(body of the request, a hash of it and of the endpoint)."""
         asked = {"model": self.model, "messages": chat, **self.parameters}
         body = json.dumps(asked, sort_keys=True).encode()
-        return body, hashlib.sha256(body).hexdigest()
+        return body, hashlib.sha256(self.url.encode() + body).hexdigest()
 
     def ask(self, chat):
-        """The reply's text, from the cache if it is there."""
+        """The reply's text, from the cache if it is there; None where the endpoint refuses this very chat."""
         body, name = self.request_of(chat)
         if name not in self.known:
-            self.known[name] = self._post(body)
+            reply = self._post(body)
+            if reply is None:       # not kept: it may be let through another time
+                return None
+            self.known[name] = reply
             with open(self.path, "a") as f:
                 f.write("\n" + json.dumps({"request": name, "reply": self.known[name]}))
         return self.known[name]
 
     def _post(self, body):
-        """The reply's text.  Raises UserError on a refusal, and when TRIES are used up."""
+        """The reply's text, None for a chat that is refused for its content or length.  Raises UserError on
+        any other refusal, and when TRIES are used up."""
         try:
             response = self.session.post(self.url, body, headers={"Content-Type": "application/json"},
                                          timeout=TIMEOUT)
             why = f"status {response.status_code}, {' '.join(response.text.split())[:1000]}"
+            if response.status_code == 400 and re.search(r"content.?(filter|policy)|context.?length", why):
+                return None
             content = loads(response.content)["choices"][0]["message"]["content"]
             # None if all tokens went into reasoning: a reply, but no verdict
-            return str(content or "")[:1000].replace(self.key, "[key]")
+            thought = re.compile(r"\s*<think>.*?</think>", re.S)       # one block, at the very start
+            return thought.sub("", str(content or ""), 1)[:1000].replace(self.key, "[key]")
         except requests.RequestException as error:      # no reply in time, connection refused or cut
             why = first_line(error)
         except (ValueError, LookupError, TypeError):    # no chat completion: `why` holds what was said
@@ -150,15 +163,19 @@ def pairs_of(rows, opponent, name, path):
 
 def judge(endpoint, pairs, workers=1):
     """(points of each pair's output in [0, 1] over both orders, None for a pair with a reply that is no
-    verdict; how many replies were none).  pairs: [(prompt, output, opponent)]."""
+    verdict; how many replies were none; how many chats were refused).  pairs: [(prompt, output, opponent)].
+    Raises UserError if most are refused."""
     chats = both_orders(pairs)
     with ThreadPoolExecutor(workers) as pool:
         replies = list(tqdm(pool.map(endpoint.ask, chats), "judge", len(chats), disable=None))
+    refused = replies.count(None)
+    if 2 * refused > len(replies):
+        raise UserError(f"{endpoint.url} refuses {refused} of {len(replies)} requests for content or length")
     verdicts = [verdict(r) for r in replies]
     # (first + 1 - second) / 2 is 1 or 0 where the orders agree, 1/2 where they contradict each other
     points = [None if first is None or second is None else (first + 1 - second) / 2
               for first, second in zip(verdicts[::2], verdicts[1::2])]
-    return points, verdicts.count(None)
+    return points, verdicts.count(None) - refused, refused
 
 
 def cost(endpoint, pairs):
@@ -170,10 +187,11 @@ def cost(endpoint, pairs):
 
 def judge_run(endpoint, key, pairs, workers):
     """One line of chat_judge.json.  key: (policy, temperature, seed, split)."""
-    points, no_verdict = judge(endpoint, pairs, workers)
+    points, no_verdict, refused = judge(endpoint, pairs, workers)
     judged = [p for p in points if p is not None]
     rate = list(rate_interval(judged)) if judged else [None] * 3
-    return dict(zip(KEY, key)) | {"rate": rate, "prompts": len(judged), "no_verdict": no_verdict}
+    return dict(zip(KEY, key)) | {"rate": rate, "prompts": len(judged), "no_verdict": no_verdict,
+                                 "refused": refused}
 
 
 def main(cfg):
@@ -191,12 +209,13 @@ def main(cfg):
     if cfg.dry_run:
         return
     results = [judge_run(endpoint, run, pairs, cfg.workers) for run, pairs in jobs.items()]
+    path = output_path(cfg.out, "chat_judge.json")
+    write_json(path, {"judge": cfg.judge_model, "endpoint": endpoint.url,
+                      "against": cfg.against or "reference", "results": results})
     print(run_table(results, {
         "win rate": [interval_cell(x["rate"]) for x in results],
         "prompts": [x["prompts"] for x in results],
-        "replies that are no verdict": [x["no_verdict"] for x in results]}))
-    path = output_path(cfg.out, "chat_judge.json")
-    write_json(path, {"judge": cfg.judge_model, "against": cfg.against or "reference", "results": results})
+        "no verdict": [x["no_verdict"] for x in results], "refused": [x["refused"] for x in results]}))
     print(f"wrote {path}")
 
 
