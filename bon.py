@@ -26,6 +26,7 @@ from common.files import output_path, write_jsonl
 from common.flags import Common, Count, Domain, Mass, Natural, arg, launch, setup
 from common.loop import Run
 from common.samples import list_of_hashes, sample_path
+from common.tokenizer import ends_of
 from generate import generate
 from reward import score
 from splits import decode, encode_prompts, load_bundle
@@ -178,7 +179,7 @@ def main(cfg):
         rows, prompts = (of_split[start:start + per_step] for of_split in test_sets[split])
         sampled = gather_rows(generate(
             bundle.model, prompts, bundle.task.max_new_tokens, pool, cfg.temperature, cfg.top_k, cfg.top_p,
-            bundle.tokenizer.eot_token, rng, cfg.batch_size, ranks=(rank(), world_size())))
+            ends_of(bundle.tokenizer), rng, cfg.batch_size, ranks=(rank(), world_size())))
         rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
             rewards = score(reward_model, prompts, sampled)

@@ -27,7 +27,7 @@ from common.samples import KEY, known_task, list_of_hashes, matched, print_table
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tokenizer import load_tokenizer
 from reward import score
-from splits import encode_prompts, encode_response, synthetic_task, task_of
+from splits import encode_prompts, encode_response, synthetic_task, task_from
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
@@ -158,7 +158,7 @@ def judge_of(cfg, name, device):
     if name == "gold":
         return gold_scores, None
     model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
-    tokenizer, task = load_tokenizer(saved["tokenizer"]), task_of(cfg, saved)
+    tokenizer, task = load_tokenizer(saved["tokenizer"]), task_from(saved["task"])      # for its lengths
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
 
 

@@ -2,7 +2,7 @@
 dropped.
 
     from generate import generate
-    responses = generate(model, prompts, max_new_tokens=32, n=16, eos=tokenizer.eot_token, rng=rng)
+    responses = generate(model, prompts, max_new_tokens=32, n=16, eos=ends_of(tokenizer), rng=rng)
 
 A sample's random numbers belong to its prompt, its number and its step.  So neither the batch, nor samples
 that finish early, nor the number of GPUs changes what is sampled.
@@ -126,7 +126,8 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     """Samples n responses to each prompt.
 
     prompts: list of id lists, none empty.  Returns for each prompt a list of n id lists of at most
-    max_new_tokens ids; a response that ended has `eos` as its last id.  rng: torch.Generator on the CPU
+    max_new_tokens ids.  eos: the ids that end a response, of which it keeps the one it met; an int, some, or
+    None.  rng: torch.Generator on the CPU
     (None: torch's own).  batch_size: samples decoded together.  ranks: (rank, world_size); this process
     samples and returns only prompts rank, rank + world_size, ..., with the tokens that one process would
     draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which the log-probabilities of all tokens
@@ -143,6 +144,7 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     rank, world_size = ranks
     fixed = model.device.type == "cuda" if fixed is None else fixed
     model = full_copy(model, model.compute_dtype)       # cast, and fetched from other ranks, once a call
+    ends = torch.tensor(ids_of(eos), dtype=torch.long, device=model.device)
     responses, group_size = [], max(1, batch_size // n) * world_size
     for i in range(0, len(prompts), group_size):
         # prompt-major: the same however prompts are grouped and spread over ranks
@@ -150,7 +152,7 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
         mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
         if mine:
             ids, log_probs = _generate_group(model, mine, uniform[rank::world_size].to(model.device),
-                                             temperature, top_k, top_p, eos, fixed)
+                                             temperature, top_k, top_p, ends, fixed)
             if logp is not None:
                 logp += log_probs[ids >= 0].tolist()
             responses += [[[i for i in row if i >= 0] for row in rows] for rows in ids.tolist()]
@@ -189,7 +191,12 @@ def _logits(model, tokens, positions, caches, mask=None, used=None):
     return model.head(model.norm(x))
 
 
-def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fixed):
+def ids_of(eos):
+    """None, one id or some of them -> a list."""
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _generate_group(model, prompts, uniform, temperature, top_k, top_p, ends, fixed):
     """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids, -1 behind a response's end,
     and log-probabilities of that shape.  The grid shrinks as samples finish."""
     B, n, steps = uniform.shape
@@ -204,8 +211,7 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, eos, fix
         new, log_probs[here] = sample_token(logits, uniform[here], temperature, top_k, top_p)
         result[here] = torch.where(grid.alive, new, -1)
         grid.tokens.copy_(new)
-        if eos is not None:
-            grid.alive &= new != eos
+        grid.alive &= (new[..., None] != ends).all(-1)
 
     def step():                 # one more token
         logits = _decode(model, caches, grid)

@@ -28,7 +28,8 @@ from common.errors import UserError
 from common.flags import (Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, Temperature,
                           TrainFlags, arg, launch, setup)
 from common.loop import Run, check_batch
-from generate import generate
+from common.tokenizer import ends_of
+from generate import generate, ids_of
 from splits import decode, encode_prompts, load_bundle
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
@@ -229,7 +230,7 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
     score = torch.zeros_like(logp[:, 0])
     if reward_model:
         score = reward_model.rewards(packed, trunk(reward_model))
-    finished = torch.tensor([r[-1] == eos for r in responses], device=h.device)
+    finished = torch.tensor([r[-1] in ids_of(eos) for r in responses], device=h.device)
     if not all(x.isfinite().all() for x in (logp, ref_logp, values, score)):
         raise UserError("rollout: a log-probability, a value or a reward is not finite: one of the models is "
                         "damaged")
@@ -396,7 +397,7 @@ def main(cfg):
         raise UserError("--kl-target multiplies beta: --kl-coef must be above 0, and --kl-horizon at least "
                         "a batch")
     models, bundle, reward_hash = build(cfg, device)
-    (policy, _, value_model, reward_model), task, eos = models, bundle.task, bundle.tokenizer.eot_token
+    (policy, _, value_model, reward_model), task, eos = models, bundle.task, ends_of(bundle.tokenizer)
     rows, prompts = read_prompts(bundle, cfg.steps * cfg.batch_size)
     trained = param_groups(policy.trainable() + value_model.trainable())
     optimizer = torch.optim.Adam(trained, lr=cfg.lr, fused=True)

@@ -24,13 +24,16 @@ from common.flags import Count, Frozen, Natural, NonNegative, Positive, TrainFla
 from common.loop import Run, check_batch, warmup_cosine
 from common.stats import Interval, bootstrap_statistic
 from model import pack
-from splits import encode_prompts, encode_response, length_bucketed_batches, load_bundle
+from splits import draw, encode_prompts, encode_response, length_bucketed_batches, load_bundle
 from tasks import annotators
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, dtype="bf16")
 PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=64, epochs=1, prompts=10**6),     # its tables 2-4
            "authors": dict(freeze=0.8, lr=1e-5, batch_size=8, epochs=1, prompts=10**6),    # their commands
            **dict.fromkeys(("small-gpt2", "small-opt", "small-llama"), _SMALL)}
+
+
+ENOUGH = 200    # responses, from which the reward's mean and standard deviation are taken
 
 
 @dataclass
@@ -105,8 +108,8 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
 
 def comparisons(cfg, bundle):
     """(train Groups, held-out Groups) of a task: from a synthetic task's annotators, or from files.  Without
-    a file of held-out preferences the last tenth of the prompts is held out: of the prompts, not of the
-    pairs, because pairs of one prompt would leak."""
+    a file of held-out preferences a tenth of the prompts is drawn: of the prompts, not of the pairs, because
+    pairs of one prompt would leak."""
     task, tokenizer = bundle.task, bundle.tokenizer
     if task.synthetic:
         rows, held_out_rows = annotators.preferences(cfg, bundle)
@@ -124,13 +127,12 @@ def comparisons(cfg, bundle):
     limits = task.max_prompt_len(bundle.model.config.context), task.max_new_tokens
     train, held_out = (read_groups(tokenizer, some, *limits) for some in (rows, held_out_rows or []))
     if not held_out_rows:
-        n = max(1, len(train) // 10)
-        train, held_out = train[:-n], train[-n:]
-        print(f"no preferences_validation.jsonl: the last {n} prompts of preferences.jsonl are held out",
-              flush=True)
+        held_out = draw(train, max(1, len(train) // 10), "no preferences_validation.jsonl, held-out prompts")
+        drawn = set(map(id, held_out))
+        train = [group for group in train if id(group) not in drawn]
     if not train or not held_out:
         raise UserError(f"{task.data}: no pairs of two different responses to train and to test on")
-    return train[:cfg.prompts], held_out[:cfg.held_out]
+    return draw(train, cfg.prompts, "prompts to learn from"), draw(held_out, cfg.held_out, "held-out prompts")
 
 
 # ------------------------------------------------------------------------------------------- what it is worth
@@ -241,7 +243,13 @@ def main(cfg):
     model = full_copy(model)
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
-    metrics["mean_before"], metrics["std_before"] = normalise(model, [s for group in scores for s in group])
+    scale = [s for group in scores for s in group]
+    if len(scale) < ENOUGH:
+        more = train[:ENOUGH]
+        print(f"{len(scale)} held-out responses are too few for the reward's scale, in whose unit beta is: "
+              f"those of {len(more)} training prompts are taken too", flush=True)
+        scale += sum(score(model, [g.prompt for g in more], [g.responses for g in more]), [])
+    metrics["mean_before"], metrics["std_before"] = normalise(model, scale)
     run.save(model, bundle.saved["tokenizer"], bundle.task, metrics)
     ranked = Interval(metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"])
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "

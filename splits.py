@@ -8,6 +8,7 @@ A line of a split is {"prompt", "reference"}; a line of preferences.jsonl and of
 is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand.  A
 response is a space, the text and EOS (the paper's TL;DR format).
 """
+import random
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from common.errors import UserError
 from common.files import read_jsonl
 from common.flags import Common as Config
 from common.flags import launch, setup, use_threads
-from common.tokenizer import load_tokenizer
+from common.tokenizer import ends_of, load_tokenizer
 from model import GPT
 from published import pretrained
 from tasks import paper, synthetic
@@ -62,8 +63,8 @@ def encode_responses(tokenizer, groups, limit, what="responses"):
 
 
 def decode(tokenizer, ids):
-    """Response ids -> (text, finished).  EOS ends a response and is not part of its text."""
-    finished = bool(ids) and ids[-1] == tokenizer.eot_token
+    """Response ids -> (text, finished).  What ends a response is not part of its text."""
+    finished = bool(ids) and ids[-1] in ends_of(tokenizer)
     return tokenizer.decode(ids[:-1] if finished else ids), finished
 
 
@@ -208,7 +209,7 @@ def _read(path, needs):
 
 
 def _as_rows(source, split, rows, limit):
-    """Rows with text, ids that name one row each, and `references`.  source: names them in messages."""
+    """`limit` rows with text, ids that name one row each, and `references`.  source: for messages."""
     needs = ("prompt",) if split == "unlabeled" else ("prompt", "reference")    # PPO needs no answers
     rows = _non_empty(source, rows, needs)
     numbers = [f"{split}-{i}" for i in range(len(rows))]
@@ -216,7 +217,17 @@ def _as_rows(source, split, rows, limit):
     if len(set(ids)) < len(ids):        # policies are compared by id
         print(f"{source}: several rows have one id; they are numbered instead", flush=True)
         ids = numbers
-    return [row | {"id": name, "references": [row["reference"]]} for row, name in zip(rows[:limit], ids)]
+    rows = [row | {"id": name, "references": [row["reference"]]} for row, name in zip(rows, ids)]
+    return draw(rows, limit, source)
+
+
+def draw(rows, n, what):
+    """n of the rows (0 or None: all), in their order, because files are often sorted.  The same for everyone
+    who asks for as many of as many.  Prints how many."""
+    if not n or n >= len(rows):
+        return rows
+    print(f"{what}: {n} of {len(rows)}, drawn with seed 0", flush=True)
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), n))]
 
 
 def _non_empty(source, rows, needs):
@@ -250,7 +261,8 @@ def task_of(cfg, saved=None):
         raise UserError(f"--task {name}: choose from {', '.join(KINDS)}")
     if task.name != name:
         task = KINDS[name](name, "", MAX_NEW_TOKENS[name], MAX_PROMPT_TOKENS if name in paper.TASKS else 0)
-    given = {field: getattr(cfg, field, 0) for field in ("data", "max_new_tokens", "max_prompt_tokens")}
+    given = {field: getattr(cfg, field, 0) for field in ("max_new_tokens", "max_prompt_tokens")}
+    given["data"] = cfg.data and str(Path(cfg.data).resolve())      # the next stage may run in another folder
     task = replace(task, **{field: value for field, value in given.items() if value})
     task.check_data()
     return task

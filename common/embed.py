@@ -20,8 +20,10 @@ NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
 def embed(model, tokenizer, texts):
     """Mean of the last hidden states over each text's tokens: (n, D) array.  A text is cut at the model's
     context; an empty one is embedded as EOS."""
-    device, found = model.device, []
-    ids = [tokenizer.encode_ordinary(text)[:model.config.context] or [tokenizer.eot_token] for text in texts]
+    device, found, limit = model.device, [], model.config.context
+    ids = [tokenizer.encode_ordinary(text) or [tokenizer.eot_token] for text in texts]
+    _say_cut(ids, limit)
+    ids = [row[:limit] for row in ids]
     for i in range(0, len(ids), TEXTS_AT_ONCE):
         part = ids[i:i + TEXTS_AT_ONCE]
         hidden = model(plain(part, device))                                             # (B, S, D)
@@ -30,6 +32,14 @@ def embed(model, tokenizer, texts):
         mean = (hidden * mask[:, :, None]).sum(1) / lengths[:, None]                    # (B, D)
         found.append(mean.float().cpu().numpy())
     return np.concatenate(found)
+
+
+def _say_cut(ids, limit):
+    """Prints how many texts the encoder does not read to their end."""
+    cut = sum(len(row) > limit for row in ids)
+    if cut:
+        print(f"{cut} of {len(ids)} texts are longer than the {limit} tokens that the encoder reads: what "
+              "follows does not count as diversity", flush=True)
 
 
 def load_encoder(name, device, dtype="fp32"):
@@ -44,7 +54,12 @@ def load_encoder(name, device, dtype="fp32"):
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("--encoder sbert: Sentence-BERT needs `pip install sentence-transformers`") from None
-    return SentenceTransformer(name.removeprefix("sbert:"), device=str(device)).encode
+    model = SentenceTransformer(name.removeprefix("sbert:"), device=str(device))
+
+    def encode(texts):
+        _say_cut(model.tokenizer(list(texts))["input_ids"], model.max_seq_length)
+        return model.encode(texts)
+    return encode
 
 
 def load_nli(name, device):

@@ -1,5 +1,4 @@
 """Files that are complete or not there, and JSON lines whose errors name file and line."""
-import fcntl
 import glob
 import gzip
 import hashlib
@@ -11,6 +10,11 @@ from pathlib import Path
 
 from common import dist
 from common.errors import UserError
+
+try:
+    import fcntl
+except ImportError:
+    raise SystemExit("error: this system has no file locks; on Windows run this in WSL") from None
 
 LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 

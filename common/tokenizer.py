@@ -5,7 +5,8 @@
     {"kind": "bpe", "json": ..., "eos": id, "bos": id or None}  a published model's: published/tokenizer.py
 
 What comes back has `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` (the id that ends a
-response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None.
+response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None, and
+`ends`, all ids that may end a response (`ends_of`).
 """
 from collections import Counter
 
@@ -28,6 +29,11 @@ def build_tokenizer(texts, n_words=4096):
     count = Counter(piece for piece in pieces if len(piece.encode()) > 1)
     by_frequency = sorted(count.items(), key=lambda item: (-item[1], item[0]))
     return {"kind": "words", "pattern": PIECES, "words": sorted(word for word, _ in by_frequency[:n_words])}
+
+
+def ends_of(tokenizer):
+    """The ids that end a response: chat models often have two.  A response is written with `eot_token`."""
+    return getattr(tokenizer, "ends", (tokenizer.eot_token,))
 
 
 def same_ids(spec, other):

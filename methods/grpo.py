@@ -21,6 +21,7 @@ import torch
 from common.dist import all_reduce, mean_over_ranks, my_rows, param_groups, shard
 from common.flags import Count, Domain, NonNegative, arg, launch, setup
 from common.loop import Run, check_batch
+from common.tokenizer import ends_of
 from ppo import (PolicyFlags, build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean,
                  policy_loss, read_prompts, rollout, rollout_metrics, stop_if_broken)
 from splits import load_bundle
@@ -100,7 +101,7 @@ def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg, cfg.minibatches)
     bundle = load_bundle(cfg, device)
-    task, eos = bundle.task, bundle.tokenizer.eot_token
+    task, eos = bundle.task, ends_of(bundle.tokenizer)
     policy, ref_policy = make_policies(cfg, bundle.model)
     reward_model, reward_hash = build_reward_model(cfg, bundle, device)
     if cfg.shard:

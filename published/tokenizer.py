@@ -28,6 +28,7 @@ class Published:
             normalizer = tokenizer.normalizer
             self.doubles_space = normalizer is not None and normalizer.normalize_str("a") != "a"
             self.eot_token, self.bos = spec["eos"], spec["bos"]
+            self.ends = tuple(spec.get("ends", [self.eot_token]))
             self.n_vocab = max([*tokenizer.get_vocab().values(), self.eot_token, self.bos or 0]) + 1
             self.letter = self.encode_ordinary("a")
             self.letter_text = tokenizer.decode(self.letter)
@@ -71,11 +72,9 @@ def published_spec(folder):
     if len(begin) > 1:
         raise UserError(f"{folder}: its tokenizer begins a text with {len(begin)} tokens; one is implemented")
     stops = generation.get("eos_token_id", config.get("eos_token_id"))
-    if others := [i for i in (stops if isinstance(stops, list) else [stops]) if i not in (eos, None)]:
-        print(f"{folder}: its configuration ends responses with {', '.join(map(str, others))} too; here only "
-              f"{eos}, the tokenizer's end of sequence, ends one", flush=True)
-    return {"kind": "bpe", "json": tokenizer.to_str(), "eos": eos, "bos": begin[0] if begin else None,
-            "kept": kept}
+    others = [i for i in (stops if isinstance(stops, list) else [stops]) if type(i) is int and i != eos]
+    return {"kind": "bpe", "json": tokenizer.to_str(), "eos": eos, "ends": [eos, *others],
+            "bos": begin[0] if begin else None, "kept": kept}
 
 
 def _end_of_sequence(folder, named, config, tokenizer):

@@ -17,6 +17,7 @@ from common.checkpoint import load_checkpoint
 from common.files import write_json, write_jsonl
 from common.samples import read_samples, sample_path
 from common.stats import of_seeds, over_seeds
+from common.tokenizer import ends_of
 from diversity import embed_outputs, embedding_diversity, good_measures, lexical_measures, per_input, words
 from generalisation import gold_scores, pass_at_k, reward_scores, wins
 from generate import generate
@@ -41,7 +42,7 @@ def sample_best_of(here, seed, inputs):
     rows, largest = task.rows("test", inputs), BEST_OF[-1]
     max_prompt_len = task.max_prompt_len(policy.config.context)
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
-    sampled = generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=tokenizer.eot_token,
+    sampled = generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=ends_of(tokenizer),
                        rng=torch.Generator().manual_seed(seed), batch_size=2048)
     rewards = score(reward_model, prompts, sampled)
     (here / "best_of").mkdir(exist_ok=True)

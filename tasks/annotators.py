@@ -22,6 +22,7 @@ from common.dist import gather_rows, rank, world_size
 from common.errors import UserError
 from common.files import atomic_write, output_path, read_jsonl, write_jsonl
 from common.flags import Common, Count, NonNegative, arg, launch, setup
+from common.tokenizer import ends_of
 from generate import generate
 from model import pack
 from splits import decode, encode_prompts, encode_response, load_bundle
@@ -65,7 +66,7 @@ def compare(bundle, rows, n_samples, rng, typicality=0.0):
     model, tokenizer, task, _ = bundle
     max_prompt_len = task.max_prompt_len(model.config.context)
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
-    sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=tokenizer.eot_token,
+    sampled = gather_rows(generate(model, prompts, task.max_new_tokens, n=n_samples, eos=ends_of(tokenizer),
                                    rng=rng, ranks=(rank(), world_size())))
     pairs = []
     for row, prompt, responses in zip(rows, prompts, sampled):

@@ -3,12 +3,14 @@ hand."""
 import json
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import diversity as D
-from common.embed import load_nli
+import model as M
+from common.embed import embed, load_nli
 from common.errors import UserError
 from common.files import write_jsonl
 from conftest import call, json_lines, well_told
@@ -185,6 +187,14 @@ def test_nli_points_follow_the_labels_of_a_classifier(tmp_path):
             p = model(**ids(*pair, return_tensors="pt")).logits.softmax(-1)[0].detach()
             expected.append(float(p.max()) * (1, 0, -1)[int(p.argmax())])
         assert load_nli(str(tmp_path), "cpu")(pairs * 30) == pytest.approx(expected * 30, abs=1e-5)
+
+
+def test_texts_that_an_encoder_does_not_read_to_their_end_are_counted(capfd):
+    """Two texts that differ behind the context have one embedding."""
+    letters = SimpleNamespace(eot_token=0, encode_ordinary=lambda text: [ord(c) - 96 for c in text])
+    model = M.GPT(M.GPTConfig(vocab_size=27, n_layer=1, n_head=2, d_model=8, context=4))
+    a, b, short = embed(model, letters, ["abcdx", "abcdy", "abc"])
+    assert (a == b).all() and "2 of 3 texts are longer than the 4 tokens" in capfd.readouterr().out
 
 
 # ----------------------------------------------------------------------------------- per input, across inputs

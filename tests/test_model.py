@@ -74,6 +74,17 @@ def test_a_recorded_step_is_a_step(model):
     assert sum(same) >= 31          # of 32: sums in another order may turn one draw at the edge of a token
 
 
+def test_any_of_several_ends_ends_a_response():
+    """Published chat models stop at two tokens.  The same draws as with one, cut at the first of either."""
+    model = M.GPT(M.GPTConfig(**dict(SMALL, vocab_size=6))).requires_grad_(False)
+    one, both = (generate(model, PROMPTS[:1], 12, n=8, eos=eos, rng=torch.Generator().manual_seed(1))[0]
+                 for eos in (None, (EOS, 2)))
+    for whole, cut in zip(one, both):
+        first = min((whole.index(i) for i in (EOS, 2) if i in whole), default=11)
+        assert cut == whole[:first + 1]
+    assert {row[-1] for row in both} >= {EOS, 2}
+
+
 def test_ragged_batch_is_one_by_one(model):
     together = generate(model, PROMPTS, 8, temperature=0, eos=EOS)
     assert together == [generate(model, [p], 8, temperature=0, eos=EOS)[0] for p in PROMPTS]

@@ -143,6 +143,25 @@ def test_rows_and_preferences_of_a_folder(tmp_path, capfd):
     assert "1 of 1 prompts of test stand in train too" in capfd.readouterr().out
 
 
+def test_some_rows_are_drawn_because_files_are_sorted(tmp_path, capfd):
+    (tmp_path / "test.jsonl").write_text("".join(f'{{"prompt": "p{i}", "reference": "r"}}\n' for i in range(100)))
+    task = splits.task_of(flags(data=str(tmp_path)))
+    some = [row["prompt"] for row in task.rows("test", 20)]
+    assert "test.jsonl: 20 of 100, drawn with seed 0" in capfd.readouterr().out
+    numbers = [int(prompt[1:]) for prompt in some]
+    assert len(set(numbers)) == 20 and numbers == sorted(numbers) and 30 < statistics.mean(numbers) < 70
+    assert [row["prompt"] for row in task.rows("test", 20)] == some       # for every policy, and when a run goes on
+    assert len(task.rows("test", 100)) == len(task.rows("test")) == 100
+
+
+def test_a_checkpoint_knows_its_data_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    saved = {"task": vars(splits.task_of(flags(data="data")))}
+    monkeypatch.chdir("/")
+    assert splits.task_of(flags(), saved).data == str(tmp_path / "data")
+
+
 def test_only_files_of_the_right_names_are_splits(tmp_path):
     (tmp_path / "test.jsonl").mkdir()
     for name in ("train.jsonl", "ood_far.jsonl.gz", "ood_far.jsonl.bak", "ood_near.tmp", "validation.json"):

@@ -172,7 +172,9 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     assert "40 of 40 prompts of test stand in train too" in capfd.readouterr().out
     models = dict(model=str(folder / "ckpt_sft.pt"), reward=str(folder / "ckpt_reward.pt"))
     reward.main(reward.Config(model=models["model"], epochs=3, **same))
-    assert "the last 4 prompts of preferences.jsonl are held out" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "held-out prompts: 4 of 40, drawn with seed 0" in said
+    assert "8 held-out responses are too few for the reward's scale" in said
     ppo.main(ppo.Config(steps=1, batch_size=8, **models, **same))
     bon.main(bon.Config(inputs=50, n=2, **models, **same))
     assert "test has 40 prompts, fewer than --inputs 50" in capfd.readouterr().out

@@ -14,6 +14,7 @@ if __name__ != "__main__":
 from common.errors import UserError
 from common.tokenizer import load_tokenizer, same_ids
 from published.tokenizer import published_spec
+from splits import decode
 
 REFS = Path(__file__).parent / "refs_published.json"
 ODD = ["Hello world, it's 2023!", "  two  spaces\n\n\ttabs\r\n", "naïve café — “quotes” … €100",
@@ -195,7 +196,8 @@ def test_llama_3_begins_prompts_with_its_token(refs, tmp_path):
     level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
     data = data | {"post_processor": {"type": "Sequence", "processors": [level, template]}}
     spec = published_spec(directory(tmp_path, data, config={"eos_token_id": [0, 5]}))
-    assert spec["bos"] == 0 and spec["eos"] == 0
+    assert spec["bos"] == 0 and spec["eos"] == 0 and spec["ends"] == [0, 5]
+    assert [decode(load_tokenizer(spec), [7, end])[1] for end in (0, 5, 6)] == [True, True, False]
     template["single"].insert(0, template["single"][0])
     with pytest.raises(UserError, match="begins a text with 2 tokens"):
         published_spec(directory(tmp_path, data))

@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.files import read_jsonl, write_jsonl
 from common.flags import Common, Count, arg, launch, setup
 from common.prompts import instruction_prompt
-from common.tokenizer import load_tokenizer
+from common.tokenizer import ends_of, load_tokenizer
 from generate import generate
 from model import pack
 from published import pretrained
@@ -152,7 +152,7 @@ def main(cfg):
         log_probs = model.log_probs(pack([ids[:1]], [[ids[1:]]], device))       # nothing predicts the first
         print(f"--prompt scores {-log_probs.mean():.4f} nats a token over {len(ids) - 1} tokens, and "
               "continues:")
-    (response,), = generate(model, [ids], n_new, temperature=0, eos=tokenizer.eot_token)
+    (response,), = generate(model, [ids], n_new, temperature=0, eos=ends_of(tokenizer))
     print(cfg.prompt + decode(tokenizer, response)[0])
 
 
