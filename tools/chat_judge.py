@@ -134,7 +134,7 @@ class Endpoint:
                 return None
             content = loads(response.content)["choices"][0]["message"]["content"]
             # None if all tokens went into reasoning: a reply, but no verdict
-            thought = re.compile(r"\s*<think>.*?</think>", re.S)       # one block, at the very start
+            thought = re.compile(r"\A\s*<think>.*?</think>", re.S)       # one block, at the very start
             return thought.sub("", str(content or ""), 1)[:1000].replace(self.key, "[key]")
         except requests.RequestException as error:      # no reply in time, connection refused or cut
             why = first_line(error)
