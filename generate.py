@@ -151,10 +151,8 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
         uniform = torch.rand(len(prompts[i:i + group_size]), n, max_new_tokens, generator=rng)
         mine = prompts[i + rank:i + group_size:world_size]      # i is a multiple of world_size
         if mine:
-            ids, log_probs = _generate_group(model, mine, uniform[rank::world_size].to(model.device),
-                                             temperature, top_k, top_p, ends, fixed)
-            if logp is not None:
-                logp += log_probs[ids >= 0].tolist()
+            ids = _generate_group(model, mine, uniform[rank::world_size].to(model.device), temperature, top_k,
+                                  top_p, ends, fixed, logp)
             responses += [[[i for i in row if i >= 0] for row in rows] for rows in ids.tolist()]
     return responses
 
@@ -196,9 +194,9 @@ def ids_of(eos):
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _generate_group(model, prompts, uniform, temperature, top_k, top_p, ends, fixed):
-    """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids, -1 behind a response's end,
-    and log-probabilities of that shape.  The grid shrinks as samples finish."""
+def _generate_group(model, prompts, uniform, temperature, top_k, top_p, ends, fixed, logp):
+    """`generate` for one group of prompts.  uniform: (B, N, steps).  Returns ids of that shape, -1 behind a
+    response's end.  The grid shrinks as samples finish."""
     B, n, steps = uniform.shape
     logits, caches, grid = _prefill(model, prompts, n, steps, fixed)
     result = torch.full((B, n, steps), -1, dtype=torch.long, device=model.device)
@@ -234,7 +232,9 @@ def _generate_group(model, prompts, uniform, temperature, top_k, top_p, ends, fi
     if not finite:
         raise UserError("sampling: the model's logits are not finite: damaged weights, or bf16 is too coarse "
                         "for them (--dtype fp32)")
-    return result, log_probs
+    if logp is not None:
+        logp += log_probs[result >= 0].tolist()
+    return result
 
 
 def _unfinished(alive, worth):

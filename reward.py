@@ -180,6 +180,16 @@ def accuracy(groups, scores):
     return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 
+def more_scores(model, train, n):
+    """Scores of training responses, where n held-out ones are too few for the reward's scale; else none."""
+    if n >= ENOUGH:
+        return []
+    more = train[:ENOUGH]
+    print(f"{n} held-out responses are too few for the reward's scale, in whose unit beta is: those of "
+          f"{len(more)} training prompts are taken too", flush=True)
+    return sum(score(model, [g.prompt for g in more], [g.responses for g in more]), [])
+
+
 def normalise(model, scores):
     """Folds (r - mean) / std over scores (any number of floats) into the head, so that these get mean 0 and
     standard deviation 1.  Returns (mean, std)."""
@@ -243,13 +253,8 @@ def main(cfg):
     model = full_copy(model)
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
-    scale = [s for group in scores for s in group]
-    if len(scale) < ENOUGH:
-        more = train[:ENOUGH]
-        print(f"{len(scale)} held-out responses are too few for the reward's scale, in whose unit beta is: "
-              f"those of {len(more)} training prompts are taken too", flush=True)
-        scale += sum(score(model, [g.prompt for g in more], [g.responses for g in more]), [])
-    metrics["mean_before"], metrics["std_before"] = normalise(model, scale)
+    metrics["mean_before"], metrics["std_before"] = normalise(model, sum(scores, []) + more_scores(
+        model, train, sum(map(len, scores))))
     run.save(model, bundle.saved["tokenizer"], bundle.task, metrics)
     ranked = Interval(metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"])
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "

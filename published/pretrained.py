@@ -95,6 +95,9 @@ def load(name, flag="--model", device="cpu", dtype="fp32"):
         return load_checkpoint(name, "lm", flag, device, dtype)
     try:
         folder = find(name)
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{folder}: a LoRA adapter (adapter_config.json) is not read; merge it into its "
+                            "base model first, as peft's merge_and_unload does")
         model, spec = from_pretrained(folder), published_spec(folder)
         size, used = model.config.vocab_size, Published(spec).n_vocab
         if used > size:
@@ -128,9 +131,6 @@ def from_pretrained(folder):
     """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on
     what is not implemented, missing or damaged."""
     folder = Path(folder)
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: a LoRA adapter (adapter_config.json) is not read; merge it into its base "
-                        "model first, as peft's merge_and_unload does")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
