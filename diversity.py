@@ -100,7 +100,8 @@ def distinct_n(outputs, n, tokenise=words):
 def ead(outputs, n, vocabulary, tokenise=words):
     """Expectation-adjusted distinct-n, U / (V (1 - ((V - 1) / V)^C)) (Liu et al. 2022): U different n-grams
     over how many of V kinds C uniform draws, C all n-grams, would give, so that length alone does not lower
-    it.  nan if no output has n tokens.  vocabulary: V, or ValueError if below 2; soundly kinds^n."""
+    it.  nan if no output has n tokens.  vocabulary: V; for n > 1 the sound choice is (kinds of tokens)^n.
+    Raises ValueError for V < 2."""
     if vocabulary < 2:
         raise ValueError(f"ead: a vocabulary of {vocabulary}; at least 2 kinds are needed")
     counts = ngram_counts(outputs, n, tokenise)

@@ -126,13 +126,12 @@ def generate(model, prompts, max_new_tokens, n=1, temperature=1.0, top_k=0, top_
     """Samples n responses to each prompt.
 
     prompts: list of id lists, none empty.  Returns for each prompt a list of n id lists of at most
-    max_new_tokens ids.  eos: the ids that end a response, of which it keeps the one it met; an int, some, or
-    None.  rng: torch.Generator on the CPU
-    (None: torch's own).  batch_size: samples decoded together.  ranks: (rank, world_size); this process
-    samples and returns only prompts rank, rank + world_size, ..., with the tokens that one process would
-    draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which the log-probabilities of all tokens
-    are appended, response after response.  Raises ValueError for arguments out of range and for a prompt that
-    leaves no room in the context."""
+    max_new_tokens ids.  eos: an id, some, or None; a response ends with the first of them that is drawn, and
+    keeps it.  rng: torch.Generator on the CPU (None: torch's own).  batch_size: samples decoded together.
+    ranks: (rank, world_size); this process samples and returns only prompts rank, rank + world_size, ...,
+    with the tokens that one process would draw.  fixed: as in `Grid`; None: on a GPU.  logp: a list, to which
+    the log-probabilities of all tokens are appended, response after response.  Raises ValueError for
+    arguments out of range and for a prompt that leaves no room in the context."""
     if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"generate: n {n} and max_new_tokens {max_new_tokens} must be at least 1, "
                          f"temperature {temperature} and top_k {top_k} at least 0, top_p {top_p} in (0, 1]")

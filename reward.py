@@ -161,7 +161,7 @@ def score(model, prompts, responses, batch_size=0, packed_together=8):
 
 
 def accuracy(groups, scores):
-    """How often the higher score wins, against labels and, where known, the gold reward; ties count half.
+    """A flat dict of how often the higher score wins, by labels and, where known, gold reward; ties half.
     Pairs of equal gold reward count half in `labels_gold` and are left out of `accuracy_gold`.  scores: as
     from `score`.  The interval is over prompts, because pairs of one prompt depend on each other."""
     of_pair = [(i, s[a] - s[b], len(group.responses[a]) - len(group.responses[b]))
@@ -180,14 +180,14 @@ def accuracy(groups, scores):
     return {k: v if isinstance(v, int | None) else float(v) for k, v in found.items()}
 
 
-def more_scores(model, train, n):
-    """Scores of training responses, where n held-out ones are too few for the reward's scale; else none."""
-    if n >= ENOUGH:
-        return []
+def enough(model, scores, train):
+    """The scores, floats, with those of training responses where they are too few for the reward's scale."""
+    if len(scores) >= ENOUGH:
+        return scores
     more = train[:ENOUGH]
-    print(f"{n} held-out responses are too few for the reward's scale, in whose unit beta is: those of "
-          f"{len(more)} training prompts are taken too", flush=True)
-    return sum(score(model, [g.prompt for g in more], [g.responses for g in more]), [])
+    print(f"{len(scores)} held-out responses are too few for the reward's scale, in whose unit beta is: "
+          f"those of {len(more)} training prompts are taken too", flush=True)
+    return scores + sum(score(model, [g.prompt for g in more], [g.responses for g in more]), [])
 
 
 def normalise(model, scores):
@@ -253,8 +253,7 @@ def main(cfg):
     model = full_copy(model)
     scores = score(model, [g.prompt for g in held_out], [g.responses for g in held_out])
     metrics = accuracy(held_out, scores)
-    metrics["mean_before"], metrics["std_before"] = normalise(model, sum(scores, []) + more_scores(
-        model, train, sum(map(len, scores))))
+    metrics["mean_before"], metrics["std_before"] = normalise(model, enough(model, sum(scores, []), train))
     run.save(model, bundle.saved["tokenizer"], bundle.task, metrics)
     ranked = Interval(metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"])
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "

@@ -5,7 +5,7 @@
     python -m methods.grpo --model ckpt_sft.pt --reward gold         # the synthetic task's gold reward
 
 Writes ckpt_grpo.pt and metrics_grpo.jsonl: the metrics of ppo.py but those of a value model, and `distinct`,
-the fraction of different responses to one prompt.
+the fraction of different responses to one prompt, and `alike`, that of groups whose rewards are equal.
 
 GRPO (Shao et al. 2024) divides by the group's standard deviation and adds the KL penalty to the loss; RLOO
 (Ahmadian et al. 2024) compares with the mean of the others and puts the penalty into the reward, as PPO does.
