@@ -124,7 +124,8 @@ class Task:
 
     def check_split(self, split):
         if split not in self.splits():
-            raise UserError(f"split {split!r} is not in task {self.name!r}; it has {', '.join(self.splits())}"
+            raise UserError(f"split {split!r} is not in task {self.name!r}; it has "
+                            f"{', '.join(self.splits()) or 'none'}"
                             + f"; --data {self.data} should hold {FILES}" * (self.name == "folder"))
 
 

@@ -1,10 +1,12 @@
 """Win rates, gaps and ROUGE: equal to rouge-score, and to examples worked by hand."""
 import json
+import os
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+import diversity
 import generalisation as G
 from common.errors import UserError
 from common.files import write_jsonl
@@ -223,3 +225,14 @@ def test_interval_at_equal_length_holds_the_truth_near_1(p):
         held += low < p < high
     assert held >= 180
     assert G.length_controlled(np.ones((30, 1)), rng.normal(0, 50, (30, 1))).low < .95
+
+
+def test_results_are_written_before_the_tables_that_a_reader_may_cut_off(tmp_path, monkeypatch):
+    def cut(*_):
+        raise BrokenPipeError
+    path = samples(tmp_path / "sft", "sft", "test", good)
+    for name, script in (("generalisation", G), ("diversity", diversity)):
+        monkeypatch.setattr(script, "print_table", cut)
+        monkeypatch.setattr(os, "dup2", lambda *_: None)        # what `launch` does to a closed screen
+        assert call(name, path, cwd=tmp_path).returncode == 141
+        assert json.loads((tmp_path / f"{name}.json").read_text())
