@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tokenizers as H
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -292,6 +292,15 @@ def test_fields_that_are_not_known_are_named(refs, tmp_path, capsys):
 def test_a_model_from_scratch_is_not_exported(tmp_path):
     with pytest.raises(UserError, match="began as published ones"):
         export(M.GPT(M.GPTConfig(vocab_size=40, n_layer=1)), {"kind": "words"}, tmp_path)
+
+
+def test_names_of_compiled_and_parallel_modules_are_read(refs, tmp_path):
+    """torch.compile and DataParallel put their own names before all others, in either order."""
+    folder = write(tmp_path, "gpt2", refs["models"]["gpt2"])
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"module._orig_mod.{name}": x for name, x in weights.items()}, folder / "model.safetensors")
+    logits = logits_of(P.load(str(folder))[0])
+    assert (logits - torch.tensor(refs["models"]["gpt2"]["logits"])).abs().max() < 1e-4
 
 
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
