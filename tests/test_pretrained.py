@@ -303,6 +303,13 @@ def test_names_of_compiled_and_parallel_modules_are_read(refs, tmp_path):
     assert (logits - torch.tensor(refs["models"]["gpt2"]["logits"])).abs().max() < 1e-4
 
 
+def test_weights_in_torch_s_old_format_are_read(refs, tmp_path):
+    """Not a zip file: as torch wrote them before 1.6."""
+    folder = write(tmp_path, "gpt2", refs["models"]["gpt2"], bins="old")
+    logits = logits_of(P.load(str(folder))[0])
+    assert (logits - torch.tensor(refs["models"]["gpt2"]["logits"])).abs().max() < 1e-4
+
+
 def test_neither_file_nor_hub_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--model no/such/thing: no such file or directory"):
         P.load("no/such/thing")
