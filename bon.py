@@ -23,13 +23,13 @@ from common.checkpoint import load_reward_model
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError
 from common.files import output_path, write_jsonl
-from common.flags import Common, Count, Domain, Mass, Natural, arg, launch, setup
+from common.flags import Common, Count, Domain, Mass, Natural, OrNone, arg, launch, setup
 from common.loop import Run
 from common.samples import list_of_hashes, sample_path
 from common.tokenizer import ends_of
 from generate import generate
 from reward import score
-from splits import decode, encode_prompts, load_bundle
+from splits import decode, encode_prompts, encode_response, load_bundle
 
 OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
                                    lambda x: x == 0 or 0.01 <= x <= 100)]
@@ -47,6 +47,7 @@ class Config(Common):
     n: Count = arg(16, "outputs kept for each prompt (K in the paper), and the N of best-of-N")
     pool: Natural = arg(0, "scored samples a prompt for best-of-N; 0: 4 x n.  Without --reward: just n")
     independent: bool = arg(False, "best-of-N outputs from disjoint parts of the pool, which must hold n x n")
+    no_eos_score: OrNone = arg(-3.0, "reward of an output that did not end, as ppo.py's; none: the model's")
     temperature: OrGreedy = arg(1.0, "0 is greedy; the paper measures diversity at 1")
     top_k: Natural = arg(0, "0: all tokens")
     top_p: Mass = arg(1.0, "1: all tokens")
@@ -142,12 +143,23 @@ def pick_best(cfg, rewards, number):
     return best_of_n(rewards, cfg.n, cfg.n, np.random.default_rng((cfg.seed, number)))
 
 
-def sample_lines(tokenizer, rows, sampled, rewards, picks, **fields):
-    """Lines of a sample file.  For each row sampled has its id lists, rewards its floats or None, and picks
-    the numbers of the outputs kept; fields: of every line."""
+def score_texts(model, tokenizer, prompts, outputs, limit, no_eos_score):
+    """Rewards of outputs, lists of (text, finished) for each of the prompts (id lists): of the texts, cut at
+    `limit` tokens, as whoever reads the file will score them, for their ids may be others than the sampled.
+    What did not end gets the fixed no_eos_score, or the best of N would be what never ends; None: it does
+    not."""
+    rewards = score(model, prompts, [[encode_response(tokenizer, text, limit, finished)
+                                      for text, finished in group] for group in outputs])
+    return [[r if finished or no_eos_score is None else no_eos_score
+             for r, (_, finished) in zip(*of_prompt)] for of_prompt in zip(rewards, outputs)]
+
+
+def sample_lines(rows, outputs, rewards, picks, **fields):
+    """Lines of a sample file.  For each row outputs has (text, finished) pairs, rewards floats or None, and
+    picks the numbers of the outputs kept; fields: of every line."""
     lines = []
-    for row, ids, r, kept in zip(rows, sampled, rewards, picks):
-        texts, finished = map(list, zip(*(decode(tokenizer, ids[j]) for j in kept)))
+    for row, pairs, r, kept in zip(rows, outputs, rewards, picks):
+        texts, finished = map(list, zip(*(pairs[j] for j in kept)))
         lines.append({"id": row["id"], "prompt": row["prompt"], "reference": row["reference"],
                       "outputs": texts, "rewards": r and [round(r[j], 5) for j in kept],
                       "finished": finished, **fields})
@@ -180,14 +192,16 @@ def main(cfg):
         sampled = gather_rows(generate(
             bundle.model, prompts, bundle.task.max_new_tokens, pool, cfg.temperature, cfg.top_k, cfg.top_p,
             ends_of(bundle.tokenizer), rng, cfg.batch_size, ranks=(rank(), world_size())))
+        outputs = [[decode(bundle.tokenizer, ids) for ids in group] for group in sampled]
         rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
-            rewards = score(reward_model, prompts, sampled)
+            rewards = score_texts(reward_model, bundle.tokenizer, prompts, outputs, bundle.task.max_new_tokens,
+                                  cfg.no_eos_score)
             picks_of[best_policy[0]] = [pick_best(cfg, r, start + i) for i, r in enumerate(rewards)]
         lines_of = run.state.setdefault("lines", {})        # of this split, by policy
         for name, picks in picks_of.items():
             lines_of.setdefault(name, []).extend(sample_lines(
-                bundle.tokenizer, rows, sampled, rewards, picks, task=bundle.task.name, split=split,
+                rows, outputs, rewards, picks, task=bundle.task.name, split=split,
                 temperature=cfg.temperature, seed=cfg.seed, policy=name, trained_against=against[name]))
         if start + per_step >= len(test_sets[split][0]):
             write_split(cfg.out, split, run.state.pop("lines"))

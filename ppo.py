@@ -25,7 +25,7 @@ from common.checkpoint import load_reward_model
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import UserError
-from common.flags import (Count, Finite, Fraction, Frozen, Natural, NonNegative, Positive, Temperature,
+from common.flags import (Count, Fraction, Frozen, Natural, NonNegative, OrNone, Positive, Temperature,
                           TrainFlags, arg, launch, setup)
 from common.loop import Run, check_batch
 from common.tokenizer import ends_of
@@ -54,7 +54,8 @@ class PolicyFlags(TrainFlags):
     temperature: Temperature = arg(1.0, "of rollouts; log-probabilities are taken at the same one")
     clip_ratio: Positive = arg(0.2, "policy ratio kept in 1 -+ this")
     kl_stop: NonNegative = arg(200.0, "nats a response at which a runaway policy ends the run; 0: never")
-    no_eos_score: Finite = arg(-3.0, "reward of a response that did not end, in standard deviations")
+    no_eos_score: OrNone = arg(-3.0, "reward of a response that did not end, in standard deviations; none: "
+                                     "the reward model's, for tasks without ends")
 
 
 @dataclass
@@ -97,6 +98,12 @@ def kl_estimate(logp, ref_logp, kind="k1"):
     if kind == "k3":
         return torch.expm1(-x) + x
     raise ValueError(f"kl_estimate: kind {kind!r}; choose from k1, k2, k3")
+
+
+def end_score(score, finished, no_eos_score):
+    """score (B,), but the fixed no_eos_score where the response did not end (Stiennon et al. 2020 and later
+    code); None: score as it is."""
+    return score if no_eos_score is None else torch.where(finished, score, no_eos_score)
 
 
 def token_rewards(score, kl, mask, kl_coef):
@@ -379,15 +386,17 @@ def rollout_metrics(ro, score, gold):
             "eos_rate": mean_over_ranks(ro.finished), "length": mean_over_ranks(ro.mask.sum(1))}
 
 
-def stop_if_broken(step, kl, kl_stop, eos_rate, state, max_new_tokens):
+def stop_if_broken(step, metrics, cfg, state, max_new_tokens):
     """Raises UserError when the policy has run away from its reference, or when responses no longer end."""
-    if 0 < kl_stop < kl:
-        raise UserError(f"step {step + 1}: the policy has run away, {kl:.0f} nats a response from its "
-                        "reference (--kl-stop); raise --kl-coef or lower --lr. No checkpoint was written")
-    state["endless_steps"] = state.get("endless_steps", 0) + 1 if eos_rate < 0.02 else 0
+    if 0 < cfg.kl_stop < metrics["kl"]:
+        raise UserError(f"step {step + 1}: the policy has run away, {metrics['kl']:.0f} nats a response from "
+                        "its reference (--kl-stop); raise --kl-coef or lower --lr. No checkpoint was written")
+    ends = metrics["eos_rate"] >= 0.02 or cfg.no_eos_score is None
+    state["endless_steps"] = 0 if ends else state.get("endless_steps", 0) + 1
     if state["endless_steps"] == 20:
         raise UserError(f"step {step + 1}: for 20 steps hardly a response has ended within {max_new_tokens} "
-                        "tokens: the reward model likes length, or --model never learned to stop")
+                        "tokens: the reward model likes length, or --model never learned to stop.  For a task "
+                        "without ends: --no-eos-score none")
 
 
 def main(cfg):
@@ -412,7 +421,7 @@ def main(cfg):
         ro = rollout(*models, [prompts[i] for i in batch], task.max_new_tokens, eos, cfg.temperature, rng)
         gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch)], ro.responses)
         # a response that did not end gets a fixed score; the gold reward has its own penalty
-        score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
+        score = gold if reward_model is None else end_score(ro.score, ro.finished, cfg.no_eos_score)
         # 2. the score at the last token, a KL penalty at every token
         kl = kl_estimate(ro.logp, ro.ref_logp, cfg.kl_in_reward)
         rewards = token_rewards(score, kl, ro.mask, beta)
@@ -429,7 +438,7 @@ def main(cfg):
         run.log(**metrics, beta=beta, **stats,
                 tokens_per_second=metrics["length"] * cfg.batch_size / seconds)
         run.state |= {"metrics": metrics, "beta": adapted_beta(beta, metrics["kl"], cfg)}
-        stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
+        stop_if_broken(step, metrics, cfg, run.state, task.max_new_tokens)
 
     metrics = run.state["metrics"]
     run.save(policy, bundle.saved["tokenizer"], task, metrics, trained_against=reward_hash)

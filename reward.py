@@ -34,6 +34,7 @@ PRESETS = {"paper": dict(freeze=0.8, lr=3e-5, batch_size=64, epochs=1, prompts=1
 
 
 ENOUGH = 200    # responses, from which the reward's mean and standard deviation are taken
+LARGEST = 16    # responses that are packed after one copy of their prompt
 
 
 @dataclass
@@ -41,6 +42,8 @@ class PairFlags(TrainFlags):
     """What methods/dpo.py shares with this script."""
     prompts: Count = arg(8000, "prompts with preferences; a folder may hold fewer")
     held_out: Count = arg(500, "prompts of the held-out pairs")
+    keep_cut: bool = arg(False, "learn pairs with a response longer than --max-new-tokens too, cut, without "
+                                "an end; else they are left out")
     samples: Count = arg(5, "responses to each prompt that the synthetic task's annotators compare")
     typicality: NonNegative = arg(0.0, "a: how much the synthetic task's annotators like what is typical")
     warmup: Natural = arg(50, "steps of linear warm-up, at most a tenth of all")
@@ -74,36 +77,63 @@ class Group(NamedTuple):
         return len(self.prompt) + sum(map(len, self.responses))
 
 
-def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens):
+def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False):
     """Preference rows -> Groups.  Rows with one prompt form one group, so a response is read once however
-    many pairs it is in.  Prints how many pairs are dropped, and how many responses are cut."""
+    many pairs it is in.  Pairs with a response of more than max_new_tokens are left out unless keep_cut.
+    Prints how many pairs are left out, and how many of the others' responses have no end."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
     prompts = encode_prompts(tokenizer, list(by_prompt), max_prompt_len, "preference prompts")
-    groups, n_dropped, n_cut = [], 0, 0
+    groups, n_same, n_long, endless = [], 0, 0, np.zeros(2, int)       # endless: chosen, rejected
     for prompt, pairs in zip(prompts, by_prompt.values()):
         group, place = Group(prompt, [], [], []), {}    # place: {(text, finished): where in responses}
         for row in pairs:
             both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
-            for text, finished in both:
-                if (text, finished) not in place:
-                    place[text, finished] = len(place)
-                    group.responses.append(encode_response(tokenizer, text, max_new_tokens, finished))
-                    n_cut += group.responses[-1][-1] != tokenizer.eot_token
-            won, lost = (place[key] for key in both)
-            if group.responses[won] == group.responses[lost]:
-                n_dropped += 1
+            ids = [encode_response(tokenizer, text, max_new_tokens, finished) for text, finished in both]
+            ends = [response[-1] == tokenizer.eot_token for response in ids]
+            if not keep_cut and any(finished and not end for (_, finished), end in zip(both, ends)):
+                n_long += 1
                 continue
+            for key, response in zip(both, ids):
+                if key not in place:
+                    place[key] = len(place)
+                    group.responses.append(response)
+            if ids[0] == ids[1]:
+                n_same += 1
+                continue
+            endless += np.logical_not(ends)
+            won, lost = (place[key] for key in both)
             group.pairs.append((won, lost))
             group.gaps.extend([row["gap"]] if "gap" in row else [])
         if group.pairs:
             groups.append(group)
-    if n_cut:
-        print(f"{n_cut} responses are longer than {max_new_tokens} tokens: cut, without an end", flush=True)
-    if n_dropped:
-        print(f"{n_dropped} of {len(rows)} pairs dropped: their two responses are the same", flush=True)
+    for n, why in ((n_long, f"a response is longer than {max_new_tokens} tokens (--keep-cut learns it cut)"),
+                   (n_same, "their two responses are the same")):
+        if n:
+            print(f"{n} of {len(rows)} pairs left out: {why}", flush=True)
+    if endless.any():
+        print(f"{endless[0]} chosen and {endless[1]} rejected responses of {len(rows) - n_long - n_same} pairs "
+              "have no end", flush=True)
     return groups
+
+
+def cut_group(group):
+    """[group], or one of many responses as several of at most LARGEST, since a group is one packed row."""
+    if len(group.responses) <= LARGEST:
+        return [group]
+    parts, place = [], {}           # place: {where in the group: where in the last part}
+    for i, pair in enumerate(group.pairs):
+        if not parts or len(place.keys() | pair) > LARGEST:
+            parts.append(Group(group.prompt, [], [], []))
+            place = {}
+        for j in pair:
+            if j not in place:
+                place[j] = len(place)
+                parts[-1].responses.append(group.responses[j])
+        parts[-1].pairs.append((place[pair[0]], place[pair[1]]))
+        parts[-1].gaps.extend(group.gaps[i:i + 1])
+    return parts
 
 
 def comparisons(cfg, bundle):
@@ -125,14 +155,18 @@ def comparisons(cfg, bundle):
         print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "
               "held-out accuracy is flattering", flush=True)
     limits = task.max_prompt_len(bundle.model.config.context), task.max_new_tokens
-    train, held_out = (read_groups(tokenizer, some, *limits) for some in (rows, held_out_rows or []))
+    train, held_out = (read_groups(tokenizer, some, *limits, cfg.keep_cut)
+                       for some in (rows, held_out_rows or []))
     if not held_out_rows:
         held_out = draw(train, max(1, len(train) // 10), "no preferences_validation.jsonl, held-out prompts")
         drawn = set(map(id, held_out))
         train = [group for group in train if id(group) not in drawn]
     if not train or not held_out:
-        raise UserError(f"{task.data}: no pairs of two different responses to train and to test on")
-    return draw(train, cfg.prompts, "prompts to learn from"), draw(held_out, cfg.held_out, "held-out prompts")
+        raise UserError(f"{task.data}: no pairs of two different responses that fit "
+                        f"{task.max_new_tokens} tokens, to train and to test on")
+    train, held_out = (draw(groups, n, what) for groups, n, what in (
+        (train, cfg.prompts, "prompts to learn from"), (held_out, cfg.held_out, "held-out prompts")))
+    return sum(map(cut_group, train), []), sum(map(cut_group, held_out), [])
 
 
 # ------------------------------------------------------------------------------------------- what it is worth
@@ -164,8 +198,10 @@ def accuracy(groups, scores):
     """A flat dict of how often the higher score wins, by labels and, where known, gold reward; ties half.
     Pairs of equal gold reward count half in `labels_gold` and are left out of `accuracy_gold`.  scores: as
     from `score`.  The interval is over prompts, because pairs of one prompt depend on each other."""
-    of_pair = [(i, s[a] - s[b], len(group.responses[a]) - len(group.responses[b]))
-               for i, (group, s) in enumerate(zip(groups, scores)) for a, b in group.pairs]
+    number = {}         # of each different prompt: a prompt with many responses is several groups
+    of_pair = [(number.setdefault(tuple(group.prompt), len(number)), s[a] - s[b],
+                len(group.responses[a]) - len(group.responses[b]))
+               for group, s in zip(groups, scores) for a, b in group.pairs]
     prompt, margins, more_tokens = map(np.array, zip(*of_pair))
     hits, longer = (np.sign(x) / 2 + .5 for x in (margins, more_tokens))        # a tie is half a hit
     sums = np.stack((np.bincount(prompt, hits), np.bincount(prompt)), axis=1)

@@ -49,6 +49,8 @@ class Config(TrainFlags):
     max_new_tokens: Natural = arg(0, "tokens of a response; 0: the task's own")
     max_prompt_tokens: Natural = arg(0, "tokens of a prompt, cut on the left; 0: the task's own")
     log_every: Count = arg(200, "steps between log lines")
+    keep_cut: bool = arg(False, "learn references longer than --max-new-tokens too, cut, without an end; "
+                                "else they are left out, because they teach not to end")
 
 
 def sft_loss(logp, n_tokens):
@@ -68,13 +70,16 @@ class Example(NamedTuple):
         return sum(map(len, self.responses))
 
 
-def encode(tokenizer, rows, task, context, what):
-    """Rows of a task -> Examples that fit the context."""
+def encode(tokenizer, rows, task, context, keep_cut, what):
+    """Rows of a task -> Examples that fit the context.  A row whose references are all too long has none."""
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], task.max_prompt_len(context),
                              f"{what} prompts")
     responses = encode_responses(tokenizer, [r["references"] for r in rows], task.max_new_tokens,
-                                 f"{what} responses")
-    return [Example(*ids) for ids in zip(prompts, responses)]
+                                 keep_cut, f"{what} references")
+    examples = [Example(*ids) for ids in zip(prompts, responses) if ids[1]]
+    if not examples:
+        raise UserError(f"no {what} reference fits {task.max_new_tokens} tokens; raise --max-new-tokens")
+    return examples
 
 
 def from_scratch(cfg, train):
@@ -89,7 +94,7 @@ def from_scratch(cfg, train):
 
 def build(cfg, device):
     """Everything a run starts from: (model, its tokenizer's specification, task, train and validation
-    Examples, hash of the model started from)."""
+    Examples, hash of the model started from, share of the train references that are left out)."""
     if cfg.model == "scratch":
         if cfg.freeze:
             raise UserError("--freeze: a model from scratch has nothing to freeze; it needs --model")
@@ -109,9 +114,11 @@ def build(cfg, device):
         raise UserError(f"--freeze {cfg.freeze:g} leaves no layer to train; lower it")
     model.recompute = cfg.recompute
     tokenizer, context = load_tokenizer(spec), model.config.context
-    train = encode(tokenizer, train, task, context, "train")
-    validation = encode(tokenizer, validation, task, context, "validation")
-    return model, spec, task, train, validation, weights_hash
+    n_references = sum(len(row["references"]) for row in train)
+    train = encode(tokenizer, train, task, context, cfg.keep_cut, "train")
+    validation = encode(tokenizer, validation, task, context, cfg.keep_cut, "validation")
+    left_out = 1 - sum(len(example.responses) for example in train) / n_references
+    return model, spec, task, train, validation, weights_hash, left_out
 
 
 @torch.no_grad()
@@ -131,7 +138,7 @@ def validation_loss(model, examples, rows_at_once=50):
 def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg)
-    model, spec, task, train, validation, model_hash = build(cfg, device)
+    model, spec, task, train, validation, model_hash, left_out = build(cfg, device)
     if cfg.shard:
         shard(model)
     optimizer = torch.optim.AdamW(param_groups(model.trainable()), lr=cfg.lr, betas=(0.9, 0.95),
@@ -160,9 +167,10 @@ def main(cfg):
                     validation_loss=run.state["validation_loss"])
 
     metrics = {name: run.state[name] for name in ("validation_loss", "response_tokens")}
-    run.save(model, spec, task, metrics | {"steps": len(batches)})
+    run.save(model, spec, task, metrics | {"steps": len(batches), "references_left_out": left_out})
     print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss "
-          f"{metrics['validation_loss']:.4f} nats/token", flush=True)
+          f"{metrics['validation_loss']:.4f} nats/token"
+          + f"; {left_out:.1%} of the references are too long and left out" * (left_out > 0), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,14 +52,16 @@ def encode_response(tokenizer, text, limit, finished=True):
     return (ids + [tokenizer.eot_token] if finished or not ids else ids)[:limit]
 
 
-def encode_responses(tokenizer, groups, limit, what="responses"):
-    """Ids of groups of texts, as lists of lists.  Prints how many texts were cut at `limit` tokens."""
+def encode_responses(tokenizer, groups, limit, keep_cut, what="responses"):
+    """Ids of groups of texts, as lists of lists.  Those of more than `limit` tokens are left out, because
+    they would teach not to end; keep_cut: they stay, cut.  Prints how many."""
     ids = [[encode_response(tokenizer, text, limit) for text in group] for group in groups]
-    cut = sum(response[-1] != tokenizer.eot_token for group in ids for response in group)
-    if cut:
-        print(f"{cut} of {sum(map(len, ids))} {what} are longer than {limit} tokens: cut, without an "
-              "end", flush=True)
-    return ids
+    fit = [[response for response in group if response[-1] == tokenizer.eot_token] for group in ids]
+    total, n_fit = (sum(map(len, some)) for some in (ids, fit))
+    if n_fit < total:
+        print(f"{total - n_fit} of {total} {what} are longer than {limit} tokens: "
+              + ("cut, without an end" if keep_cut else "left out (--keep-cut learns them cut)"), flush=True)
+    return ids if keep_cut else fit
 
 
 def decode(tokenizer, ids):

@@ -5,7 +5,7 @@ A line is a JSON object:
     id               names the prompt; policies are compared on equal ids; absent: made of the prompt
     prompt, reference
     outputs          N texts
-    rewards          N scores of a reward model, or null
+    rewards          N scores of a reward model (a fixed one for outputs that did not end), or null
     finished         N booleans: whether each output ended by itself; absent: all did
     task             name of the task that the prompts come from ("synthetic", "tldr", ...); may be absent
     policy, split    names

@@ -22,8 +22,8 @@ from common.dist import all_reduce, mean_over_ranks, my_rows, param_groups, shar
 from common.flags import Count, Domain, NonNegative, arg, launch, setup
 from common.loop import Run, check_batch
 from common.tokenizer import ends_of
-from ppo import (PolicyFlags, build_reward_model, gold_rewards, kl_estimate, make_policies, masked_mean,
-                 policy_loss, read_prompts, rollout, rollout_metrics, stop_if_broken)
+from ppo import (PolicyFlags, build_reward_model, end_score, gold_rewards, kl_estimate, make_policies,
+                 masked_mean, policy_loss, read_prompts, rollout, rollout_metrics, stop_if_broken)
 from splits import load_bundle
 
 Group = Annotated[int, Domain("an integer of at least 2", lambda x: x >= 2)]
@@ -118,7 +118,7 @@ def main(cfg):
         ro = rollout(policy, ref_policy, None, reward_model, [prompts[i] for i in batch], task.max_new_tokens,
                      eos, cfg.temperature, rng, cfg.n)
         gold = gold_rewards(bundle, [rows[i] for i in my_rows(batch) for _ in range(cfg.n)], ro.responses)
-        score = gold if reward_model is None else torch.where(ro.finished, ro.score, cfg.no_eos_score)
+        score = gold if reward_model is None else end_score(ro.score, ro.finished, cfg.no_eos_score)
         # 2. advantages within a group; RLOO's rewards bear the KL penalty, GRPO's loss does
         penalty = cfg.kl_coef * kl_estimate(ro.logp, ro.ref_logp).where(ro.mask, 0.).sum(1)
         rewards = score - penalty if cfg.advantage == "rloo" else score
@@ -132,7 +132,7 @@ def main(cfg):
             "distinct": mean_over_ranks(distinct), "alike": mean_over_ranks(alike(rewards.view(-1, cfg.n)))}
         run.state["metrics"] = metrics
         run.log(**metrics, **stats)
-        stop_if_broken(step, metrics["kl"], cfg.kl_stop, metrics["eos_rate"], run.state, task.max_new_tokens)
+        stop_if_broken(step, metrics, cfg, run.state, task.max_new_tokens)
 
     metrics = run.state["metrics"]
     run.save(policy, bundle.saved["tokenizer"], task, metrics, trained_against=reward_hash)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import model as M
-from bon import best_of_n_kl, sample_lines
+from bon import best_of_n_kl, sample_lines, score_texts
 from common.checkpoint import load_checkpoint
 from common.files import write_json, write_jsonl
 from common.samples import read_samples, sample_path
@@ -21,13 +21,13 @@ from common.tokenizer import ends_of
 from diversity import embed_outputs, embedding_diversity, good_measures, lexical_measures, per_input, words
 from generalisation import gold_scores, pass_at_k, reward_scores, wins
 from generate import generate
-from reward import score
-from splits import encode_prompts, encode_response
+from splits import decode, encode_prompts, encode_response
 from study.measures import encoder_and_vocabulary, load_with_task
 from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, ON_ALL_SETS, PASS_AT, PASS_AT_OF, QUALITY, SETS,
                          SFT_TEMPERATURES, TRAINED)
 from tasks import synthetic
 
+NO_EOS_SCORE = -3.              # as in ppo.py and bon.py
 KEPT = 8                        # independent best-of-N outputs of a prompt
 BEST, SFT = "best-of-N", "SFT"  # two curves of the frontier; the others are TRAINED's
 
@@ -44,12 +44,13 @@ def sample_best_of(here, seed, inputs):
     prompts = encode_prompts(tokenizer, [r["prompt"] for r in rows], max_prompt_len)
     sampled = generate(policy, prompts, task.max_new_tokens, n=KEPT * largest, eos=ends_of(tokenizer),
                        rng=torch.Generator().manual_seed(seed), batch_size=2048)
-    rewards = score(reward_model, prompts, sampled)
+    outputs = [[decode(tokenizer, ids) for ids in group] for group in sampled]
+    rewards = score_texts(reward_model, tokenizer, prompts, outputs, task.max_new_tokens, NO_EOS_SCORE)
     (here / "best_of").mkdir(exist_ok=True)
     for n in BEST_OF:
         best = [np.reshape(r, (KEPT, largest))[:, :n].argmax(axis=1) for r in rewards]
         picks = [(b + np.arange(KEPT) * largest).tolist() for b in best]
-        lines = sample_lines(tokenizer, rows, sampled, rewards, picks, task=task.name, policy=f"bon{n}",
+        lines = sample_lines(rows, outputs, rewards, picks, task=task.name, policy=f"bon{n}",
                              split="test", temperature=DIVERSITY, seed=seed)
         write_jsonl(sample_path(here / "best_of", f"bon{n}", "test"), lines)
 

@@ -14,7 +14,8 @@ from conftest import ROOT, refused
 
 SCRIPTS = ("sft", "reward", "ppo", "bon", "splits", "generalisation", "diversity", "reproduce", "study.report",
            "methods.dpo", "methods.grpo", "tools.bench", "tools.chat_judge", "tools.convert", "tools.show")
-BAD = {int: (-10 ** 30, -2), float: (math.nan, math.inf, -math.inf, -2.)}
+BAD = {int: (-10 ** 30, -2), float: (math.nan, math.inf, -math.inf, -2.),
+       flags.number_or_none: (math.nan, math.inf, -math.inf)}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -40,11 +41,11 @@ def test_domains_by_hand():
     accepts = {flags.Count: (1, 10 ** 9), flags.Natural: (0, 1), flags.Seed: (0, 2 ** 63 - 1),
                flags.Positive: (1e-9, 1e9), flags.NonNegative: (0., 1e9), flags.Fraction: (0., 1.),
                flags.Mass: (1e-9, 1.),
-               flags.Temperature: (.01, 100.), flags.Frozen: (-1., 0., 1.), flags.Finite: (-3., 0.)}
+               flags.Temperature: (.01, 100.), flags.Frozen: (-1., 0., 1.), flags.OrNone: (-3., 0., None)}
     refuses = {flags.Count: (0, -1), flags.Natural: (-1,), flags.Seed: (-1, 2 ** 63), flags.Positive: (0., math.nan),
                flags.NonNegative: (-1e-9, math.inf), flags.Fraction: (-.1, 1.1, math.nan), flags.Mass: (0., 1.1),
                flags.Temperature: (0., .009, 101., math.nan),
-               flags.Frozen: (-.5, 1.1, math.nan), flags.Finite: (math.nan, math.inf)}
+               flags.Frozen: (-.5, 1.1, math.nan), flags.OrNone: (math.nan, math.inf)}
     for kind, values in accepts.items():
         assert all(get_args(kind)[1].holds(v) for v in values)
     for kind, values in refuses.items():

@@ -63,7 +63,7 @@ def test_prompts_are_cut_on_the_left_and_the_cuts_are_printed(tokenizer, capfd):
     short, long = splits.encode_prompts(tokenizer, [" my car", " my sister damaged my car"], 3)
     assert tokenizer.decode(short) == " my car" and tokenizer.decode(long) == " damaged my car"
     assert capfd.readouterr().out == "1 of 2 prompts are longer than 3 tokens: cut on the left\n"
-    splits.encode_responses(tokenizer, [[" my car", " my sister"], [" my sister damaged my car"]], 3, "texts")
+    splits.encode_responses(tokenizer, [[" my car", " my sister"], [" my sister damaged my car"]], 3, True, "texts")
     assert capfd.readouterr().out == "1 of 3 texts are longer than 3 tokens: cut, without an end\n"
 
 

@@ -16,12 +16,15 @@ import model as M
 import ppo
 import reward
 import sft
+import splits
 from common import files
 from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
 from conftest import ROOT, held_by_another_process, json_lines, refused
+from common.samples import read_samples
+from generalisation import reward_scores
 from generate import generate
 from methods import dpo, grpo
 
@@ -168,7 +171,7 @@ def folder(tmp_path):
 
 def test_the_stages_run_on_a_folder(folder, work, capfd):
     same = dict(quiet=True, threads=1, out=str(folder))
-    sft.main(sft.Config(data=str(folder), epochs=2, max_new_tokens=12, **same))
+    sft.main(sft.Config(data=str(folder), epochs=2, max_new_tokens=24, **same))
     assert "40 of 40 prompts of test stand in train too" in capfd.readouterr().out
     models = dict(model=str(folder / "ckpt_sft.pt"), reward=str(folder / "ckpt_reward.pt"))
     reward.main(reward.Config(model=models["model"], epochs=3, **same))
@@ -178,6 +181,12 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     ppo.main(ppo.Config(steps=1, batch_size=8, **models, **same))
     bon.main(bon.Config(inputs=50, n=2, **models, **same))
     assert "test has 40 prompts, fewer than --inputs 50" in capfd.readouterr().out
+    # what bon.py chose by is what a judge reads in the file, but for outputs without an end
+    judge, saved = load_checkpoint(folder / "ckpt_reward.pt", "reward")
+    rows = read_samples(folder / "samples_sft_test.jsonl")
+    scores, _ = reward_scores(rows, judge, load_tokenizer(saved["tokenizer"]), splits.task_from(saved["task"]))
+    fixed = [[r if ends else -3. for r, ends in zip(s, row["finished"])] for s, row in zip(scores, rows)]
+    assert [row["rewards"] for row in rows] == [pytest.approx(r, abs=1e-4) for r in fixed]
     assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon")
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
@@ -186,15 +195,47 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
 
 def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
     """The difference stands after the cut: nothing to learn, and no pair to be right or wrong about."""
-    tokenizer = load_tokenizer(build_tokenizer(["one two three four"] * 9))
+    tokenizer = load_tokenizer(build_tokenizer([" one two three four"] * 9))
     rows = [{"prompt": "p", "chosen": "one two three four", "rejected": "one two three one"},
             {"prompt": "p", "chosen": "two one", "rejected": "one two three four"}]
-    group, = reward.read_groups(tokenizer, rows, 50, 3)
-    assert "1 of 2 pairs dropped: their two responses are the same" in capfd.readouterr().out
+    group, = reward.read_groups(tokenizer, rows, 50, 3, keep_cut=True)
+    assert capfd.readouterr().out == ("1 of 2 pairs left out: their two responses are the same\n"
+                                      "0 chosen and 1 rejected responses of 1 pairs have no end\n")
     scores = [[0.] * len(group.responses)]
     scores[0][group.pairs[0][0]] = 1.
     assert len(group.pairs) == 1 and reward.accuracy([group], scores)["accuracy"] == 1
-    assert reward.read_groups(tokenizer, rows[:1], 50, 3) == []
+    assert reward.read_groups(tokenizer, rows[:1], 50, 3, keep_cut=True) == []
+
+
+def test_a_group_of_hundreds_is_cut_and_keeps_its_pairs():
+    """A list of answers ranked by people, every one against the next, as one row of a batch would not fit."""
+    n = 300
+    pairs = [(i, (7 * i + 1) % n) for i in range(n) if i != (7 * i + 1) % n]
+    group = reward.Group([1], [[i] for i in range(n)], pairs, list(range(len(pairs))))
+    parts = reward.cut_group(group)
+    assert max(len(part.responses) for part in parts) <= reward.LARGEST < n / 5
+    assert [(part.responses[a], part.responses[b]) for part in parts for a, b in part.pairs] == [
+        ([a], [b]) for a, b in pairs]
+    assert sum((part.gaps for part in parts), []) == group.gaps and {tuple(p.prompt) for p in parts} == {(1,)}
+    # one prompt, so no interval, however many groups it is in
+    scores = [[0.] * len(part.responses) for part in parts]
+    assert reward.accuracy(parts, scores)["accuracy_low"] is None
+
+
+def test_what_does_not_fit_is_left_out_and_counted(capfd):
+    """A cut response would teach not to end.  One that is known not to have ended stays: its label knows it."""
+    tokenizer = load_tokenizer(build_tokenizer([" one two three four"] * 9))
+    rows = [{"prompt": "p", "chosen": "one two three four", "rejected": "one"},
+            {"prompt": "p", "chosen": "two", "rejected": "one two three", "finished": [True, False]}]
+    group, = reward.read_groups(tokenizer, rows, 50, 3)
+    assert capfd.readouterr().out == (
+        "1 of 2 pairs left out: a response is longer than 3 tokens (--keep-cut learns it cut)\n"
+        "0 chosen and 1 rejected responses of 1 pairs have no end\n")
+    assert [ids[-1] == tokenizer.eot_token for ids in group.responses] == [True, False]
+    assert splits.encode_responses(tokenizer, [["one two three", "one"], ["two three four"]], 3, False) == [
+        [splits.encode_response(tokenizer, "one", 3)], []]
+    assert capfd.readouterr().out.endswith("2 of 3 responses are longer than 3 tokens: left out (--keep-cut "
+                                           "learns them cut)\n")
 
 
 # -------------------------------------------------------------------------------------------------- wrong inputs
