@@ -36,6 +36,17 @@ REFERENCE = {"prompt": PAIR["prompt"], "reference": "Because."}
     ({"prompt": "P:", "chosen": "P: a", "rejected": "P: b", "id": 3},
      {"prompt": "P:", "chosen": "a", "rejected": "b"}),
     (PAIR, PAIR),
+    ({"prompt": "\n\nHuman: Why?", "chosen": PAIR["prompt"] + " Because.", "rejected": PAIR["prompt"] + " No idea."},
+     PAIR),
+    # an answer that begins with the prompt's words is an answer, as is one of which one side repeats it
+    ({"prompt": "Hi", "chosen": "Hi there!", "rejected": "Hi."},
+     {"prompt": "Hi", "chosen": "Hi there!", "rejected": "Hi."}),
+    ({"prompt": "P:", "chosen": "P: a", "rejected": "b"},
+     {"prompt": "P:", "chosen": "P: a", "rejected": "b"}),
+    ({"prompt": "Hi", "completion": "Hi there!"}, {"prompt": "Hi", "reference": "Hi there!"}),
+    # code
+    ({"prompt": "def f():\n", "completion": "def f():\n    return 1\n"},
+     {"prompt": "def f():\n", "reference": "    return 1"}),
     # single answers
     ({"prompt": "P:", "completion": " a"}, {"prompt": "P:", "reference": "a"}),
     ({"prompt": [USER], "completion": [BOT]}, REFERENCE), ({"messages": [USER, BOT]}, REFERENCE),
@@ -43,7 +54,7 @@ REFERENCE = {"prompt": PAIR["prompt"], "reference": "Because."}
     ({"instruction": "Add.", "input": "1 1", "output": "2"},
      {"prompt": instruction_prompt("Add.", "1 1"), "reference": "2"})])
 def test_rows_as_others_write_them(row, ours):
-    assert convert.convert_row(row) == ours
+    assert convert.convert_row(row)[0] == ours
 
 
 @pytest.mark.parametrize("row, why", [
@@ -72,10 +83,13 @@ def write(path, rows):
 def test_files_are_converted_into_one(tmp_path, capsys):
     rows = [{"chosen": TALK + f" good {i}", "rejected": TALK + f" bad {i}"} for i in range(3)]
     out = tmp_path / "new" / "preferences.jsonl"
-    files = [write(tmp_path / "hh.jsonl", rows + [{"text": "x"}]), write(tmp_path / "pair.jsonl", [PAIR])]
+    files = [write(tmp_path / "hh.jsonl", rows + [{"text": "x"}]), write(tmp_path / "own.jsonl", [
+        {"prompt": "P:", "chosen": "P: a", "rejected": "P: b"}]), write(tmp_path / "pair.jsonl", [PAIR])]
     convert.main(convert.Config(files=files, export=str(out)))
-    assert "1 rows dropped: fields text: no answer among them" in capsys.readouterr().out
-    assert [row["chosen"] for row in json_lines(out)] == ["good 0", "good 1", "good 2", "Because."]
+    said = capsys.readouterr().out
+    assert "1 rows dropped: fields text: no answer among them" in said
+    assert "\n1 rows repeated their prompt" in "\n" + said
+    assert [row["chosen"] for row in json_lines(out)] == ["good 0", "good 1", "good 2", "a", "Because."]
 
 
 def test_files_that_cannot_be_converted_get_one_line(tmp_path):

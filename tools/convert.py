@@ -14,6 +14,7 @@ and writes lines of {"prompt", "chosen", "rejected"}, or of {"prompt", "referenc
 as in HH-RLHF: "\\n\\nHuman: ...\\n\\nAssistant:".
 """
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -62,7 +63,7 @@ def turns(messages):
 
 
 def prompt_and_answer(prompt, answer):
-    """A prompt (text, messages or None) and an answer, which may repeat the prompt -> two texts."""
+    """A prompt (text, messages or None) and an answer (text, or messages that may repeat it) -> two texts."""
     if isinstance(answer, list):
         if isinstance(prompt, list) and answer[:len(prompt)] != prompt:
             answer = prompt + answer
@@ -73,7 +74,18 @@ def prompt_and_answer(prompt, answer):
             prompt = "".join(f"{who} {said}" if who else said for who, said in before) + ASSISTANT
     if not isinstance(prompt, str) or not isinstance(answer, str):
         raise UserError("no prompt, or an answer that is neither a text nor messages")
-    return prompt, answer.removeprefix(prompt).strip()
+    return prompt, answer
+
+
+def without_prompt(prompt, answers):
+    """(prompt, answers without it, whether it was taken off).  It is where all answers begin with the whole
+    prompt and a turn follows, for "Hi there!" is an answer to "Hi".  The indentation of code stays."""
+    rests = [answer.removeprefix(prompt) for answer in answers]
+    turn = re.search(r"[:\n] *$", prompt) or all(rest.startswith("\n") for rest in rests)
+    repeated = bool(turn and all(answer.startswith(prompt) for answer in answers))
+    if repeated and all(rest.startswith(ASSISTANT) for rest in rests):
+        prompt, rests = prompt + ASSISTANT, [rest.removeprefix(ASSISTANT) for rest in rests]
+    return prompt, [re.sub(r"^\n*( (?! ))?", "", x.rstrip()) for x in (rests if repeated else answers)], repeated
 
 
 def common_beginning(chosen, rejected):
@@ -89,8 +101,8 @@ def common_beginning(chosen, rejected):
 
 
 def convert_row(row):
-    """A row as others write it -> ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}.  Raises
-    UserError that says why it cannot be."""
+    """A row as others write it -> (ours: {"prompt", "chosen", "rejected"} or {"prompt", "reference"}, whether
+    its answers repeated its prompt).  Raises UserError that says why it cannot be."""
     prompt = next((row[name] for name in PROMPTS if name in row), None)
     if prompt is None and "instruction" in row:
         prompt = instruction_prompt(row["instruction"], row.get("input") or "")
@@ -99,16 +111,20 @@ def convert_row(row):
     answer = next((row[name] for name in ANSWERS if name in row), None)
     if answer is None:
         raise UserError(f"fields {', '.join(row) or 'none'}: no answer among them")
-    return dict(zip(("prompt", "reference"), prompt_and_answer(prompt, answer)))
+    prompt, answer = prompt_and_answer(prompt, answer)
+    prompt, (answer,), repeated = without_prompt(prompt, [answer])
+    return {"prompt": prompt, "reference": answer}, repeated
 
 
 def convert_pair(prompt, chosen, rejected):
+    given = prompt
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         prompt = common_beginning(chosen, rejected)
     (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
     if other != prompt:
         raise UserError("dialogues that differ before their last answer")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    prompt, (chosen, rejected), repeated = without_prompt(prompt, [chosen, rejected])
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, repeated and given is not None
 
 
 def convert_files(paths, out):
@@ -116,12 +132,16 @@ def convert_files(paths, out):
     if not out.endswith(".jsonl"):
         raise UserError(f"--export {out or 'FILE.jsonl'}: name a .jsonl file for the converted rows, "
                         "preferences.jsonl or train.jsonl of a folder for --data")
-    rows, dropped = [], Counter()
+    rows, dropped, n_repeated = [], Counter(), 0
     for row in (row for path in paths for row in read_jsonl(path, {})):
         try:
-            rows.append(convert_row(row))
+            row, repeated = convert_row(row)
+            rows.append(row)
+            n_repeated += repeated
         except UserError as reason:
             dropped[str(reason)] += 1
+    if n_repeated:
+        print(f"{n_repeated} rows repeated their prompt in their answers: taken off")
     for reason, n in dropped.items():
         print(f"{n} rows dropped: {reason}")
     if len({"chosen" in row for row in rows}) != 1:
