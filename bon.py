@@ -195,8 +195,8 @@ def main(cfg):
         outputs = [[decode(bundle.tokenizer, ids) for ids in group] for group in sampled]
         rewards, picks_of = [None] * len(rows), {policy: [range(cfg.n)] * len(rows)}
         if reward_model:
-            rewards = score_texts(reward_model, bundle.tokenizer, prompts, outputs, bundle.task.max_new_tokens,
-                                  cfg.no_eos_score)
+            rewards = score_texts(reward_model, bundle.tokenizer, prompts, outputs,
+                                  bundle.task.max_new_tokens, cfg.no_eos_score)
             picks_of[best_policy[0]] = [pick_best(cfg, r, start + i) for i, r in enumerate(rewards)]
         lines_of = run.state.setdefault("lines", {})        # of this split, by policy
         for name, picks in picks_of.items():

@@ -26,7 +26,7 @@ from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, Natural, arg, launch, setup
-from common.samples import KEY, known_task, print_table, read_all, run_name
+from common.samples import KEY, by_prompt, known_task, print_table, prompts_of, read_all, run_name
 from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
 
@@ -328,10 +328,11 @@ def embed_outputs(rows, encode):
     return embeddings.reshape(len(rows), len(rows[0]["outputs"]), -1)
 
 
-def summarise(measure, values):
-    """A measure in diversity.json: of values (n,) per input the Interval of their mean, of values (K,) across
-    inputs (mean, standard deviation or None).  nan is left out; None where all are."""
-    x = values[~np.isnan(values)]
+def summarise(measure, values, prompts):
+    """A measure in diversity.json: of values (n,) per input, of these prompts, the Interval of their mean, of
+    values (K,) across inputs (mean, standard deviation or None).  nan is left out; None where all are."""
+    x = values if measure.startswith("across_") else by_prompt(prompts, values)
+    x = x[~np.isnan(x)]
     if len(x) == 0:
         return None
     if measure.startswith("across_"):
@@ -356,7 +357,8 @@ def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
         raise UserError(f"{run_name(key)}: {error}, though its field task says {known_task(rows)}") from None
     undefined = {m: int(np.isnan(x).sum()) for m, x in measures.items() if np.isnan(x).any()}
     line = dict(zip(KEY, key)) | {"inputs": len(rows), "outputs": len(rows[0]["outputs"])}
-    return line | {m: summarise(m, x) for m, x in measures.items()} | {"undefined": undefined}
+    line |= {measure: summarise(measure, x, prompts_of(rows)) for measure, x in measures.items()}
+    return line | {"undefined": undefined}
 
 
 def main(cfg):

@@ -23,7 +23,8 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
-from common.samples import KEY, known_task, list_of_hashes, matched, print_table, read_all, run_name
+from common.samples import (KEY, by_prompt, known_task, list_of_hashes, matched, print_table, prompts_of,
+                            read_all, run_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from common.tokenizer import load_tokenizer
 from reward import score
@@ -43,15 +44,11 @@ class Config(Common):
 
 def wins(scores, opponents):
     """Fraction of pairs won, ties halved: (n,), one rate per prompt.  scores: (n, K) of n prompts' outputs;
-    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt."""
+    opponents: (n, J).  Every output of a prompt meets every opponent of that prompt: with the reference alone
+    the paper's preference versus reference."""
     scores, opponents = np.asarray(scores, dtype=float), np.asarray(opponents, dtype=float)
     margin = scores[:, :, None] - opponents[:, None, :]                             # (n, K, J)
     return ((margin > 0) + 0.5 * (margin == 0)).mean(axis=(1, 2))
-
-
-def win_rate(scores, opponents):
-    """`wins` as an Interval over prompts: with J = 1 the paper's preference versus reference."""
-    return rate_interval(wins(scores, opponents))
 
 
 def generalisation_gap(in_distribution, out_of_distribution):
@@ -59,9 +56,10 @@ def generalisation_gap(in_distribution, out_of_distribution):
     return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
 
 
-def length_controlled(won, longer, prior_sd=3.0):
+def length_controlled(won, longer, prompts=None, prior_sd=3.0):
     """The win rate if outputs were as long as what they meet, as an Interval over prompts.  won: (n, K) in
-    [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer.
+    [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer; prompts: (n,), what
+    they are, if some may be the same.
 
     log odds of a win = theta + phi tanh(longer / sd of longer); the rate is that of theta (Dubois et al.
     2024, AlpacaEval 2, without the difficulty of its own instructions).  The most probable theta and phi
@@ -71,13 +69,16 @@ def length_controlled(won, longer, prior_sd=3.0):
     won, longer = np.asarray(won, dtype=float), np.asarray(longer, dtype=float)
     if not longer.min() <= 0 <= longer.max():
         return None
-    n, sd = len(won), longer.std()
+    _, row_of = np.unique(np.arange(len(won)) if prompts is None else prompts, return_inverse=True)
+    n, sd = row_of.max() + 1, longer.std()
+    weight = (1 / np.bincount(row_of))[row_of]      # a prompt counts once
     x = np.stack((np.ones(won.shape), np.tanh(longer / sd) if sd > 0 else np.zeros(won.shape)), axis=-1)
     weights = np.zeros(2)       # theta, phi
     for _ in range(50):         # Newton's method; concave, so it converges
         p = 1 / (1 + np.exp(-(x @ weights)))                                        # (n, K)
-        gradient = np.einsum("nk,nkd->nd", won - p, x)                              # of each prompt
-        hessian = np.einsum("nk,nkd,nke->de", p * (1 - p), x, x) + np.eye(2) / prior_sd ** 2
+        gradient = np.zeros((n, 2))                                                 # of each prompt
+        np.add.at(gradient, row_of, np.einsum("n,nk,nkd->nd", weight, won - p, x))
+        hessian = np.einsum("n,nk,nkd,nke->de", weight, p * (1 - p), x, x) + np.eye(2) / prior_sd ** 2
         step = np.linalg.solve(hessian, gradient.sum(axis=0) - weights / prior_sd ** 2)
         weights += step / max(1, abs(step).max() / 2)
         if abs(step).max() < 1e-9:
@@ -168,12 +169,12 @@ def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table.  scores: {key of a run: (scores of outputs, of references)}; judge_hash:
     weights_hash of the reward model that judges, or None.  pass_at_k, k = 1, 2, 4, ...: how often at least
     one of k outputs is at least as good as the reference.  A run without references has no rate: None."""
-    per_prompt = {key: wins(*scores[key]) for key, rows in runs.items()
+    per_prompt = {key: by_prompt(prompts_of(rows), wins(*scores[key])) for key, rows in runs.items()
                   if all(row["reference"].strip() for row in rows)}
     lines = []
     for key, rows in runs.items():
         line = dict(zip(KEY, key)) | {
-            "prompts": len(rows), "rate": None, "length_controlled": None, "gap": None,
+            "prompts": len(set(prompts_of(rows))), "rate": None, "length_controlled": None, "gap": None,
             "score": float(np.mean(scores[key][0])),
             "unfinished": 1 - float(np.mean([f for row in rows for f in row["finished"]])),
             "judge_is_trained_against": any(judge_hash in list_of_hashes(row.get("trained_against"))
@@ -185,7 +186,7 @@ def win_rates(runs, scores, judge_hash):
             if home is not None and key[3] != "test":
                 line["gap"] = generalisation_gap(home, per_prompt[key])
             for k in (2 ** i for i in range(good.shape[1].bit_length())):
-                line[f"pass_at_{k}"] = rate_interval(pass_at_k(good, k))
+                line[f"pass_at_{k}"] = rate_interval(by_prompt(prompts_of(rows), pass_at_k(good, k)))
         lines.append(line)
     return lines
 
@@ -194,7 +195,8 @@ def at_equal_length(rows, scores, references):
     """`length_controlled` of the outputs against the first reference, by characters."""
     outputs, first = np.asarray(scores, dtype=float), np.asarray(references, dtype=float)[:, :1]
     longer = [[len(text) - len(row["reference"]) for text in row["outputs"]] for row in rows]
-    return length_controlled((outputs > first) + 0.5 * (outputs == first), longer)
+    return length_controlled((outputs > first) + 0.5 * (outputs == first), longer,
+                             prompts_of(rows))
 
 
 def head_to_head(runs, scores):
@@ -208,7 +210,8 @@ def head_to_head(runs, scores):
             lines.append(dict(zip(KEY, a)) | {
                 "against": b[0], "against_temperature": b[1], "prompts": len(both),
                 "missing": len(runs[a]) + len(runs[b]) - 2 * len(both),
-                "rate": win_rate(of_a, of_b) if both else None})
+                "rate": rate_interval(by_prompt(prompts_of(runs[a][i] for i, _ in both), wins(of_a, of_b)))
+                if both else None})
     return lines
 
 
@@ -217,10 +220,11 @@ def rouge_means(runs):
     no letter a-z and no digit."""
     lines = []
     for key, rows in runs.items():
-        line = dict(zip(KEY, key)) | {"prompts": len(rows)} | dict.fromkeys(ROUGE)
+        line = dict(zip(KEY, key)) | {"prompts": len(set(prompts_of(rows)))} | dict.fromkeys(ROUGE)
         if all(rouge_tokens(row["reference"]) for row in rows):
             found = [[rouge(text, row["reference"]) for text in row["outputs"]] for row in rows]
-            line |= {m: mean_interval([np.mean([x[m] for x in of_row]) for of_row in found]) for m in ROUGE}
+            means = {m: [np.mean([x[m] for x in of_row]) for of_row in found] for m in ROUGE}
+            line |= {m: mean_interval(by_prompt(prompts_of(rows), x)) for m, x in means.items()}
         lines.append(line)
     return lines
 

@@ -395,8 +395,8 @@ def stop_if_broken(step, metrics, cfg, state, max_new_tokens):
     state["endless_steps"] = 0 if ends else state.get("endless_steps", 0) + 1
     if state["endless_steps"] == 20:
         raise UserError(f"step {step + 1}: for 20 steps hardly a response has ended within {max_new_tokens} "
-                        "tokens: the reward model likes length, or --model never learned to stop.  For a task "
-                        "without ends: --no-eos-score none")
+                        "tokens: the reward model likes length, or --model never learned to stop.  Where no "
+                        "text ends: --no-eos-score none")
 
 
 def main(cfg):

@@ -113,8 +113,8 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False)
         if n:
             print(f"{n} of {len(rows)} pairs left out: {why}", flush=True)
     if endless.any():
-        print(f"{endless[0]} chosen and {endless[1]} rejected responses of {len(rows) - n_long - n_same} pairs "
-              "have no end", flush=True)
+        print(f"{endless[0]} chosen and {endless[1]} rejected responses of {len(rows) - n_long - n_same} "
+              "pairs have no end", flush=True)
     return groups
 
 

@@ -38,7 +38,8 @@ Fraction = Annotated[float, Domain("a number from 0 to 1", lambda x: 0 <= x <= 1
 Mass = Annotated[float, Domain("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
 Frozen = Annotated[float, Domain("a number from 0 to 1, or -1 for the checkpoint's own",
                                  lambda x: x == -1 or 0 <= x <= 1)]
-OrNone = Annotated[number_or_none, Domain("a finite number, or none", lambda x: x is None or math.isfinite(x))]
+OrNone = Annotated[number_or_none, Domain("a finite number, or none",
+                                          lambda x: x is None or math.isfinite(x))]
 # below 0.01, logits divided by the temperature overflow and every sample would be the last token
 Temperature = Annotated[float, Domain("a number from 0.01 to 100", lambda x: 0.01 <= x <= 100)]
 

@@ -19,6 +19,8 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import UserError
 from common.files import loads, read_jsonl
 from common.prompts import instruction_prompt
@@ -94,7 +96,9 @@ def read_all(paths):
         for key, rows in read_runs(path).items():
             if key in runs:
                 raise UserError(f"{path}: {run_name(key)} was already read from another file")
-            runs[key] = rows
+            runs[key], n_prompts = rows, len(set(prompts_of(rows)))
+            if n_prompts < len(rows):
+                print(f"{path}: {len(rows)} rows, {n_prompts} different prompts: intervals are over these")
     return {key: runs[key] for key in sorted(runs, key=study_order)}
 
 
@@ -110,6 +114,22 @@ def matched(rows, others, names):
                 raise UserError(f"the id {rows[i]['id']!r} names one {field} in {names[0]} and another in "
                                 f"{names[1]}: they come from different data and cannot be compared")
     return pairs
+
+
+def prompts_of(rows):
+    return [row["prompt"] for row in rows]
+
+
+def by_prompt(prompts, values):
+    """(n,) values of n rows -> (m,) of their m different prompts, means over the rows of each.  Rows of one
+    prompt depend on each other: an interval over them would be too narrow.  nan is left out."""
+    number = {}         # of each prompt, in the order of rows
+    group = np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
+    values = np.asarray(values, dtype=float)
+    if len(number) == len(group):
+        return values
+    count = np.bincount(group, ~np.isnan(values))
+    return np.bincount(group, np.nan_to_num(values)) / np.where(count > 0, count, np.nan)
 
 
 def known_task(rows):

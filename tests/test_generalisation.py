@@ -10,7 +10,8 @@ import diversity
 import generalisation as G
 from common.errors import UserError
 from common.files import write_jsonl
-from conftest import call, well_told
+from common.samples import by_prompt
+from conftest import call, json_lines, well_told
 from tasks import synthetic
 
 
@@ -152,7 +153,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
 
 
 def test_a_policy_is_marked_where_it_was_trained_against_its_judge():
-    row = {"reference": "r", "outputs": ["o"]}
+    row = {"prompt": "p", "reference": "r", "outputs": ["o"]}
     runs = {("ppo", 1.0, 0, "test"): [row | {"trained_against": "abc", "finished": [True]}],
             ("sft", 1.0, 0, "test"): [row | {"trained_against": None, "finished": [False]}]}
     scores = dict.fromkeys(runs, ([[1.]], [[0.]]))
@@ -225,6 +226,32 @@ def test_interval_at_equal_length_holds_the_truth_near_1(p):
         held += low < p < high
     assert held >= 180
     assert G.length_controlled(np.ones((30, 1)), rng.normal(0, 50, (30, 1))).low < .95
+
+
+def test_repeated_prompts_count_once(tmp_path, capfd):
+    """The same prompts four times over are no evidence: every interval is that of the prompts once."""
+    def mixed(row):
+        return [row["reference"], row["reference"] if len(row["prompt"]) % 2 else " my cat .", " my cat ."]
+    once = json_lines(samples(tmp_path / "sft", "sft", "test", mixed))
+    found = {}
+    for times in (1, 4):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        rows = [row | {"id": f"{copy}-{row['id']}"} for copy in range(times) for row in once]
+        write_jsonl(folder / "samples.jsonl", rows)
+        G.main(G.Config(files=[str(folder / "samples.jsonl")], out=str(folder)))
+        diversity.main(diversity.Config(files=[str(folder / "samples.jsonl")], encoder="", out=str(folder)))
+        win, = json.loads((folder / "generalisation.json").read_text())["win_rate"]
+        varied, = json.loads((folder / "diversity.json").read_text())["results"]
+        found[times] = [*win["rate"], *win["length_controlled"], *win["pass_at_2"], win["prompts"],
+                        *varied["per_input_ead"], *varied["per_input_gold_diversity"], *varied["utility"]]
+    assert found[4] == pytest.approx(found[1])
+    assert f"{4 * len(once)} rows, {len(once)} different prompts" in capfd.readouterr().out
+
+
+def test_by_prompt_by_hand():
+    assert by_prompt(["a", "b", "a", "c"], [1., 2., 3., np.nan]).tolist() == pytest.approx([2., 2., np.nan], nan_ok=True)
+    assert by_prompt(["a", "b", "a"], [1., 2., np.nan]).tolist() == [1., 2.]
 
 
 def test_results_are_written_before_the_tables_that_a_reader_may_cut_off(tmp_path, monkeypatch):

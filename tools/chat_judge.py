@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import requests         # comes with tiktoken
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
@@ -28,8 +29,9 @@ from urllib3 import Retry
 from common.errors import UserError, first_line
 from common.files import loads, output_path, write_json
 from common.flags import Count, Flags, Natural, arg, launch
-from common.samples import KEY, interval_cell, matched, read_all, read_samples, run_name, run_table
+from common.samples import KEY, by_prompt, interval_cell, matched, read_all, read_samples, run_name, run_table
 from common.stats import rate_interval
+from splits import draw
 from tasks.paper import instruction_of
 
 OPENAI = "https://api.openai.com/v1"
@@ -42,7 +44,7 @@ class Config(Flags):
     files: list = arg(None, "sample files")
     judge_model: str = arg("gpt-4o", "name of the judging model at the endpoint")
     against: str = arg("", "sample file of the opponent, whose first outputs are taken; '': the references")
-    inputs: Natural = arg(0, "prompts judged of each file, from its start, one output each; 0: all")
+    inputs: Natural = arg(0, "prompts judged of each file, a draw with seed 0, one output each; 0: all")
     parameters: str = arg(PARAMETERS, "JSON sent with every request; newer models take max_completion_tokens "
                           "alone, and thousands of them if they reason first")
     cache: str = arg("chat_judge_cache.jsonl", "replies by request; never holds the key")
@@ -188,8 +190,9 @@ def cost(endpoint, pairs):
 def judge_run(endpoint, key, pairs, workers):
     """One line of chat_judge.json.  key: (policy, temperature, seed, split)."""
     points, no_verdict, refused = judge(endpoint, pairs, workers)
-    judged = [p for p in points if p is not None]
-    rate = list(rate_interval(judged)) if judged else [None] * 3
+    points = by_prompt([prompt for prompt, *_ in pairs], [np.nan if p is None else p for p in points])
+    judged = points[~np.isnan(points)]
+    rate = list(rate_interval(judged)) if len(judged) else [None] * 3
     return dict(zip(KEY, key)) | {"rate": rate, "prompts": len(judged), "no_verdict": no_verdict,
                                  "refused": refused}
 
@@ -201,7 +204,7 @@ def main(cfg):
         raise UserError("OPENAI_API_KEY is not set; a local endpoint without a key needs OPENAI_BASE_URL")
     endpoint = Endpoint(base, key, cfg.judge_model, cfg.cache, cfg.parameters)
     opponent = read_samples(cfg.against) if cfg.against else None
-    jobs = {run: pairs_of(rows[:cfg.inputs or None], opponent, run_name(run), cfg.against)
+    jobs = {run: pairs_of(draw(rows, cfg.inputs, run_name(run)), opponent, run_name(run), cfg.against)
             for run, rows in runs.items()}
     new, tokens = cost(endpoint, sum(jobs.values(), []))
     print(f"{new} requests to {endpoint.url} ({cfg.judge_model}), about {tokens:,} tokens sent; "

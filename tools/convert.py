@@ -85,7 +85,8 @@ def without_prompt(prompt, answers):
     repeated = bool(turn and all(answer.startswith(prompt) for answer in answers))
     if repeated and all(rest.startswith(ASSISTANT) for rest in rests):
         prompt, rests = prompt + ASSISTANT, [rest.removeprefix(ASSISTANT) for rest in rests]
-    return prompt, [re.sub(r"^\n*( (?! ))?", "", x.rstrip()) for x in (rests if repeated else answers)], repeated
+    answers = rests if repeated else answers
+    return prompt, [re.sub(r"^\n*( (?! ))?", "", answer.rstrip()) for answer in answers], repeated
 
 
 def common_beginning(chosen, rejected):
