@@ -116,6 +116,10 @@ class Task:
     def evaluation_splits(self):
         return [s for s in self.splits() if s == "test" or s.startswith("ood_")]
 
+    def sizes(self):
+        """{name: bytes} of the user's files that a run may read, by which a checkpoint knows them again."""
+        return {}
+
     def check_data(self):
         if self.synthetic and self.data:
             raise UserError(f"--task {self.name} takes no --data: it makes its own prompts")
@@ -166,6 +170,10 @@ class FolderTask(Task):
         paths = sorted(Path(self.data).iterdir(), reverse=True)
         return {path.name.removesuffix(".gz").removesuffix(".jsonl"): path for path in paths
                 if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file()}
+
+    def sizes(self):
+        names = (*self.splits(), "unlabeled", "preferences", "preferences_validation")
+        return {name: path.stat().st_size for name, path in self.files().items() if name in names}
 
     def splits(self):
         names = self.files()
@@ -283,7 +291,11 @@ def load_bundle(cfg, device):
     """The Bundle of the language model cfg.model.  Raises UserError as `pretrained.load` and `task_of` do."""
     model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
     use_threads(cfg, model)
-    return Bundle(model, load_tokenizer(saved["tokenizer"]), task_of(cfg, saved), saved)
+    task, sizes = task_of(cfg, saved), saved["args"].get("data_sizes", {})
+    other = [name for name, size in sizes.items() if task.sizes().get(name) != size]
+    if other:
+        print(f"{task.data}: {', '.join(other)} are not what {cfg.model} was trained beside", flush=True)
+    return Bundle(model, load_tokenizer(saved["tokenizer"]), task, saved)
 
 
 # ------------------------------------------------------------------------------------------------- the script

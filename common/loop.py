@@ -174,7 +174,7 @@ class Run:
             if value is not None and not math.isfinite(value):
                 raise UserError(f"{name} of the trained model is not finite: lower --lr. No checkpoint was "
                                 "written")
-        args = asdict(self.cfg) | args
+        args = asdict(self.cfg) | {"data_sizes": task.sizes()} | args
         save_checkpoint(self.path, dist.full_copy(model), spec, vars(task), args, metrics)
         self.finish()
 

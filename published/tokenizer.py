@@ -29,7 +29,9 @@ class Published:
             self.doubles_space = normalizer is not None and normalizer.normalize_str("a") != "a"
             self.eot_token, self.bos = spec["eos"], spec["bos"]
             self.ends = tuple(spec.get("ends", [self.eot_token]))
-            self.n_vocab = max([*tokenizer.get_vocab().values(), self.eot_token, self.bos or 0]) + 1
+            padding = _content(spec.get("kept", {}).get("tokenizer_config.json", {}).get("pad_token"))
+            used = [i for text, i in tokenizer.get_vocab().items() if text != padding]     # never in a text
+            self.n_vocab = max([*used, self.eot_token, self.bos or 0]) + 1
             self.letter = self.encode_ordinary("a")
             self.letter_text = tokenizer.decode(self.letter)
         except Exception as error:      # the library raises Exception itself

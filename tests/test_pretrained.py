@@ -241,6 +241,26 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(refs, tmp_path):
         P.load(str(folder))
 
 
+def test_a_padding_token_behind_the_embeddings_is_no_fault(refs, tmp_path):
+    """People add [PAD] without resizing; no text holds it.  As another token it would be one."""
+    folder = write(tmp_path, "gpt2", refs["models"]["gpt2"])
+    before = P.load(str(folder))[1]["tokenizer"]
+    for named in ({"pad_token": "[PAD]"}, {"mask_token": "[PAD]"}):
+        file = json.loads(before["json"])
+        file["model"]["vocab"]["[PAD]"] = 40
+        file["added_tokens"].append({"id": 40, "content": "[PAD]", "special": True, "single_word": False,
+                                     "lstrip": False, "rstrip": False, "normalized": False})
+        (folder / "tokenizer.json").write_text(json.dumps(file))
+        config = before["kept"]["tokenizer_config.json"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | named))
+        if "pad_token" in named:
+            saved = P.load(str(folder))[1]
+            assert 40 not in load_tokenizer(saved["tokenizer"]).encode_ordinary("a[PAD]")
+        else:
+            with pytest.raises(UserError, match="ids up to 40, its embeddings end at 39"):
+                P.load(str(folder))
+
+
 @pytest.mark.parametrize("damage", ["cut", "header", "pickle", "numbers", "missing", "extra"])
 def test_damaged_and_hostile_weights_get_one_line(damage, refs, tmp_path):
     ref = refs["models"]["gpt2"]

@@ -187,6 +187,10 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     scores, _ = reward_scores(rows, judge, load_tokenizer(saved["tokenizer"]), splits.task_from(saved["task"]))
     fixed = [[r if ends else -3. for r, ends in zip(s, row["finished"])] for s, row in zip(scores, rows)]
     assert [row["rewards"] for row in rows] == [pytest.approx(r, abs=1e-4) for r in fixed]
+    write(folder / "test.jsonl", [{"prompt": "POST: new\nTL;DR:", "reference": "cat"}])
+    bon.main(bon.Config(model=models["model"], n=2, splits="test", policy="again", **same))
+    (folder / "samples_again_test.jsonl").unlink()
+    assert f"{folder}: test are not what {models['model']} was trained beside" in capfd.readouterr().out
     assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon")
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
