@@ -11,7 +11,9 @@ from the SFT model, and its outputs are shifted and scaled to mean 0 and standar
 responses.  Here the shift and the scale are folded into the head's weight and bias, so nothing downstream has
 to know them.
 """
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -85,37 +87,42 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False)
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
     prompts = encode_prompts(tokenizer, list(by_prompt), max_prompt_len, "preference prompts")
-    groups, n_same, n_long, endless = [], 0, 0, np.zeros(2, int)       # endless: chosen, rejected
-    for prompt, pairs in zip(prompts, by_prompt.values()):
-        group, place = Group(prompt, [], [], []), {}    # place: {(text, finished): where in responses}
-        for row in pairs:
-            both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
-            ids = [encode_response(tokenizer, text, max_new_tokens, finished) for text, finished in both]
-            ends = [response[-1] == tokenizer.eot_token for response in ids]
-            if not keep_cut and any(finished and not end for (_, finished), end in zip(both, ends)):
-                n_long += 1
-                continue
-            for key, response in zip(both, ids):
-                if key not in place:
-                    place[key] = len(place)
-                    group.responses.append(response)
-            if ids[0] == ids[1]:
-                n_same += 1
-                continue
-            endless += np.logical_not(ends)
-            won, lost = (place[key] for key in both)
-            group.pairs.append((won, lost))
-            group.gaps.extend([row["gap"]] if "gap" in row else [])
-        if group.pairs:
-            groups.append(group)
-    for n, why in ((n_long, f"a response is longer than {max_new_tokens} tokens (--keep-cut learns it cut)"),
-                   (n_same, "their two responses are the same")):
-        if n:
-            print(f"{n} of {len(rows)} pairs left out: {why}", flush=True)
-    if endless.any():
-        print(f"{endless[0]} chosen and {endless[1]} rejected responses of {len(rows) - n_long - n_same} "
+    encode = partial(encode_response, tokenizer, limit=max_new_tokens)
+    counts = Counter()
+    groups = [make_group(prompt, of_prompt, encode, tokenizer.eot_token, keep_cut, counts)
+              for prompt, of_prompt in zip(prompts, by_prompt.values())]
+    for what, why in (("long", f"a response is longer than {max_new_tokens} tokens (--keep-cut learns it cut)"),
+                      ("same", "their two responses are the same")):
+        if counts[what]:
+            print(f"{counts[what]} of {len(rows)} pairs left out: {why}", flush=True)
+    if counts["chosen"] or counts["rejected"]:
+        print(f"{counts['chosen']} chosen and {counts['rejected']} rejected responses of {counts['kept']} "
               "pairs have no end", flush=True)
-    return groups
+    return [group for group in groups if group.pairs]
+
+
+def make_group(prompt, rows, encode, eos, keep_cut, counts):
+    """The Group of one prompt (ids).  encode: text, finished -> ids.  Adds to counts: pairs left out (`long`,
+    `same`) and `kept`, and of these the `chosen` and `rejected` responses without an end."""
+    group, place = Group(prompt, [], [], []), {}        # place: {(text, finished): where in responses}
+    for row in rows:
+        both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
+        ids = [encode(text, finished=finished) for text, finished in both]
+        endless = [response[-1] != eos for response in ids]
+        if not keep_cut and any(finished and no_end for (_, finished), no_end in zip(both, endless)):
+            counts["long"] += 1
+            continue
+        for key, response in zip(both, ids):
+            if key not in place:
+                place[key] = len(place)
+                group.responses.append(response)
+        if ids[0] == ids[1]:
+            counts["same"] += 1
+            continue
+        group.pairs.append((place[both[0]], place[both[1]]))
+        group.gaps.extend([row["gap"]] if "gap" in row else [])
+        counts.update(kept=1, chosen=endless[0], rejected=endless[1])
+    return group
 
 
 def cut_group(group):
@@ -136,20 +143,25 @@ def cut_group(group):
     return parts
 
 
-def comparisons(cfg, bundle):
-    """(train Groups, held-out Groups) of a task: from a synthetic task's annotators, or from files.  Without
-    a file of held-out preferences a tenth of the prompts is drawn: of the prompts, not of the pairs, because
-    pairs of one prompt would leak."""
-    task, tokenizer = bundle.task, bundle.tokenizer
+def preference_rows(cfg, bundle):
+    """(rows to learn from, held-out rows or None): from a synthetic task's annotators, or from files."""
+    task = bundle.task
     if task.synthetic:
-        rows, held_out_rows = annotators.preferences(cfg, bundle)
-    else:
-        if cfg.typicality:
-            raise UserError("--typicality: only a synthetic task has annotators whose taste can be set")
-        rows, held_out_rows = task.preferences(), task.preferences(validation=True)
-        if not rows:
-            raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are "
-                            "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
+        return annotators.preferences(cfg, bundle)
+    if cfg.typicality:
+        raise UserError("--typicality: only a synthetic task has annotators whose taste can be set")
+    rows = task.preferences()
+    if not rows:
+        raise UserError(f"--data {task.data}: no preferences.jsonl, whose lines are "
+                        "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
+    return rows, task.preferences(validation=True)
+
+
+def comparisons(cfg, bundle):
+    """(train Groups, held-out Groups) of a task.  Without a file of held-out preferences a tenth of the prompts
+    is drawn: of the prompts, not of the pairs, because pairs of one prompt would leak."""
+    task, tokenizer = bundle.task, bundle.tokenizer
+    rows, held_out_rows = preference_rows(cfg, bundle)
     known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows or []}
     if known:
         print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "

@@ -22,7 +22,7 @@ BLUE, RED, PURPLE, SKY = "#0072B2", "#D55E00", "#CC79A7", "#56B4E9"    # red is 
 DARK = {ORANGE: "#8A5F00"}      # for letters, where the colour is too light
 STYLE = {"SFT": (BLUE, "o"), "best-of-16": (ORANGE, "s"), "best-of-N": (ORANGE, "s"), "PPO": (RED, "D"),
          "PPO, k2 in the reward": (SKY, "p"), "DPO": (GREEN, "^"), "IPO": (GREEN, "v"), "RLOO": (PURPLE, "P"),
-         "GRPO": (BLACK, "X")}
+         "GRPO": (BLACK, "X"), "optimum": (GREY, "*")}
 
 
 # ------------------------------------------------------------------------------------------------- the pieces
@@ -80,7 +80,8 @@ LABELS = {  # point of the frontier: where its label stands, in points beside it
     ("PPO", 0.0): (8, -10), ("PPO", 0.03): (-52, -12), ("PPO", 0.1): (8, 8), ("PPO", 0.3): (8, 2),
     ("PPO", 1.0): (9, 2), ("DPO", 0.1): (-42, 8), ("DPO", 0.3): (7, 8), ("GRPO", 0.03): (-58, -10),
     ("SFT", 0.05): (-4, 9), ("SFT", 0.2): (-14, 9), ("SFT", 0.7): (-12, -15), ("SFT", 1.0): (8, -3),
-    ("best-of-N", 1): (-44, -14), ("PPO, k2 in the reward", 5.0): (-44, -12)}
+    ("best-of-N", 1): (-44, -14), ("optimum", 0.1): (-44, 6), ("optimum", 0.3): (8, 4),
+    ("optimum", 1.0): (8, 4), ("PPO, k2 in the reward", 5.0): (-44, -12)}
 
 
 def draw_frontier(figure, results):

@@ -22,14 +22,14 @@ from diversity import embed_outputs, embedding_diversity, good_measures, lexical
 from generalisation import gold_scores, pass_at_k, reward_scores, wins
 from generate import generate
 from splits import decode, encode_prompts, encode_response
+from study import optimum
 from study.measures import encoder_and_vocabulary, load_with_task
-from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, ON_ALL_SETS, PASS_AT, PASS_AT_OF, QUALITY, SETS,
-                         SFT_TEMPERATURES, TRAINED)
+from study.names import (BEST_OF, BETA, BETAS, DIVERSITY, K2, NO_EOS_SCORE, ON_ALL_SETS, PASS_AT, PASS_AT_OF,
+                         QUALITY, SETS, SFT_TEMPERATURES, TRAINED)
 from tasks import synthetic
 
-NO_EOS_SCORE = -3.              # as in ppo.py and bon.py
 KEPT = 8                        # independent best-of-N outputs of a prompt
-BEST, SFT = "best-of-N", "SFT"  # two curves of the frontier; the others are TRAINED's
+BEST, SFT, OPTIMUM = "best-of-N", "SFT", "optimum"      # curves of the frontier; the others are TRAINED's
 
 
 # ------------------------------------------------------------------------------------------------- the stages
@@ -83,6 +83,7 @@ def measure(here):
         if curve.startswith("PPO"):         # what the paper says of beta
             line["embedding"] = per_input(embed_outputs(rows, encode), embedding_diversity).tolist()
         lines.append(line)
+    lines += [{"curve": OPTIMUM} | point for point in optimum.points(here)]
     for policy in ("sft", *ON_ALL_SETS):
         folder = here / (f"t{QUALITY:g}" if policy in ("sft", "ppo") else "all_sets")
         sets[policy] = {split: measure_set(read_samples(sample_path(folder, policy, split)))
@@ -151,6 +152,8 @@ def points_of(seeds):
     lines, points = [{(x["curve"], x["knob"]): x for x in seed["points"]} for seed in seeds], {}
     for key, first in lines[0].items():
         point = {m: np.array([seed[key][m] for seed in lines]) for m in first if m not in ("curve", "knob")}
+        if key[0] == OPTIMUM and not optimum.enough(point):
+            continue
         # an estimate of a KL near 0 may lie below it
         root_kl = [[max(0., kl) ** .5] * point["wins"].shape[1] for kl in point["kl"].tolist()]
         points[key] = point | {"root_kl": np.array(root_kl)}
@@ -180,7 +183,8 @@ def vs(point, others, x, y):
 def point_numbers(points, curve, knob):
     """One point of the frontier in results.json."""
     point = points[curve, knob]
-    sft, best, ppo = ([p for key, p in points.items() if key[0] == name] for name in (SFT, BEST, "PPO"))
+    sft, best, ppo, most = ([p for key, p in points.items() if key[0] == name]
+                            for name in (SFT, BEST, "PPO", OPTIMUM))
     line = {"curve": curve, "knob": knob, "kl": float(np.mean(point["kl"])),
             "length": float(np.mean(point["length"])),
             **{m: over_seeds(point[m], rate=m in RATES) for m in (*MEANS, *RATES)}}
@@ -191,6 +195,9 @@ def point_numbers(points, curve, knob):
         line["good_kept_vs_bon"] = vs(point, best, "gold_reward", "good_gold_diversity")
         # over the root of KL, in which reward is nearly straight (Gao et al. 2022)
         line["gained_vs_bon"] = vs(point, best, "root_kl", "gold_reward")
+    if most and curve in (*TRAINED, BEST):      # beta means the same in PPO and RLOO alone, KL everywhere
+        line["kept_vs_optimum"] = vs(point, most, "root_kl", "gold_diversity")
+        line["gained_vs_optimum"] = vs(point, most, "root_kl", "gold_reward")
     if curve in TRAINED and curve != "PPO":
         line["kept_vs_ppo"] = vs(point, up_from_best(ppo), "gold_reward", "gold_diversity")
     return line
@@ -203,7 +210,8 @@ def up_from_best(ppo):
 
 
 def numbers(folder, seeds):
-    """What results.json holds of this question: `frontier`, `beta`: what another KL coefficient changes,
+    """What results.json holds of this question: `frontier`; `optimum` and `shares`: what the objective itself
+    asks for; `beta`: what another KL coefficient changes,
     `sets`: the methods on all test sets, `pass_at_k`."""
     read = [{name: json.loads((folder / f"seed{seed}" / "synthetic" / f"{name}.json").read_text())
              for name in ("frontier", "pass_at_k")} for seed in seeds]
@@ -212,7 +220,13 @@ def numbers(folder, seeds):
     def change(curve, beta, other, *measures):
         return {m: over_seeds(points[curve, beta][m] - points[curve, other][m]) for m in measures}
     of_beta = "wins", "ead", "embedding", "gold_diversity"
+    same_beta = [(curve, beta) for curve in ("PPO", "RLOO") for beta in TRAINED[curve]
+                 if (OPTIMUM, beta) in points]
     return {"frontier": [point_numbers(points, *key) for key in points],
+            "optimum": optimum.numbers(folder, seeds),
+            "shares": [{"curve": curve, "beta": beta} | optimum.shares(
+                points[SFT, DIVERSITY], points[OPTIMUM, beta], points[curve, beta])
+                for curve, beta in same_beta],
             "beta": {"no penalty": change("PPO", 0., BETA, "reward", "gold_reward"),
                      "larger": change("PPO", BETAS[-1], BETA, *of_beta),
                      "larger, k2": change("PPO, k2 in the reward", K2[-1], K2[0], *of_beta)},

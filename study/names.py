@@ -20,6 +20,8 @@ METHODS = {"dpo": (0.1, 0.3, 1.0), "ipo": (0.1,), "rloo": (0.1, 0.3), "grpo": (0
 # chosen on validation prompts, with seeds that no result is reported of; PPO keeps the rate of the frozen
 # recipe, which came out .02 in gold reward below the best of three
 LEARNING_RATES = {"ppo": 1e-3, "dpo": 5e-4, "ipo": 5e-4, "rloo": 3e-3, "grpo": 1e-3}
+OPTIMUM_BETAS = (0.1, 0.2, 0.3, 0.5, 1.0, 3.0)  # of the policy that maximises the objective itself
+NO_EOS_SCORE = -3.      # of an output that did not end, as in ppo.py and bon.py
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 PASS_AT = BEST_OF
 PASS_AT_OF = ("base", "sft", "ppo", "ppo_b0.3")         # policies whose pass@k is measured

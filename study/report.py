@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diversity
+from bon import FEW
 from common.errors import UserError
 from common.files import atomic_write
 from common.flags import Flags, arg, launch
@@ -17,6 +18,7 @@ from common.stats import Interval
 from study import proxies
 from study.claims import ENOUGH_SEEDS, OURS, SMALL
 from study.names import BETA, DIVERSITY, NOISE_OF, POLICIES, QUALITY, SETS, TRAINED, short
+from study.optimum import SHARED
 from study.pipeline import ROOT
 
 START, END = "<!-- results -->\n", "<!-- /results -->"
@@ -101,7 +103,7 @@ def results_md(results):
     toy = "  TOY SIZES (--quick): these are not results." if settings["quick"] else ""
     parts = [sets_part, diversity_part, claims_part]
     if "frontier" in results:
-        parts += [frontier_part, methods_part, kinds_part]
+        parts += [frontier_part, *[optimum_part] * ("optimum" in results), methods_part, kinds_part]
     parts += [reward_part] + [shift_part] * ("shift" in results)
     return sections(
         "# Results",
@@ -160,9 +162,11 @@ def frontier_part(results):
     against = {"wins_vs_sft": "win rate - SFT's at equal diversity",
                "kept_vs_bon": "diversity - best-of-N's at equal gold reward",
                "gained_vs_bon": "gold reward - best-of-N's at equal KL",
-               "kept_vs_ppo": "diversity - PPO's at equal gold reward"}
+               "kept_vs_ppo": "diversity - PPO's at equal gold reward",
+               "kept_vs_optimum": "diversity - the optimum's at equal KL",
+               "gained_vs_optimum": "gold reward - the optimum's at equal KL"}
     yield "## 4. The frontier: quality against diversity"
-    yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last four columns compare "
+    yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last columns compare "
            "with a point between those of another curve; \\* where that does not reach so far and its end "
            "was taken.  KL is in nats from SFT, of best-of-N its bound.")
     yield "![The frontier](frontier.png)"
@@ -171,12 +175,28 @@ def frontier_part(results):
          *(versus(x.get(m)) for m in against)] for x in results["frontier"]])
 
 
+def optimum_part(results):
+    yield "## 5. What the objective itself asks for"
+    yield ("The optimum of E[r] - β KL, with the reward model's r: SFT's samples with weights exp(r / β).  "
+           f"Pools whose effective sample size is at most {FEW} (median over prompts) say too little and are "
+           "left out of the frontier; rows of one β show how the numbers move as pools grow.")
+    columns = {"kl": "KL", "reward": "reward", "gold_reward": "gold reward", **SHARED}
+    yield table(["β", "pool", "effective size", *columns.values()], [
+        [f"{x['beta']:g}", f"{x['pool']:,}", f"{x['size']:.0f}", *(interval(x[m]) for m in columns)]
+        for x in results["optimum"]])
+    yield ("How much of a method's loss of diversity against SFT the optimum at the same β loses too "
+           "(`asked`), where β means the same; for the others the frontier compares at equal KL.")
+    yield table(["method", "β", "of", "lost", "asked", "asked / lost"], [
+        [x["curve"], f"{x['beta']:g}", title, signed(x[m]["lost"]), signed(x[m]["asked"]),
+         interval(x[m]["share"])] for x in results["shares"] for m, title in SHARED.items()])
+
+
 def methods_part(results):
     names = POLICIES | {files[BETA]: curve for curve, files in TRAINED.items()}
     rows = by(results["sets"], "policy", "split")
     titles = {"wins": "win rate", "wins_minus_ppo": "win rate - PPO's",
               "ungrammatical": "ungrammatical clauses"}
-    yield "## 5. The methods out of distribution"
+    yield "## 6. The methods out of distribution"
     yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of "
            "ungrammatical clauses in an output, of which fewer is better.")
     yield table(["", "policy", *map(short, SETS)], [
@@ -190,7 +210,7 @@ def kinds_part(results):
              "narrowing": "narrower choice of good ones"}
     passed = by(results["pass_at_k"], "policy", "k")
     ks = list(dict.fromkeys(k for _, k in passed))
-    yield "## 6. What kind of diversity is lost"
+    yield "## 7. What kind of diversity is lost"
     yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
            "SFT's bad outputs add to its diversity, and the choice among good outputs becomes narrower.  "
            "pass@k: how often one of k outputs is good.")
@@ -205,7 +225,7 @@ def kinds_part(results):
 
 
 def reward_part(results):
-    yield "## 7. The reward model"
+    yield "## 8. The reward model"
     yield "How often it ranks two outputs to one prompt as the gold reward does."
     yield by_noise_and_policy(by(results["ranked_rightly"], "task", "policy", "split"), map(short, SETS),
                               SETS)
@@ -214,7 +234,7 @@ def reward_part(results):
 def shift_part(results):
     def shifted(e):
         return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], floor {e['floor']:.3f}"
-    yield "## 8. The shift and the measures of diversity"
+    yield "## 9. The shift and the measures of diversity"
     yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a "
            "classifier's area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's "
            "win rate minus SFT's.")

@@ -25,13 +25,13 @@ from common.flags import Common, setup
 from common.samples import read_samples, sample_path
 from methods import dpo, grpo
 from splits import synthetic_task
-from study import frontier, measures, proxies, shift
+from study import frontier, measures, optimum, proxies, shift
 from study.names import (BETA, BEST_OF, DIVERSITY, LEARNING_RATES, METHODS, ON_ALL_SETS, PASS_AT, PASS_AT_OF,
                          QUALITY, SFT_TEMPERATURES, TRAINED)
 from study.pipeline import Stage
 
 # of the stages below: raise it when a change of code changes what a stage leaves
-RECIPE = 1
+RECIPE = 2
 # of the layers, with the embeddings, in SFT, as in PPO and the other methods (the paper: 0.8, in every
 # stage). Without it SFT pushes the embeddings of all words that it does not meet in one direction, because
 # the head is the same matrix.  The reward model trains all layers: it judges better, and its head pushes no
@@ -53,6 +53,7 @@ class Recipe:
     batch_size: int = 64        # rollouts of a batch
     pool: int = 64              # scored samples a prompt for best-of-16
     shift_prompts: int = 500    # prompts a side of the measures of shift
+    optimum_pool: int = 8192    # samples a prompt that stand for the optimum's
     content_sets: int = 40      # sets of outputs in the content test of the diversity measures
     quick: bool = False         # toy sizes: a check of the code, not a result
     device: str = "auto"
@@ -64,7 +65,7 @@ class Recipe:
 
 
 QUICK = Recipe(inputs=12, base_rows=1024, sft_rows=256, prompts=64, held_out=24, ppo_steps=3, batch_size=16,
-               pool=32, shift_prompts=64, content_sets=10, quick=True)
+               pool=32, shift_prompts=64, optimum_pool=512, content_sets=10, quick=True)
 
 
 class Trial:
@@ -229,8 +230,10 @@ def full_stages(t, with_shift):
     drawn = tuple(f"best_of/samples_bon{n}_test.jsonl" for n in BEST_OF)
     return [*(stage(name, *of_name) for name, of_name in trained.items()), *([far] * with_shift),
             _stage(t, "best_of", ("reward",), drawn, 55, best_of),
-            _stage(t, "frontier", ("sample", "match", "best_of", *trained), ("frontier.json",), 100,
-                   partial(frontier.measure, t.here)),
+            _stage(t, "optimum", ("reward",), ("optimum.json",), 500,
+                   partial(optimum.measure, t.here, t.seed, t.recipe.inputs, t.recipe.optimum_pool)),
+            _stage(t, "frontier", ("sample", "match", "best_of", "optimum", *trained), ("frontier.json",),
+                   100, partial(frontier.measure, t.here)),
             _stage(t, "proxies", ("sample", "match", *trained), ("conditions.json",), 35,
                    partial(proxies.measure, t.here, t.recipe.content_sets)),
             _stage(t, "pass_at_k", PASS_AT_OF[2:], ("pass_at_k.json",), 20, t.sample_many)]

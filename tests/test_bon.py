@@ -52,3 +52,26 @@ def test_a_pool_is_sampled_for_a_reward_model_only_and_that_needs_different_samp
                         (dict(pool=64, independent=True), "256 samples are needed")):
         with pytest.raises(UserError, match=says):
             bon.pool_size(bon.Config(reward="r.pt", **wrong))
+
+
+def test_soft_draws_on_a_space_that_can_be_listed():
+    """Four responses with chances ref and rewards r: weights, KL and pairs of a pool are those of pi* =
+    ref exp(r / beta) / Z, known exactly; small beta is the best of the pool, large beta the reference."""
+    ref, r, beta = np.array([.5, .3, .15, .05]), np.array([0., 1., .5, 2.]), .7
+    best = ref * np.exp(r / beta) / (ref * np.exp(r / beta)).sum()
+    kl, reward = (best * np.log(best / ref)).sum(), (best * r).sum()
+    pool = np.random.default_rng(0).choice(4, 200_000, p=ref)
+    weights = bon.soft_weights(r[pool], beta)
+    assert np.bincount(pool, weights) == pytest.approx(best, abs=.005)
+    assert weights @ r[pool] == pytest.approx(reward, abs=.01)
+    assert bon.soft_kl(weights) == pytest.approx(kl, abs=.01)
+    # the formula in its docstring
+    assert bon.soft_kl(weights) == pytest.approx(weights @ r[pool] / beta - np.log(np.exp(r[pool] / beta).mean()))
+    assert bon.effective_size(np.full(8, 1 / 8)) == pytest.approx(8) and bon.effective_size(np.eye(3)[0]) == 1
+    for independent in (False, True):
+        picks, size, _ = bon.soft_best_of_n(r[pool], beta, 2000, np.random.default_rng(1), independent)
+        assert np.bincount(pool[picks]) / 2000 == pytest.approx(best, abs=.05)
+        assert len(set(picks // 100)) == 2000 or not independent
+        assert size == pytest.approx(len(pool) / (2000 if independent else 1) / (best ** 2 / ref).sum(), rel=.1)
+    assert pool[bon.soft_best_of_n(r[pool], 1e-3, 50, np.random.default_rng(1))[0]].tolist() == [3] * 50
+    assert bon.soft_kl(bon.soft_weights(r[pool], 1e6)) == pytest.approx(0, abs=1e-9)
