@@ -30,6 +30,7 @@ from generalisation import at_equal_length, reward_scores, rouge, wins
 from study.measures import load_with_task
 from study.pipeline import ROOT, Stage, run_stages
 from study.report import how_to_read, interval, sections, table
+from tasks import paper
 
 SCRIPTS = ("sft", "reward", "ppo", "bon")
 NOT_KNOWN = Interval(np.nan, None, None)
@@ -177,6 +178,8 @@ def run_study(cfg):
         raise UserError(f"--seeds {cfg.seeds}: without --judge-data the judge is another seed's reward "
                         "model, so 2 are needed")
     device, _ = setup(cfg)
+    for source in paper.sources(cfg.task) if cfg.task in paper.TASKS else ():
+        source.rows(cfg.data)       # now, or one that cannot be had would stop the study after hours
     out = Path(cfg.out)
     run_stages(plan(cfg), out, cfg.jobs)
     results = results_of(cfg, device)

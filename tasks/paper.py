@@ -93,6 +93,13 @@ TASKS = {  # name: its out-of-distribution splits
     "tldr-sentiment": ["ood_sentiment"], "alpaca": ["ood_alpaca_eval", "ood_sequential"]}
 
 
+def sources(task):
+    """What a task reads.  A study asks for all of it before it trains."""
+    if task == "alpaca":
+        return [*ALPACA.values(), ALPACA_PREFERENCES]
+    return [*TLDR.values(), *COMPARISONS.values(), *([CNN] if task == "tldr" else [])]
+
+
 def splits(task):
     """Names of a task's splits.  `unlabeled` has prompts for PPO, with or without answers."""
     return ["train", "validation", "test", *TASKS[task], *(["unlabeled"] if task == "alpaca" else [])]

@@ -10,6 +10,7 @@ import pytest
 import ppo
 from common.errors import UserError
 from common.tokenizer import build_tokenizer, load_tokenizer
+from conftest import refused
 from splits import Bundle, PaperTask, task_of
 from tasks import paper
 
@@ -144,6 +145,8 @@ def test_a_missing_copy_says_where_it_should_lie(local):
     (local / "alpaca_eval" / "eval.jsonl").unlink()
     with pytest.raises(UserError, match="alpaca_eval: no eval.jsonl"):
         task_from("alpaca", local).rows("ood_alpaca_eval")
+    # a study asks for it before it trains for hours
+    refused(local, "reproduce", "--task", "alpaca", "--data", local, says="alpaca_eval: no eval.jsonl")
 
 
 def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
@@ -165,13 +168,30 @@ def test_the_hub_is_asked_for_the_paper_s_data_sets(monkeypatch):
         task_from("tldr").rows("test")
 
 
-def test_a_folder_of_parquet_files_by_configuration_is_read(tmp_path):
-    """The layout of refs/convert/parquet, as a folder that `datasets` itself reads."""
-    for config, answer in (("a", "1"), ("b", "2")):
-        (tmp_path / config / "sft").mkdir(parents=True)
-        file = tmp_path / config / "sft/0000.parquet"
-        datasets.Dataset.from_list([{"output": answer}]).to_parquet(str(file))
-    assert paper.Source(str(tmp_path), ("sft",), "b", paper.PARQUET).rows() == [{"output": "2"}]
+@pytest.mark.parametrize("name", ["tldr", "alpaca"])
+def test_every_source_is_read_in_the_hub_s_layout(name, local, tmp_path_factory, monkeypatch):
+    """By the real `datasets`, from a mirror: refs/convert/parquet is folders by configuration and split, of
+    which another configuration is a trap; other data sets have files by split, or name them in README.md."""
+    mirror = tmp_path_factory.mktemp("mirror")
+    for source in paper.sources(name):
+        file, rows = mirror / source.name, datasets.Dataset.from_list(source.rows(local))
+        found = next(s for s in reversed(source.split) if any(local.glob(f"{file.name}/**/{s}.jsonl")))
+        if source.revision == paper.PARQUET:
+            for config, some in ((source.config, rows), ("another", datasets.Dataset.from_list([{"x": 1}]))):
+                (file / config / found).mkdir(parents=True, exist_ok=True)
+                some.to_parquet(str(file / config / found / "0000.parquet"))
+        else:
+            (file / "data").mkdir(parents=True, exist_ok=True)
+            rows.to_parquet(str(file / f"data/{found}-00000-of-00001.parquet"))
+            if source.config:
+                (file / "README.md").write_text("---\nconfigs:\n" + "".join(
+                    f"- config_name: {config}\n  data_files:\n  - split: {found}\n    path: data/{found}-*\n"
+                    for config in ("another", source.config)) + "---\n")
+    monkeypatch.chdir(mirror)           # a name such as abisee/cnn_dailymail is a folder here
+    for split in paper.splits(name):
+        assert paper.rows(name, split) == paper.rows(name, split, local)
+    for validation in (False, True):
+        assert paper.preferences(name, validation) == paper.preferences(name, validation, local)
 
 
 @pytest.mark.parametrize("answer", [{"output": "3"}, {"output": ""}, {"output": None}, {}])
