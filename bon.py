@@ -24,7 +24,6 @@ from typing import Annotated
 import numpy as np
 from tqdm import tqdm
 
-from common.checkpoint import load_reward_model
 from common.dist import gather_rows, rank, world_size
 from common.errors import UserError
 from common.files import output_path, write_jsonl
@@ -33,7 +32,7 @@ from common.loop import Run
 from common.samples import list_of_hashes, sample_path
 from common.tokenizer import ends_of
 from generate import generate
-from reward import score
+from reward import load_reward_model, score
 from splits import decode, encode_prompts, encode_response, load_bundle
 
 OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
@@ -46,7 +45,8 @@ PRESETS = {"paper": _PAPER, "authors": _PAPER}
 @dataclass
 class Config(Common):
     model: str = arg("ckpt_sft.pt", "policy to sample")
-    reward: str = arg("", "reward model that scores, and chooses the best of N; none: plain samples")
+    reward: str = arg("", "reward model, also a published one, that scores and chooses the best of N; none: "
+                          "plain samples")
     policy: str = arg("", "its name in files and tables; '' takes ckpt_<name>.pt")
     splits: str = arg("", "comma-separated; '' is test and every ood_*")
     inputs: Count = arg(100, "prompts of each split; the paper's 500")
@@ -152,8 +152,7 @@ def build(cfg, device):
     trained = bundle.saved["args"].get("trained_against")
     if not cfg.reward:
         return bundle, None, {policy: trained}
-    reward_model, weights_hash = load_reward_model(cfg.reward, bundle.model, cfg.model,
-                                                   bundle.saved["tokenizer"], device, cfg.dtype)
+    reward_model, weights_hash = load_reward_model(cfg, bundle, device)
     chosen = [name if policy == "sft" else f"{policy}-{name}" for name in ["bon"] + ["soft"] * (cfg.soft > 0)]
     met = [*list_of_hashes(trained), weights_hash]
     return bundle, reward_model, {policy: trained, **dict.fromkeys(chosen, met)}

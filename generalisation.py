@@ -19,16 +19,15 @@ from itertools import combinations
 
 import numpy as np
 
-from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
 from common.samples import (KEY, by_prompt, known_task, list_of_hashes, matched, print_table, prompts_of,
                             read_all, run_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
-from common.tokenizer import load_tokenizer
-from reward import score
-from splits import encode_prompts, encode_response, synthetic_task, task_from
+from published import pretrained
+from reward import reading_of, score, text_ids
+from splits import synthetic_task
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
@@ -36,7 +35,7 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 @dataclass
 class Config(Common):
     files: list = arg(None, "sample files")
-    judge: str = arg("", "gold, rouge, or a checkpoint of kind reward; '' is gold for prompts of the "
+    judge: str = arg("", "gold, rouge, or a reward model, also a published one; '' is gold for prompts of the "
                          "synthetic tasks, else rouge")
 
 
@@ -142,25 +141,23 @@ def gold_scores(rows):
     return outputs, references
 
 
-def reward_scores(rows, model, tokenizer, task):
-    """A reward model as judge.  An output that did not end is scored at its last token.  Texts longer than
-    those that it was trained on are cut there."""
-    max_prompt_len = task.max_prompt_len(model.config.context)
-    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows], max_prompt_len)
-    encode = partial(encode_response, tokenizer, limit=task.max_new_tokens)
-    responses = [[*(encode(text, finished=f) for text, f in zip(row["outputs"], row["finished"])),
-                  encode(row["reference"])] for row in rows]
-    scores = score(model, prompts, responses)
+def reward_scores(rows, model, tokenizer, task, reads_end=True):
+    """A reward model as judge.  An output that did not end is scored at its last token.  The others: as from
+    `reward.reading_of`."""
+    outputs = [[*zip(row["outputs"], row["finished"]), (row["reference"], True)] for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    scores = score(model, *text_ids(model, prompts, outputs, tokenizer, task, reads_end))
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
 
 def judge_of(cfg, name, device):
-    """(judge, its weights_hash or None).  name: gold, or the checkpoint --judge."""
+    """(judge, its weights_hash or None).  name: gold, or the reward model --judge."""
     if name == "gold":
         return gold_scores, None
-    model, saved = load_checkpoint(name, "reward", "--judge", device, cfg.dtype)
-    tokenizer, task = load_tokenizer(saved["tokenizer"]), task_from(saved["task"])      # for its lengths
-    return partial(reward_scores, model=model, tokenizer=tokenizer, task=task), saved["weights_hash"]
+    model, saved = pretrained.load(name, "--judge", device, cfg.dtype, "reward")
+    tokenizer, task, reads_end = reading_of(model, saved)
+    return (partial(reward_scores, model=model, tokenizer=tokenizer, task=task, reads_end=reads_end),
+            saved["weights_hash"])
 
 
 # ------------------------------------------------------------------------------------------------ the numbers

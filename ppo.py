@@ -21,7 +21,6 @@ import torch
 from tqdm import tqdm
 
 import model as M
-from common.checkpoint import load_reward_model
 from common.dist import (all_gather, all_reduce, gather_rows, mean_over_ranks, my_rows, param_groups, rank,
                          shard, world_size)
 from common.errors import UserError
@@ -30,6 +29,7 @@ from common.flags import (Count, Fraction, Frozen, Natural, NonNegative, OrNone,
 from common.loop import Run, check_batch
 from common.tokenizer import ends_of
 from generate import generate, ids_of
+from reward import load_reward_model
 from splits import decode, encode_prompts, load_bundle
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
@@ -45,7 +45,8 @@ PRESETS = {"paper": dict(lr=1.5e-5, batch_size=256, steps=750, kl_coef=0.05, **_
 class PolicyFlags(TrainFlags):
     """What methods/grpo.py shares with this script."""
     model: str = arg("ckpt_sft.pt", "policy to start from, and the reference policy of the KL penalty")
-    reward: str = arg("ckpt_reward.pt", "reward model, or gold: the synthetic task's gold reward")
+    reward: str = arg("ckpt_reward.pt", "reward model, also a published one, or gold: the synthetic task's "
+                                       "gold reward")
     steps: Count = arg(45, "rollout batches")
     epochs: Count = arg(2, "passes over a rollout batch; the paper's 4")
     minibatches: Count = arg(2, "optimizer steps a pass")
@@ -235,7 +236,9 @@ def rollout(policy, ref_policy, value_model, reward_model, prompts, max_new_toke
     h_value = trunk(value_model) if value_model else h
     values = value_model.values(packed, h_value) if value_model else torch.zeros_like(logp)
     score = torch.zeros_like(logp[:, 0])
-    if reward_model:
+    if reward_model and reward_model.reread:        # published: it reads the texts, by its own tokenizer
+        score = reward_model.rewards(M.pack(*reward_model.reread(prompts, sampled), h.device))
+    elif reward_model:
         score = reward_model.rewards(packed, trunk(reward_model))
     finished = torch.tensor([r[-1] in ids_of(eos) for r in responses], device=h.device)
     if not all(x.isfinite().all() for x in (logp, ref_logp, values, score)):
@@ -299,16 +302,15 @@ def build_reward_model(cfg, bundle, device):
         if not bundle.task.synthetic:
             raise UserError("--reward gold: only synthetic tasks have a gold reward")
         return None, "gold"
-    reward_model, weights_hash = load_reward_model(cfg.reward, bundle.model, cfg.model,
-                                                   bundle.saved["tokenizer"], device, cfg.dtype)
+    reward_model, weights_hash = load_reward_model(cfg, bundle, device)
     M.share_trunk(bundle.model, reward_model)   # frozen parts that are equal lie in memory once
     return reward_model.requires_grad_(False), weights_hash
 
 
 def make_value_model(policy, reward_model):
     """A second network, because value updates must not move the reward.  It starts from the reward model, or
-    without one from the policy, and as large a part of it is frozen as of the policy."""
-    if reward_model is None:
+    without one, or with a published one, from the policy, and as large a part of it is frozen as of that."""
+    if reward_model is None or reward_model.reread:
         return policy.with_scalar_head()
     frozen = policy.config.frozen * reward_model.config.n_layer // policy.config.n_layer
     value_model = copy.deepcopy(reward_model).freeze(frozen)

@@ -15,7 +15,6 @@ from common import dist
 from common.errors import UserError
 from common.files import atomic_write
 from common.flags import DTYPES
-from common.tokenizer import same_ids
 from model import GPT, GPTConfig
 
 MADE_BY = {"lm": "python sft.py", "reward": "python reward.py --model ckpt_sft.pt",
@@ -70,19 +69,6 @@ def load_checkpoint(path, kind, flag="--model", device="cpu", dtype="fp32"):
     if saved["kind"] != kind:
         raise UserError(f"{flag} {path}: a checkpoint of kind {saved['kind']!r}; {kind!r} is needed here")
     return model.to(device).compute_in(DTYPES[dtype]), saved
-
-
-def load_reward_model(path, policy, policy_path, spec, device, dtype):
-    """(the reward model at `path`, hash of its weights).  spec: of the policy's tokenizer.  Raises UserError
-    if the reward model cannot read what the policy writes."""
-    model, saved = load_checkpoint(path, "reward", "--reward", device, dtype)
-    if not same_ids(saved["tokenizer"], spec):
-        raise UserError(f"--reward {path} and --model {policy_path} have different tokenizers; train the "
-                        "reward model from this policy's family (python reward.py --model ...)")
-    if model.config.context < policy.config.context:
-        raise UserError(f"--reward {path}: its context of {model.config.context} is shorter than the "
-                        f"policy's {policy.config.context}")
-    return model, saved["weights_hash"]
 
 
 # --------------------------------------------------------------------------------- states of interrupted runs

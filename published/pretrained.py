@@ -1,6 +1,7 @@
 """Reads published weights: GPT-2, OPT, LLaMA, Qwen and GPT-NeoX (Pythia).  published/export.py writes them.
 
     python sft.py --model gpt2          # a hub name or a directory; no checkpoint is needed
+    python ppo.py --reward NAME         # a sequence classifier with one label as reward model
 
 A directory holds config.json, the weights (model.safetensors or pytorch_model.bin, sharded or not) and the
 tokenizer (tokenizer.json, or vocab.json and merges.txt).  huggingface_hub fetches a hub name.
@@ -88,24 +89,24 @@ FAMILIES = {
 WEIGHTS = "model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"
 
 
-def load(name, flag="--model", device="cpu", dtype="fp32"):
+def load(name, flag="--model", device="cpu", dtype="fp32", kind="lm"):
     """A checkpoint, a Hugging Face directory or a hub name -> (GPT, a checkpoint's dict without its weights).
-    Raises UserError as `load_checkpoint` and `from_pretrained` do."""
+    kind: lm or reward.  Raises UserError as `load_checkpoint` and `from_pretrained` do."""
     if name.endswith(".pt") or Path(name).is_file():
-        return load_checkpoint(name, "lm", flag, device, dtype)
+        return load_checkpoint(name, kind, flag, device, dtype)
     try:
         folder = find(name)
         if (folder / "adapter_config.json").is_file():
             raise UserError(f"{folder}: a LoRA adapter (adapter_config.json) is not read; merge it into its "
                             "base model first, as peft's merge_and_unload does")
-        model, spec = from_pretrained(folder), published_spec(folder)
+        model, spec = from_pretrained(folder, kind == "reward"), published_spec(folder)
         size, used = model.config.vocab_size, Published(spec).n_vocab
         if used > size:
             raise UserError(f"{name}: its tokenizer has ids up to {used - 1}, its embeddings end at "
                             f"{size - 1}")
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
-    saved = dict(kind="lm", config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
+    saved = dict(kind=kind, config=asdict(model.config), tokenizer=spec, task=None, args={}, metrics={},
                  weights_hash=weights_hash(model.state_dict()))     # not its name: a folder may change
     return model.to(device).compute_in(DTYPES[dtype]), saved
 
@@ -127,28 +128,24 @@ def find(name):
                         f"({type(error).__name__}: {first_line(error)})") from None
 
 
-def from_pretrained(folder):
-    """The language model in a Hugging Face directory as our class, fp32, nothing frozen.  Raises UserError on
-    what is not implemented, missing or damaged."""
+def from_pretrained(folder, scalar=False):
+    """The language model, or with scalar the reward model, in a Hugging Face directory as our class, fp32,
+    nothing frozen.  Raises UserError on what is not implemented, missing or damaged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
     hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
-    family, model = model_of(hf)
+    family, model = model_of(hf, scalar)
     check_memory(model.n_params(), 4, f"{folder}")
     config, theirs, state = model.config, read_weights(folder), {}
-    if config.tied and "lm_head.weight" in theirs:      # the one matrix by either name, or two that differ
-        embed = theirs.setdefault(*their_names(family, "embed.weight"), theirs["lm_head.weight"])
-        config.tied = torch.equal(embed, theirs["lm_head.weight"])
-        if config.tied:
-            del theirs["lm_head.weight"]
+    settle_head(folder, family, config, theirs, scalar)
     try:
         for name, x in model.state_dict().items():
             if without_bias(hf, name):
                 state[name] = torch.zeros(x.shape)
             elif name != "head.weight" or not config.tied:
-                parts = [theirs.pop(their_name).float() for their_name in their_names(family, name)]
+                parts = [theirs.pop(their_name).float() for their_name in their_names(family, name, scalar)]
                 state[name] = to_ours(family, config, name, parts)
         if theirs:
             raise ValueError(f"no place for {', '.join(sorted(theirs)[:5])}")
@@ -159,6 +156,22 @@ def from_pretrained(folder):
     if config.tied:
         model.head.weight = model.embed.weight
     return model.freeze(0)
+
+
+def settle_head(folder, family, config, theirs, scalar):
+    """Changes config.tied and theirs, {name: tensor}, as the file's head asks.  Raises UserError on a
+    classifier without exactly one label."""
+    if scalar:
+        n_labels = len(theirs.get("score.weight", ()))
+        if n_labels != 1:
+            raise UserError(f"{folder}: no reward model, which has score.weight with one label; this one has "
+                            f"{n_labels or 'none'}")
+        theirs.setdefault("score.bias", torch.zeros(1))     # transformers' heads have none
+    elif config.tied and "lm_head.weight" in theirs:    # the one matrix by either name, or two that differ
+        embed = theirs.setdefault(*their_names(family, "embed.weight"), theirs["lm_head.weight"])
+        config.tied = torch.equal(embed, theirs["lm_head.weight"])
+        if config.tied:
+            del theirs["lm_head.weight"]
 
 
 def without_bias(hf, name):
@@ -193,11 +206,11 @@ def read_weights(folder):
 
 # ------------------------------------------------------------------------------- parameters: names and layout
 
-def their_names(family, name):
+def their_names(family, name, scalar=False):
     """One of our parameters -> their names, without prefix, in the order in which ours stacks them."""
     module, kind = name.rsplit(".", 1)
     if module == "head":
-        return ["lm_head." + kind]
+        return [("score." if scalar else "lm_head.") + kind]
     layer, part = re.match(r"(?:blocks\.(\d+)\.)?(.+)", module).groups()
     before = family.layer.format(layer) if layer else ""
     return [f"{before}{theirs}.{kind}" for theirs in family.names[part]]
@@ -236,14 +249,15 @@ KNOWN = {*ONLY, *READ.split(), *SIZES.values()}
 KNOWN |= {name for family in FAMILIES.values() for name in (family.activation, *family.sizes.values())}
 HARMLESS = re.compile(      # of training, of other heads, or without effect where nothing slides
     r"\w*(dropout|pdrop|layerdrop)|init\w*|(bos|pad|unk)_token_id|(torch_)?dtype|summary_\w+|_name_or_path|"
-    "architectures|transformers_version|tokenizer_class|use_cache|n_ctx|prefix|pretraining_tp|"
-    "reorder_and_upcast_attn|task_specific_params|sliding_window|max_window_layers")
+    "architectures|transformers_version|tokenizer_class|use_cache|n_ctx|prefix|pretraining_tp|num_labels|"
+    "id2label|label2id|problem_type|reorder_and_upcast_attn|task_specific_params|sliding_window|"
+    "max_window_layers")
 ROPE = {    # type of rope scaling: its numbers
     "default": (), "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
 
-def model_of(hf):
+def model_of(hf, scalar=False):
     """config.json as a dict -> (Family, GPT of its shape on the meta device, without weights).  Raises
     UserError on an architecture, or a variant of one, that is not implemented."""
     # how positions turn: transformers 4 calls it rope_scaling, 5 rope_parameters
@@ -264,11 +278,11 @@ def model_of(hf):
                          rope_scaling=None if scaling == "default" else numbers)
         if hf["model_type"] == "llama":
             ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
-        tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
+        tied = not scalar and hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
         default = next(iter(family.activations))
         ours["activation"] = family.activations[hf.get(family.activation, default)]
         with torch.device("meta"):
-            return family, GPT(GPTConfig(vocab_size=hf["vocab_size"], tied=bool(tied), **ours))
+            return family, GPT(GPTConfig(vocab_size=hf["vocab_size"], tied=bool(tied), **ours), scalar)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"config.json: a field is missing or odd ({first_line(error)})") from None
 

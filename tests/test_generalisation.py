@@ -149,7 +149,7 @@ def test_one_prompt_has_no_interval_and_no_file_is_no_judge(tmp_path):
     line, = json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
     assert line["rate"] == [.5, None, None]
     wrong = call("generalisation", path, "--judge", "gpt4", cwd=tmp_path)
-    assert wrong.returncode == 2 and "--judge gpt4: no such file; `python reward.py" in wrong.stderr
+    assert wrong.returncode == 2 and "--judge gpt4: no such file or directory, and the hub" in wrong.stderr
 
 
 def test_a_policy_is_marked_where_it_was_trained_against_its_judge():

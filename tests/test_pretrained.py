@@ -9,6 +9,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers as H
@@ -19,12 +20,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import model as M
+import reward
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.tokenizer import load_tokenizer, same_ids
+from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
 from generate import generate
 from published import pretrained as P
 from published.export import export
+from splits import encode_prompts, encode_response
 from test_tokenizer import make_tokenizers
 
 REFS = Path(__file__).parent / "refs_published.json"
@@ -80,6 +83,12 @@ CASES = {
 # what a file holds beside the embedding where config.json ties the head to it
 HEADS = {"gpt2 tied, two matrices in the file": ["transformer.wte.weight", "lm_head.weight"],
          "llama tied, the head alone in the file": ["lm_head.weight"]}
+# reward models: one label, and a padding token that no text holds, or that is the end of sequence
+ONE_LABEL = dict(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, pad_token_id=1)
+CLASSIFIERS = {config["model_type"]: config | ONE_LABEL for config in (GPT2, OPT, LLAMA, QWEN2, QWEN3, NEOX)}
+CLASSIFIERS |= {f"{name} padded with its end": CLASSIFIERS[name] | dict(pad_token_id=39)
+                for name in ("gpt2", "llama")}
+READ = {"abba cab": [(" a", True), (" bad cab", True), (" abbab", False)], "g": [(" hgf ed", True), (" b", False)]}
 TOKENS = [(7 * i * i + 3 * i + 1) % 37 for i in range(24)]
 
 
@@ -96,7 +105,7 @@ def write(folder, case, ref, bins=False, shards=1):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(ref["config"]))
     eos = ref["config"]["eos_token_id"]
-    letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11, "<|end|>": eos}
+    letters = {c: i + 3 for i, c in enumerate("abcdefgh")} | {"ab": 11, "Ġ": 12, "<|end|>": eos}
     tokenizer = H.Tokenizer(H.models.BPE(vocab=letters, merges=[("a", "b")]))
     tokenizer.pre_tokenizer, tokenizer.decoder = H.pre_tokenizers.ByteLevel(False), H.decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>"])
@@ -131,6 +140,47 @@ def test_logits_and_greedy_continuations_equal_transformers(case, refs, tmp_path
     assert (logits_of(model) - torch.tensor(ref["logits"])).abs().max() < 1e-4
     (out,), = generate(model, [TOKENS[:5]], 8, temperature=0)
     assert out == ref["greedy"]
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_scores_of_classifiers_equal_transformers(case, refs, tmp_path, capsys):
+    """Read as texts by a judge, and from the ids of a policy with another tokenizer."""
+    ref = refs["classifiers"][case]
+    model, saved = P.load(str(write(tmp_path, case, ref)), "--judge", kind="reward")
+    assert not capsys.readouterr().out and not model.config.frozen and not model.reread
+    expected = torch.tensor(ref["scores"])
+    assert expected.std() > .02
+    how = reward.reading_of(model, saved)
+    scores = reward.score(model, *reward.text_ids(model, list(READ), list(READ.values()), *how))
+    assert [len(of_prompt) for of_prompt in scores] == [3, 2]
+    assert (torch.tensor(sum(scores, [])) - expected).abs().max() < 1e-4
+
+    spec = build_tokenizer(["abba cab", " bad"])        # the policy's
+    policy, words = M.GPT(M.GPTConfig(vocab_size=300, n_layer=1)), load_tokenizer(spec)
+    words.bos = 2                                       # a token before every prompt
+    bundle = SimpleNamespace(model=policy, tokenizer=words, saved={"tokenizer": spec})
+    model, hashed = reward.load_reward_model(SimpleNamespace(reward=str(tmp_path), model="p", dtype="fp32"),
+                                             bundle, "cpu")
+    assert hashed == saved["weights_hash"] and "in the unit of its scores" in capsys.readouterr().out
+    prompts = encode_prompts(words, list(READ), 99)
+    responses = [[encode_response(words, text, 99, end) for text, end in group] for group in READ.values()]
+    assert (torch.tensor(sum(reward.score(model, prompts, responses), [])) - expected).abs().max() < 1e-4
+
+
+def test_a_score_s_bias_is_added(refs, tmp_path):
+    ref = refs["classifiers"]["llama"]
+    plain, biased = (P.from_pretrained(write(tmp_path / str(i), "", ref | {"shapes": ref["shapes"] | more}), True)
+                     for i, more in enumerate(({}, {"score.bias": [1]})))
+    packed = M.pack([TOKENS[:5]], [[TOKENS[5:9]]])
+    assert (biased.rewards(packed) - plain.rewards(packed)).item() == pytest.approx(value("score.bias", [1]).item())
+
+
+@pytest.mark.parametrize("rows, says", [(None, "this one has none"), (2, "this one has 2")])
+def test_a_classifier_of_another_number_of_labels_is_refused(rows, says, refs, tmp_path):
+    ref = refs["classifiers"]["opt"] if rows else refs["models"]["opt"]
+    shapes = ref["shapes"] | ({"score.weight": [rows, 24]} if rows else {})
+    with pytest.raises(UserError, match=f"^--reward .*: no reward model, .* one label; {says}$"):
+        P.load(str(write(tmp_path, "", ref | {"shapes": shapes})), "--reward", kind="reward")
 
 
 @pytest.mark.parametrize("bins, shards", [(True, 1), (False, 3), (True, 2), ("of old torch", 1)])
@@ -360,10 +410,21 @@ def test_hub_names_are_fetched_through_huggingface_hub(refs, tmp_path, monkeypat
     assert ["pytorch_model.bin"] == asked[-1][1][-1:]       # there is no safetensors file: asked last
 
 
+def padded_scores(theirs, rows, pad, left):
+    """transformers' scores of rows of ids in one batch, padded on one side: (R,)."""
+    width = max(map(len, rows))
+    blanks = [[pad] * (width - len(row)) for row in rows]
+    ids = torch.tensor([blank + row if left else row + blank for row, blank in zip(rows, blanks)])
+    real = torch.tensor([[0] * len(b) + [1] * len(row) if left else [1] * len(row) + [0] * len(b)
+                         for row, b in zip(rows, blanks)])
+    with torch.no_grad():       # GPT-2 counts positions over padding unless told
+        return theirs(ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).logits[:, 0]
+
+
 def make():
     """Writes refs_published.json anew from transformers and tokenizers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    models = {}
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    models, classifiers = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for case, config in CASES.items():
             made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -383,8 +444,19 @@ def make():
                                          eos_token_id=None, pad_token_id=0)[0, 5:]
             models[case] |= {"greedy": greedy.tolist(),
                              "logits": [[round(v, 6) for v in row] for row in logits.tolist()]}
+        for case, config in CLASSIFIERS.items():
+            made = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
+            classifiers[case] = {"config": config, "shapes": {n: list(x.shape) for n, x in made.state_dict().items()}}
+            path = write(Path(folder) / case, case, classifiers[case])
+            theirs = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+            tokenizer, pad, eos = AutoTokenizer.from_pretrained(path), config["pad_token_id"], config["eos_token_id"]
+            rows = [tokenizer(prompt + text)["input_ids"] + [eos] * end
+                    for prompt, group in READ.items() for text, end in group]
+            scores = [padded_scores(theirs, rows, pad, left) for left in (False, True)]
+            assert (scores[0] - scores[1]).abs().max() < 1e-5, case
+            classifiers[case]["scores"] = [round(v, 6) for v in scores[0].tolist()]
     tokenizers = make_tokenizers(json.loads(REFS.read_text())["tokenizers"])
-    REFS.write_text(json.dumps({"models": models, "tokenizers": tokenizers}))
+    REFS.write_text(json.dumps({"models": models, "classifiers": classifiers, "tokenizers": tokenizers}))
     print(f"wrote {REFS}: {REFS.stat().st_size:,} bytes")
 
 
