@@ -32,8 +32,8 @@ from common.loop import Run
 from common.samples import list_of_hashes, sample_path
 from common.tokenizer import ends_of
 from generate import generate
-from reward import load_reward_model, score
-from splits import decode, encode_prompts, encode_response, load_bundle
+from reward import score
+from splits import decode, encode_prompts, encode_response, load_bundle, load_reward_model
 
 OrGreedy = Annotated[float, Domain("0 (greedy), or a number from 0.01 to 100",
                                    lambda x: x == 0 or 0.01 <= x <= 100)]

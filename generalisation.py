@@ -26,8 +26,8 @@ from common.samples import (KEY, by_prompt, known_task, list_of_hashes, matched,
                             read_all, run_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
 from published import pretrained
-from reward import reading_of, score, text_ids
-from splits import synthetic_task
+from reward import score
+from splits import reading_of, synthetic_task, text_ids
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
@@ -35,8 +35,8 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 @dataclass
 class Config(Common):
     files: list = arg(None, "sample files")
-    judge: str = arg("", "gold, rouge, or a reward model, also a published one; '' is gold for prompts of the "
-                         "synthetic tasks, else rouge")
+    judge: str = arg("", "gold, rouge, or a reward model, also a published one; '' is gold for prompts "
+                         "of the synthetic tasks, else rouge")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
@@ -143,7 +143,7 @@ def gold_scores(rows):
 
 def reward_scores(rows, model, tokenizer, task, reads_end=True):
     """A reward model as judge.  An output that did not end is scored at its last token.  The others: as from
-    `reward.reading_of`."""
+    `splits.reading_of`."""
     outputs = [[*zip(row["outputs"], row["finished"]), (row["reference"], True)] for row in rows]
     prompts = [row["prompt"] for row in rows]
     scores = score(model, *text_ids(model, prompts, outputs, tokenizer, task, reads_end))

@@ -213,7 +213,7 @@ class GPT(nn.Module):
         super().__init__()
         cfg = self.config = config
         self.scalar, self.compute_dtype, self.recompute = scalar, torch.float32, False
-        self.reread = None      # of a published reward model: `reward.load_reward_model`
+        self.reread = None      # of a published reward model: `splits.load_reward_model`
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.embed_position = nn.Embedding(cfg.context, cfg.d_model) if cfg.position == "learned" else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))

@@ -29,8 +29,7 @@ from common.flags import (Count, Fraction, Frozen, Natural, NonNegative, OrNone,
 from common.loop import Run, check_batch
 from common.tokenizer import ends_of
 from generate import generate, ids_of
-from reward import load_reward_model
-from splits import decode, encode_prompts, load_bundle
+from splits import decode, encode_prompts, load_bundle, load_reward_model
 
 _SMALL = dict(freeze=0.8, lr=2e-5, steps=200, minibatches=4, kl_coef=0.05, dtype="bf16")
 _PAPER = dict(freeze=0.8, epochs=4, minibatches=1)

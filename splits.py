@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.files import read_jsonl
 from common.flags import Common as Config
 from common.flags import launch, setup, use_threads
-from common.tokenizer import ends_of, load_tokenizer
+from common.tokenizer import ends_of, load_tokenizer, same_ids
 from model import GPT
 from published import pretrained
 from tasks import paper, synthetic
@@ -296,6 +296,50 @@ def load_bundle(cfg, device):
     if other:
         print(f"{task.data}: {', '.join(other)} are not what {cfg.model} was trained beside", flush=True)
     return Bundle(model, load_tokenizer(saved["tokenizer"]), task, saved)
+
+
+def load_reward_model(cfg, bundle, device):
+    """(the reward model --reward, hash of its weights).  bundle: the policy's.  A published one reads texts:
+    its `reread` turns the policy's ids, prompts and responses as in `reward.score`, into its own.  Raises
+    UserError if a checkpoint cannot read what the policy writes."""
+    model, saved = pretrained.load(cfg.reward, "--reward", device, cfg.dtype, "reward")
+    tokenizer, policy = bundle.tokenizer, bundle.model.config
+    if saved["task"] is None:
+        how, begins = reading_of(model, saved), getattr(tokenizer, "bos", None) is not None
+        # without the token that begins a prompt, which is no text
+        model.reread = lambda prompts, responses: text_ids(
+            model, [tokenizer.decode(ids[begins:]) for ids in prompts],
+            [[decode(tokenizer, ids) for ids in group] for group in responses], *how)
+        print(f"--reward {cfg.reward}: a published model.  It reads prompt and response as text, without a "
+              "chat template; --kl-coef and --no-eos-score are in the unit of its scores, whose spread "
+              "bon.py's samples show", flush=True)
+    elif not same_ids(saved["tokenizer"], bundle.saved["tokenizer"]):
+        raise UserError(f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers; train the "
+                        "reward model from this policy's family (python reward.py --model ...)")
+    elif model.config.context < policy.context:
+        raise UserError(f"--reward {cfg.reward}: its context of {model.config.context} is shorter than the "
+                        f"policy's {policy.context}")
+    return model, saved["weights_hash"]
+
+
+def reading_of(model, saved):
+    """How a reward model reads texts: (its tokenizer, the task with the lengths it reads, whether it reads
+    the end of sequence).  saved: its checkpoint's dict.  Of a published one's context a quarter is for the
+    response.  transformers reads the score at the last token that is not padding: a model that pads with its
+    end of sequence has never been asked there, and reads its texts without an end."""
+    tokenizer = load_tokenizer(saved["tokenizer"])
+    if saved["task"] is not None:
+        return tokenizer, task_from(saved["task"]), True
+    pad = saved["tokenizer"]["kept"]["config.json"].get("pad_token_id")
+    return tokenizer, FolderTask("folder", "", model.config.context // 4, 0), pad != tokenizer.eot_token
+
+
+def text_ids(model, prompts, outputs, tokenizer, task, reads_end=True):
+    """Texts -> (prompts, responses) for `reward.score`.  outputs: for each prompt (text, finished) pairs.
+    Texts longer than those that the reward model was trained on are cut."""
+    responses = [[encode_response(tokenizer, text, task.max_new_tokens, finished and reads_end)
+                  for text, finished in group] for group in outputs]
+    return encode_prompts(tokenizer, prompts, task.max_prompt_len(model.config.context)), responses
 
 
 # ------------------------------------------------------------------------------------------------- the script

@@ -136,6 +136,8 @@ def from_pretrained(folder, scalar=False):
         raise UserError(f"{folder}: a directory without config.json is no published model; it should hold "
                         "config.json, the weights and the tokenizer")
     hf = {name: x for name, x in read_json(folder / "config.json").items() if x is not None}
+    if scalar:
+        hf["tie_word_embeddings"] = False       # no LM head is there to be tied
     family, model = model_of(hf, scalar)
     check_memory(model.n_params(), 4, f"{folder}")
     config, theirs, state = model.config, read_weights(folder), {}
@@ -278,7 +280,7 @@ def model_of(hf, scalar=False):
                          rope_scaling=None if scaling == "default" else numbers)
         if hf["model_type"] == "llama":
             ours["bias"] = bool(hf.get("attention_bias") or hf.get("mlp_bias"))
-        tied = not scalar and hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
+        tied = hf.get("tie_word_embeddings", hf["model_type"] in ("gpt2", "opt"))
         default = next(iter(family.activations))
         ours["activation"] = family.activations[hf.get(family.activation, default)]
         with torch.device("meta"):

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import model as M
 import reward
+import splits
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.tokenizer import build_tokenizer, load_tokenizer, same_ids
@@ -150,8 +151,8 @@ def test_scores_of_classifiers_equal_transformers(case, refs, tmp_path, capsys):
     assert not capsys.readouterr().out and not model.config.frozen and not model.reread
     expected = torch.tensor(ref["scores"])
     assert expected.std() > .02
-    how = reward.reading_of(model, saved)
-    scores = reward.score(model, *reward.text_ids(model, list(READ), list(READ.values()), *how))
+    how = splits.reading_of(model, saved)
+    scores = reward.score(model, *splits.text_ids(model, list(READ), list(READ.values()), *how))
     assert [len(of_prompt) for of_prompt in scores] == [3, 2]
     assert (torch.tensor(sum(scores, [])) - expected).abs().max() < 1e-4
 
@@ -159,7 +160,7 @@ def test_scores_of_classifiers_equal_transformers(case, refs, tmp_path, capsys):
     policy, words = M.GPT(M.GPTConfig(vocab_size=300, n_layer=1)), load_tokenizer(spec)
     words.bos = 2                                       # a token before every prompt
     bundle = SimpleNamespace(model=policy, tokenizer=words, saved={"tokenizer": spec})
-    model, hashed = reward.load_reward_model(SimpleNamespace(reward=str(tmp_path), model="p", dtype="fp32"),
+    model, hashed = splits.load_reward_model(SimpleNamespace(reward=str(tmp_path), model="p", dtype="fp32"),
                                              bundle, "cpu")
     assert hashed == saved["weights_hash"] and "in the unit of its scores" in capsys.readouterr().out
     prompts = encode_prompts(words, list(READ), 99)

@@ -22,11 +22,14 @@ from common.checkpoint import load_checkpoint, weights_hash
 from common.errors import UserError
 from common.loop import Run
 from common.tokenizer import build_tokenizer, load_tokenizer
-from conftest import ROOT, held_by_another_process, json_lines, refused
+from conftest import ROOT, call, held_by_another_process, json_lines, refused
 from common.samples import read_samples
 from generalisation import reward_scores
 from generate import generate
+from published import pretrained
 from methods import dpo, grpo
+from test_pretrained import GPT2, ONE_LABEL, REFS
+from test_pretrained import write as write_published
 
 STAGES = {  # script: its flags but --model, --reward and --out
     "sft": (sft, dict(rows=32)), "reward": (reward, dict(prompts=24, held_out=8, samples=2, log_every=1)),
@@ -195,6 +198,57 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
     refused(folder, "ppo", "--model", "ckpt_sft.pt", "--reward", work / "ckpt_reward.pt", says="different tokenizers")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published reward model of GPT-2's kind: weights that anyone can make, a tokenizer of 340 ids."""
+    refs, folder = json.loads(REFS.read_text()), tmp_path_factory.mktemp("published")
+    shapes = refs["classifiers"]["gpt2"]["shapes"] | {"transformer.wte.weight": [340, 24],
+                                                      "transformer.wpe.weight": [512, 24]}
+    config = GPT2 | ONE_LABEL | dict(vocab_size=340, n_positions=512, eos_token_id=339)
+    write_published(folder, "", {"config": config, "shapes": shapes})
+    (folder / "tokenizer.json").write_text(json.dumps(refs["tokenizers"]["bytes"]["json"]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    return folder
+
+
+def test_published_reward_models_train_choose_and_judge(published, work, tmp_path):
+    """Its tokenizer is not the policy's.  What bon.py writes is what a judge reads in the file."""
+    common = "--model", work / "ckpt_sft.pt", "--reward", published, "--threads", 1, "--quiet"
+    got = call("ppo", *common, "--steps", 2, "--batch-size", 8, "--save-every", 0, cwd=tmp_path)
+    assert got.returncode == 0 and "a published model" in got.stdout, got.stderr
+    lines = json_lines(tmp_path / "metrics_ppo.jsonl")
+    assert len(lines) == 2 and lines[0]["ratio_first"] == 1 and lines[0]["kl"] == pytest.approx(0, abs=1e-5)
+    got = call("methods.grpo", *common, "--steps", 2, "--batch-size", 2, "--n", 3, cwd=tmp_path)
+    assert got.returncode == 0, got.stderr
+    got = call("bon", *common, "--inputs", 4, "--n", 2, "--splits", "test", "--no-eos-score", "none", cwd=tmp_path)
+    assert got.returncode == 0, got.stderr
+    rows = read_samples(tmp_path / "samples_sft_test.jsonl")
+    model, saved = pretrained.load(str(published), kind="reward")
+    scores, _ = reward_scores(rows, model, *splits.reading_of(model, saved))
+    assert [row["rewards"] for row in rows] == [pytest.approx(r, abs=1e-4) for r in scores]
+    assert len({r for row in rows for r in row["rewards"]}) > 4
+    got = call("generalisation", *tmp_path.glob("samples_*.jsonl"), "--judge", published, cwd=tmp_path)
+    assert got.returncode == 0 and "* trained against, or chosen by, this very judge" in got.stdout, got.stderr
+    line, = [x for x in json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
+             if x["policy"] == "sft"]
+    assert line["score"] == pytest.approx(sum(map(sum, scores)) / 8, abs=1e-5)
+
+
+def test_a_rollout_has_the_scores_of_a_published_reward_model_s_own_reading(published, work):
+    cfg = ppo.Config(model=str(work / "ckpt_sft.pt"), reward=str(published), threads=1, no_eos_score=None)
+    models, bundle, _ = ppo.build(cfg, torch.device("cpu"))
+    policy, _, value_model, reward_model = models
+    assert value_model.shares_trunk_with(policy) and not value_model.head.weight.any()
+    rows, prompts = ppo.read_prompts(bundle, 3)
+    ro = ppo.rollout(*models, prompts, 8, bundle.tokenizer.eot_token, 1., torch.Generator().manual_seed(0), n=2)
+    how = splits.reading_of(reward_model, pretrained.load(str(published), kind="reward")[1])
+    outputs = [[splits.decode(bundle.tokenizer, ids) for ids in ro.responses[i:i + 2]] for i in (0, 2, 4)]
+    texts = splits.text_ids(reward_model, [row["prompt"] for row in rows], outputs, *how)
+    expected = torch.tensor([reward_model.rewards(M.pack([prompt], [[ids]])).item()
+                             for prompt, group in zip(*texts) for ids in group])
+    assert (ro.score - expected).abs().max() < 1e-5 and expected.std() > .01
 
 
 def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
