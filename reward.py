@@ -91,8 +91,8 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False)
     counts = Counter()
     groups = [make_group(prompt, of_prompt, encode, tokenizer.eot_token, keep_cut, counts)
               for prompt, of_prompt in zip(prompts, by_prompt.values())]
-    for what, why in (("long", f"a response is longer than {max_new_tokens} tokens (--keep-cut learns it cut)"),
-                      ("same", "their two responses are the same")):
+    long = f"a response is longer than {max_new_tokens} tokens; --keep-cut learns it cut"
+    for what, why in (("long", long), ("same", "their two responses are the same")):
         if counts[what]:
             print(f"{counts[what]} of {len(rows)} pairs left out: {why}", flush=True)
     if counts["chosen"] or counts["rejected"]:
@@ -158,8 +158,8 @@ def preference_rows(cfg, bundle):
 
 
 def comparisons(cfg, bundle):
-    """(train Groups, held-out Groups) of a task.  Without a file of held-out preferences a tenth of the prompts
-    is drawn: of the prompts, not of the pairs, because pairs of one prompt would leak."""
+    """(train Groups, held-out Groups) of a task.  Without a file of held-out preferences a tenth of the
+    prompts is drawn: of the prompts, not of the pairs, because pairs of one prompt would leak."""
     task, tokenizer = bundle.task, bundle.tokenizer
     rows, held_out_rows = preference_rows(cfg, bundle)
     known = {row["prompt"] for row in rows} & {row["prompt"] for row in held_out_rows or []}

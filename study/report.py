@@ -7,6 +7,7 @@ when OUT is the committed folder: what stands between <!-- results --> and <!-- 
 """
 import json
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import diversity
@@ -105,13 +106,15 @@ def results_md(results):
     if "frontier" in results:
         parts += [frontier_part, *[optimum_part] * ("optimum" in results), methods_part, kinds_part]
     parts += [reward_part] + [shift_part] * ("shift" in results)
+    texts, number = [text for part in parts for text in part(results)], count(1)
+    texts = [f"## {next(number)}. {text[3:]}" if text.startswith("## ") else text for text in texts]
     return sections(
         "# Results",
         f"Commit {results['commit']}, recipe {results['recipe']}; seeds {seeds[0]} to "
         f"{seeds[-1]}; {settings['inputs']} prompts a test set, 16 outputs a prompt; "
         f"{results['cost']['processor_seconds'] / 60:.0f} minutes of processor time.  Written by "
         f"`python reproduce.py{' --full' if settings['full'] else ''}`.  {how_to_read(len(seeds))}{toy}",
-        "![The answer](figure.png)", *(text for part in parts for text in part(results)))
+        "![The answer](figure.png)", *texts)
 
 
 def by_noise_and_policy(found, header, keys):
@@ -123,7 +126,7 @@ def by_noise_and_policy(found, header, keys):
 
 
 def sets_part(results):
-    yield "## 1. Win rate by test set"
+    yield "## Win rate by test set"
     yield (f"How often an output has a higher gold reward than the reference, ties halved; temperature "
            f"{QUALITY:g}.  `test` is in distribution, the other sets are not, and `ood` is their mean.  "
            "Matched: SFT at the temperature at which it is as little varied as PPO.")
@@ -134,7 +137,7 @@ def sets_part(results):
 
 def diversity_part(results):
     found = by(results["diversity"], "task", "policy", "measure")
-    yield "## 2. Diversity per input and across inputs"
+    yield "## Diversity per input and across inputs"
     yield (f"Of 16 outputs to one prompt, then of one output to each prompt; in distribution, temperature "
            f"{DIVERSITY:g}.  More is more varied, but of self-BLEU less is; `gold` compares the facts that "
            "outputs state; NLI is by a classifier that knows them.")
@@ -145,7 +148,7 @@ def diversity_part(results):
 
 
 def claims_part(results):
-    yield "## 3. The paper's claims and ours"
+    yield "## The paper's claims and ours"
     yield (f"`agrees`: every interval lies on the side that the claim says (where it says `same`, within "
            f"±{SMALL:g}). `differs`: one lies on the other side.  `not shown`: neither; `open`: not tested "
            "here.  The paper's claims are from second-hand readings, not from its PDF.")
@@ -165,7 +168,8 @@ def frontier_part(results):
                "kept_vs_ppo": "diversity - PPO's at equal gold reward",
                "kept_vs_optimum": "diversity - the optimum's at equal KL",
                "gained_vs_optimum": "gold reward - the optimum's at equal KL"}
-    yield "## 4. The frontier: quality against diversity"
+    against = {m: title for m, title in against.items() if any(m in x for x in results["frontier"])}
+    yield "## The frontier: quality against diversity"
     yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last columns compare "
            "with a point between those of another curve; \\* where that does not reach so far and its end "
            "was taken.  KL is in nats from SFT, of best-of-N its bound.")
@@ -176,7 +180,7 @@ def frontier_part(results):
 
 
 def optimum_part(results):
-    yield "## 5. What the objective itself asks for"
+    yield "## What the objective itself asks for"
     yield ("The optimum of E[r] - β KL, with the reward model's r: SFT's samples with weights exp(r / β).  "
            f"Pools whose effective sample size is at most {FEW} (median over prompts) say too little and are "
            "left out of the frontier; rows of one β show how the numbers move as pools grow.")
@@ -196,7 +200,7 @@ def methods_part(results):
     rows = by(results["sets"], "policy", "split")
     titles = {"wins": "win rate", "wins_minus_ppo": "win rate - PPO's",
               "ungrammatical": "ungrammatical clauses"}
-    yield "## 6. The methods out of distribution"
+    yield "## The methods out of distribution"
     yield (f"β = {BETA:g}, systematic noise, temperature {QUALITY:g}.  Win rate, then the number of "
            "ungrammatical clauses in an output, of which fewer is better.")
     yield table(["", "policy", *map(short, SETS)], [
@@ -210,7 +214,7 @@ def kinds_part(results):
              "narrowing": "narrower choice of good ones"}
     passed = by(results["pass_at_k"], "policy", "k")
     ks = list(dict.fromkeys(k for _, k in passed))
-    yield "## 7. What kind of diversity is lost"
+    yield "## What kind of diversity is lost"
     yield ("A good output has at least the reference's gold reward.  A loss against SFT is split in two: "
            "SFT's bad outputs add to its diversity, and the choice among good outputs becomes narrower.  "
            "pass@k: how often one of k outputs is good.")
@@ -225,7 +229,7 @@ def kinds_part(results):
 
 
 def reward_part(results):
-    yield "## 8. The reward model"
+    yield "## The reward model"
     yield "How often it ranks two outputs to one prompt as the gold reward does."
     yield by_noise_and_policy(by(results["ranked_rightly"], "task", "policy", "split"), map(short, SETS),
                               SETS)
@@ -234,7 +238,7 @@ def reward_part(results):
 def shift_part(results):
     def shifted(e):
         return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], floor {e['floor']:.3f}"
-    yield "## 9. The shift and the measures of diversity"
+    yield "## The shift and the measures of diversity"
     yield ("How far each set's prompts lie from train, by the Jensen-Shannon divergence of tokens and a "
            "classifier's area under the ROC curve; the floor is what chance alone gives.  Advantage: PPO's "
            "win rate minus SFT's.")

@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_left_out_and_counted(capfd):
             {"prompt": "p", "chosen": "two", "rejected": "one two three", "finished": [True, False]}]
     group, = reward.read_groups(tokenizer, rows, 50, 3)
     assert capfd.readouterr().out == (
-        "1 of 2 pairs left out: a response is longer than 3 tokens (--keep-cut learns it cut)\n"
+        "1 of 2 pairs left out: a response is longer than 3 tokens; --keep-cut learns it cut\n"
         "0 chosen and 1 rejected responses of 1 pairs have no end\n")
     assert [ids[-1] == tokenizer.eot_token for ids in group.responses] == [True, False]
     assert splits.encode_responses(tokenizer, [["one two three", "one"], ["two three four"]], 3, False) == [

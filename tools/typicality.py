@@ -63,7 +63,8 @@ def paired_logistic(x, prompts):
     np.add.at(gradient, of_prompt, (1 - p)[:, None] * z)
     variance = np.diag(inverse @ gradient.T @ gradient @ inverse)
     half = t_quantile(max(1, len(gradient) - len(w))) * np.sqrt(variance)
-    return [Interval(*map(float, ends)) for ends in np.stack((w, w - half, w + half), axis=1) / scale[:, None]]
+    ends = np.stack((w, w - half, w + half), axis=1) / scale[:, None]
+    return [Interval(*map(float, row)) for row in ends]
 
 
 @torch.no_grad()
