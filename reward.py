@@ -129,17 +129,12 @@ def cut_group(group):
     """[group], or one of many responses as several of at most LARGEST, since a group is one packed row."""
     if len(group.responses) <= LARGEST:
         return [group]
-    parts, place = [], {}           # place: {where in the group: where in the last part}
-    for i, pair in enumerate(group.pairs):
-        if not parts or len(place.keys() | pair) > LARGEST:
-            parts.append(Group(group.prompt, [], [], []))
-            place = {}
-        for j in pair:
-            if j not in place:
-                place[j] = len(place)
-                parts[-1].responses.append(group.responses[j])
-        parts[-1].pairs.append((place[pair[0]], place[pair[1]]))
-        parts[-1].gaps.extend(group.gaps[i:i + 1])
+    parts, n = [], LARGEST // 2     # pairs of a part
+    for i in range(0, len(group.pairs), n):
+        pairs = group.pairs[i:i + n]
+        used = sorted({response for pair in pairs for response in pair})
+        parts.append(Group(group.prompt, [group.responses[j] for j in used],
+                           [(used.index(a), used.index(b)) for a, b in pairs], group.gaps[i:i + n]))
     return parts
 
 
