@@ -115,7 +115,7 @@ def soft_best_of_n(rewards, beta, k, rng, independent=False):
     parts = np.split(np.arange(len(rewards) // k * k), k) if independent else [np.arange(len(rewards))] * k
     weights = [soft_weights(np.asarray(rewards)[part], beta) for part in parts]
     picks = np.array([rng.choice(part, p=w) for part, w in zip(parts, weights)])
-    return picks, np.mean(list(map(effective_size, weights))), np.mean(list(map(soft_kl, weights)))
+    return picks, *(float(np.mean([measure(w) for w in weights])) for measure in (effective_size, soft_kl))
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -228,9 +228,11 @@ def write_split(out, split, lines_of, soft):
         tqdm.write(f"{split}: {policy}, {len(lines)} prompts, {unfinished:.1%} of the outputs are unfinished")
     if soft:
         (size, kl), least = np.mean(soft, axis=0), np.median(soft, axis=0)[0]
-        few = f": fewer than {FEW} are nearer to the best of N than to the optimum; raise --pool or --soft"
         tqdm.write(f"{split}: soft draws, KL {kl:.2f} nats, from {size:.0f} effective samples (median "
-                   f"{least:.0f})" + few * (least < FEW))
+                   f"{least:.0f})")
+        if least < FEW:
+            tqdm.write(f"with fewer than {FEW} the draws are nearer to the best of N than to the optimum: "
+                       "raise --pool or --soft")
 
 
 def main(cfg):

@@ -69,7 +69,8 @@ def test_soft_draws_on_a_space_that_can_be_listed():
     assert bon.soft_kl(weights) == pytest.approx(weights @ r[pool] / beta - np.log(np.exp(r[pool] / beta).mean()))
     assert bon.effective_size(np.full(8, 1 / 8)) == pytest.approx(8) and bon.effective_size(np.eye(3)[0]) == 1
     for independent in (False, True):
-        picks, size, _ = bon.soft_best_of_n(r[pool], beta, 2000, np.random.default_rng(1), independent)
+        picks, size, kl = bon.soft_best_of_n(r[pool], beta, 2000, np.random.default_rng(1), independent)
+        assert type(size) is type(kl) is float      # a state of a run holds them, and reads no numpy objects
         assert np.bincount(pool[picks]) / 2000 == pytest.approx(best, abs=.05)
         assert len(set(picks // 100)) == 2000 or not independent
         assert size == pytest.approx(len(pool) / (2000 if independent else 1) / (best ** 2 / ref).sum(), rel=.1)

@@ -34,7 +34,7 @@ from test_pretrained import write as write_published
 STAGES = {  # script: its flags but --model, --reward and --out
     "sft": (sft, dict(rows=32)), "reward": (reward, dict(prompts=24, held_out=8, samples=2, log_every=1)),
     "ppo": (ppo, dict(steps=3, batch_size=8, kl_target=2.0)),
-    "bon": (bon, dict(inputs=3, n=2, pool=4, batch_size=4, splits="test")),
+    "bon": (bon, dict(inputs=3, n=2, pool=4, batch_size=4, splits="test", soft=.5)),
     "dpo": (dpo, dict(prompts=24, held_out=8, samples=2, log_every=1)),
     "grpo": (grpo, dict(steps=3, batch_size=4, n=3)),
 }
@@ -182,8 +182,10 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     assert "held-out prompts: 4 of 40, drawn with seed 0" in said
     assert "8 held-out responses are too few for the reward's scale" in said
     ppo.main(ppo.Config(steps=1, batch_size=8, **models, **same))
-    bon.main(bon.Config(inputs=50, n=2, **models, **same))
-    assert "test has 40 prompts, fewer than --inputs 50" in capfd.readouterr().out
+    bon.main(bon.Config(inputs=50, n=2, soft=.1, **models, **same))
+    said = capfd.readouterr()
+    assert "test has 40 prompts, fewer than --inputs 50" in said.out
+    assert "test: soft draws, KL " in said.err + said.out and "with fewer than 16 the draws" in said.err + said.out
     # what bon.py chose by is what a judge reads in the file, but for outputs without an end
     judge, saved = load_checkpoint(folder / "ckpt_reward.pt", "reward")
     rows = read_samples(folder / "samples_sft_test.jsonl")
@@ -194,7 +196,7 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     bon.main(bon.Config(model=models["model"], n=2, splits="test", policy="again", **same))
     (folder / "samples_again_test.jsonl").unlink()
     assert f"{folder}: test are not what {models['model']} was trained beside" in capfd.readouterr().out
-    assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon")
+    assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon", "soft")
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
     refused(folder, "ppo", "--model", "ckpt_sft.pt", "--reward", work / "ckpt_reward.pt", says="different tokenizers")
