@@ -185,9 +185,8 @@ def pick_best(cfg, rewards, number):
 
 def score_texts(model, tokenizer, prompts, outputs, limit, no_eos_score):
     """Rewards of outputs, lists of (text, finished) for each of the prompts (id lists): of the texts, cut at
-    `limit` tokens, as whoever reads the file will score them, for their ids may be others than the sampled.
-    What did not end gets the fixed no_eos_score, or the best of N would be what never ends; None: it does
-    not."""
+    `limit` tokens, as a reader of the file scores them.  What did not end gets the fixed no_eos_score (None:
+    it does not), or the best of N would be what never ends."""
     rewards = score(model, prompts, [[encode_response(tokenizer, text, limit, finished)
                                       for text, finished in group] for group in outputs])
     return [[r if finished or no_eos_score is None else no_eos_score

@@ -101,8 +101,7 @@ def kl_estimate(logp, ref_logp, kind="k1"):
 
 
 def end_score(score, finished, no_eos_score):
-    """score (B,), but the fixed no_eos_score where the response did not end (Stiennon et al. 2020 and later
-    code); None: score as it is."""
+    """score (B,), but the fixed no_eos_score (None: score) where the response did not end."""
     return score if no_eos_score is None else torch.where(finished, score, no_eos_score)
 
 

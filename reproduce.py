@@ -43,8 +43,7 @@ class Config(Common):
     model: str = arg("HuggingFaceTB/SmolLM2-135M", "with --task or --data: a hub name or a Hugging Face "
                                                    "directory")
     judge_data: str = arg("", "folder whose preferences train the judge; '': the next seed's reward model")
-    size: Literal["cpu", "gpu", "paper"] = arg("gpu", "flags of every stage, SIZES in study/published.py; "
-                                                      "gpu of an opt- model: the paper's")
+    size: Literal["cpu", "gpu", "paper"] = arg("gpu", "flags of every stage, SIZES in study/published.py")
     sft: str = arg("", "more flags for sft.py, as one string: '--max-new-tokens 64'")
     reward: str = arg("", "the same for reward.py")
     ppo: str = arg("", "for ppo.py: '--steps 10'")

@@ -130,7 +130,7 @@ def open_rows():
             ("6.1, fig. 4", "head to head against SFT, RLHF and best-of-16 win more often with a small shift "
                             "(instructions)", on_gpu, []),
             ("app. J.4", "EAD per input of SFT and RLHF: OPT-125M .81 and .15, OPT-6.7B .79 and .07",
-             "open: reproduce.py --task tldr --model facebook/opt-125m on a GPU", []),
+             "open: reproduce.py --task tldr --model facebook/opt-125m --size paper on a GPU", []),
             ("7", "whether the trade-off is fundamental or a flaw of current methods is left open",
              "see the frontier, and which kind of diversity is lost", [])]
 

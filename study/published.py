@@ -35,7 +35,7 @@ from tasks import paper
 SCRIPTS = ("sft", "reward", "ppo", "bon")
 NOT_KNOWN = Interval(np.nan, None, None)
 SIZES = {  # flags of each script
-    "paper": dict.fromkeys(SCRIPTS, "--preset paper"),
+    "paper": dict.fromkeys(SCRIPTS, "--preset paper --dtype bf16"),
     # as chosen on an H100: a reward model of which 80 % are frozen stayed below `the longer wins`, and with a
     # quarter of this rate PPO had hardly moved
     "gpu": dict(sft="--preset small-llama",
@@ -43,8 +43,6 @@ SIZES = {  # flags of each script
                        "--micro-batch-size 8",
                 ppo="--preset small-llama --steps 30 --batch-size 256 --lr 2e-4 --micro-batch-size 32",
                 bon="--preset paper --inputs 200 --dtype bf16"),
-    # the paper's settings on one of its own models; --size gpu takes them for those
-    "opt": dict.fromkeys(SCRIPTS, "--preset paper --dtype bf16"),
     "cpu": dict(sft="--preset small-llama --rows 800 --max-prompt-tokens 320",
                 reward="--preset small-llama --batch-size 8",
                 ppo="--preset small-llama --steps 20 --batch-size 32 --minibatches 2 --lr 1e-4",
@@ -54,11 +52,6 @@ SECONDS = 1200          # a guess at a stage's with --size cpu, for the first ti
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
 VOCABULARY = 50257      # V of EAD, the authors'
 CUT = 20                # words of an output on which diversity is measured once more: length confounds it
-
-
-def flags_of(size, model):
-    """{script: flags} of a --size."""
-    return SIZES["opt" if size == "gpu" and Path(model).name.startswith("opt-") else size]
 
 
 # --------------------------------------------------------------------------------------------------- the plan
@@ -76,7 +69,7 @@ def plan(cfg):
     inputs = [hash_of(path) for path in (cfg.model, cfg.data, cfg.judge_data)]
 
     def add(name, needs, leaves, script, *flags):
-        given = f"{flags_of(cfg.size, cfg.model)[script]} {getattr(cfg, script)}".split()
+        given = f"{SIZES[cfg.size][script]} {getattr(cfg, script)}".split()
         given += [*map(str, flags), *common]
         command = [sys.executable, str(ROOT / f"{script}.py"), *given]
         stages.append(Stage(name, needs, leaves, SECONDS, command, " ".join([*given, *inputs])))

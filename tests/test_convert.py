@@ -88,7 +88,7 @@ def test_files_are_converted_into_one(tmp_path, capsys):
     convert.main(convert.Config(files=files, export=str(out)))
     said = capsys.readouterr().out
     assert "1 rows dropped: fields text: no answer among them" in said
-    assert "\n1 rows repeated their prompt" in "\n" + said
+    assert "\n4 rows repeated their prompt" in "\n" + said
     assert [row["chosen"] for row in json_lines(out)] == ["good 0", "good 1", "good 2", "a", "Because."]
 
 

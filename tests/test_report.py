@@ -95,9 +95,6 @@ def test_the_plan_of_a_published_model(tmp_path):
 
 
 def test_the_table_of_a_published_model():
-    """--size gpu of an OPT model takes the paper's settings."""
-    assert published.flags_of("gpu", "facebook/opt-125m") == published.SIZES["opt"]
-    assert published.flags_of("gpu", "gpt2") == published.SIZES["gpu"]
     e, differences = over_seeds(np.full((2, 3), .5)), ("ppo_minus_sft", "bon_minus_sft")
     accuracy = dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9)
     row = {"measure": "words", "split": "test"} | dict.fromkeys(("sft", "bon", "ppo", *differences), e)

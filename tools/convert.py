@@ -118,14 +118,13 @@ def convert_row(row):
 
 
 def convert_pair(prompt, chosen, rejected):
-    given = prompt
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         prompt = common_beginning(chosen, rejected)
     (prompt, chosen), (other, rejected) = (prompt_and_answer(prompt, x) for x in (chosen, rejected))
     if other != prompt:
         raise UserError("dialogues that differ before their last answer")
     prompt, (chosen, rejected), repeated = without_prompt(prompt, [chosen, rejected])
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, repeated and given is not None
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, repeated
 
 
 def convert_files(paths, out):
