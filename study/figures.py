@@ -79,7 +79,7 @@ def draw_answer(figure, results):
 LABELS = {  # point of the frontier: where its label stands, in points beside it
     ("PPO", 0.0): (8, -10), ("PPO", 0.03): (-52, -12), ("PPO", 0.1): (8, 8), ("PPO", 0.3): (8, 2),
     ("PPO", 1.0): (9, 2), ("DPO", 0.1): (-42, 8), ("DPO", 0.3): (7, 8), ("GRPO", 0.03): (-58, -10),
-    ("SFT", 0.05): (-4, 9), ("SFT", 0.2): (-14, 9), ("SFT", 0.7): (-12, -15), ("SFT", 1.0): (8, -3),
+    ("SFT", 0.05): (-4, 9), ("SFT", 0.2): (-14, 9), ("SFT", 0.7): (-24, 9), ("SFT", 1.0): (8, -3),
     ("best-of-N", 1): (-44, -14), ("optimum", 0.1): (-44, 6), ("optimum", 0.3): (8, 4),
     ("optimum", 1.0): (8, 4), ("PPO, k2 in the reward", 5.0): (-44, -12)}
 
@@ -100,7 +100,7 @@ def draw_frontier(figure, results):
                     f"{symbol(name)} = {x['knob']:g}", STYLE[name][0], LABELS[name, x["knob"]])
     ax.set(xlabel="gold diversity per input   more varied →", ylabel="gold reward   better →")
     ax.set_title(f"Every method over its own setting (bars: {bars(results)})", fontsize=11, loc="left")
-    ax.legend(title="T: temperature", fontsize=9.5, frameon=False, loc="lower left")
+    ax.legend(title="T: temperature", fontsize=9, frameon=False, loc="lower left", ncols=2)
 
 
 def draw_proxies(figure, results):

@@ -104,7 +104,7 @@ def results_md(results):
     toy = "  TOY SIZES (--quick): these are not results." if settings["quick"] else ""
     parts = [sets_part, diversity_part, claims_part]
     if "frontier" in results:
-        parts += [frontier_part, *[optimum_part] * ("optimum" in results), methods_part, kinds_part]
+        parts += [frontier_part, optimum_part, methods_part, kinds_part]
     parts += [reward_part] + [shift_part] * ("shift" in results)
     texts, number = [text for part in parts for text in part(results)], count(1)
     texts = [f"## {next(number)}. {text[3:]}" if text.startswith("## ") else text for text in texts]
@@ -168,7 +168,6 @@ def frontier_part(results):
                "kept_vs_ppo": "diversity - PPO's at equal gold reward",
                "kept_vs_optimum": "diversity - the optimum's at equal KL",
                "gained_vs_optimum": "gold reward - the optimum's at equal KL"}
-    against = {m: title for m, title in against.items() if any(m in x for x in results["frontier"])}
     yield "## The frontier: quality against diversity"
     yield ("Systematic noise, in distribution, temperature 1 except SFT's.  The last columns compare "
            "with a point between those of another curve; \\* where that does not reach so far and its end "
