@@ -91,8 +91,8 @@ def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False)
     counts = Counter()
     groups = [make_group(prompt, of_prompt, encode, tokenizer.eot_token, keep_cut, counts)
               for prompt, of_prompt in zip(prompts, by_prompt.values())]
-    long = f"a response is longer than {max_new_tokens} tokens; --keep-cut learns it cut"
-    for what, why in (("long", long), ("same", "their two responses are the same")):
+    for what, why in (("long", f"a response is longer than {max_new_tokens} tokens"),
+                      ("same", "their two responses are the same")):
         if counts[what]:
             print(f"{counts[what]} of {len(rows)} pairs left out: {why}", flush=True)
     if counts["chosen"] or counts["rejected"]:
@@ -170,7 +170,7 @@ def comparisons(cfg, bundle):
         train = [group for group in train if id(group) not in drawn]
     if not train or not held_out:
         raise UserError(f"{task.data}: no pairs of two different responses that fit "
-                        f"{task.max_new_tokens} tokens, to train and to test on")
+                        f"{task.max_new_tokens} tokens, to train and to test on; --keep-cut cuts longer ones")
     train, held_out = (draw(groups, n, what) for groups, n, what in (
         (train, cfg.prompts, "prompts to learn from"), (held_out, cfg.held_out, "held-out prompts")))
     return sum(map(cut_group, train), []), sum(map(cut_group, held_out), [])
@@ -218,7 +218,7 @@ def accuracy(groups, scores):
     found = {"accuracy": mean, "accuracy_low": low, "accuracy_high": high, "longer_wins": longer.mean(),
              "pairs": len(hits)}
     gaps = np.array([gap for group in groups for gap in group.gaps])
-    if gaps.any():
+    if len(gaps) == len(hits) and gaps.any():       # where every pair carries one
         against_gold = np.where(gaps > 0, hits, 1 - hits)
         found |= {"accuracy_gold": against_gold[gaps != 0].mean(),
                   "labels_gold": (np.sign(gaps) / 2 + .5).mean()}

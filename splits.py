@@ -293,8 +293,8 @@ def load_bundle(cfg, device):
     use_threads(cfg, model)
     task, sizes = task_of(cfg, saved), saved["args"].get("data_sizes", {})
     other = [name for name, size in sizes.items() if task.sizes().get(name) != size]
-    if other:
-        print(f"{task.data}: {', '.join(other)} are not what {cfg.model} was trained beside", flush=True)
+    if other and not cfg.data:          # given anew, it is meant
+        print(f"{task.data} has changed since {cfg.model} was trained: {', '.join(other)}", flush=True)
     return Bundle(model, load_tokenizer(saved["tokenizer"]), task, saved)
 
 

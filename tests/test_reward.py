@@ -16,6 +16,9 @@ def test_reward_accuracy_by_hand():
     assert got["longer_wins"] == pytest.approx(2 / 3)
     # the second label contradicts the gold reward: winning it is losing there
     assert got["accuracy_gold"] == pytest.approx((1 + 1 + .5) / 3)
+    # pairs of which some have no gold reward
+    some = [groups[0], groups[1]._replace(gaps=[])]
+    assert reward.accuracy(some, [[1., 0.], [0., 0.]]).keys() == got.keys() - {"accuracy_gold", "labels_gold"}
 
 
 def test_one_held_out_prompt_has_an_accuracy_and_no_interval(work, tmp_path, capfd):

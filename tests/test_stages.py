@@ -195,7 +195,7 @@ def test_the_stages_run_on_a_folder(folder, work, capfd):
     write(folder / "test.jsonl", [{"prompt": "POST: new\nTL;DR:", "reference": "cat"}])
     bon.main(bon.Config(model=models["model"], n=2, splits="test", policy="again", **same))
     (folder / "samples_again_test.jsonl").unlink()
-    assert f"{folder}: test are not what {models['model']} was trained beside" in capfd.readouterr().out
+    assert f"{folder} has changed since {models['model']} was trained: test\n" in capfd.readouterr().out
     assert {p.name for p in folder.glob("samples_*")} == {f"samples_{p}_{s}.jsonl" for p in ("sft", "bon", "soft")
                                                           for s in ("test", "ood_far")}
     assert load_checkpoint(folder / "ckpt_reward.pt", "reward")[1]["metrics"]["accuracy"] > .9
@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_left_out_and_counted(capfd):
             {"prompt": "p", "chosen": "two", "rejected": "one two three", "finished": [True, False]}]
     group, = reward.read_groups(tokenizer, rows, 50, 3)
     assert capfd.readouterr().out == (
-        "1 of 2 pairs left out: a response is longer than 3 tokens; --keep-cut learns it cut\n"
+        "1 of 2 pairs left out: a response is longer than 3 tokens\n"
         "0 chosen and 1 rejected responses of 1 pairs have no end\n")
     assert [ids[-1] == tokenizer.eot_token for ids in group.responses] == [True, False]
     assert splits.encode_responses(tokenizer, [["one two three", "one"], ["two three four"]], 3, False) == [

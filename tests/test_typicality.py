@@ -64,6 +64,12 @@ def test_differences_are_the_annotators_own():
     assert x["tokens"].tolist() == [1, 1, 0] and x["gold reward"].tolist() == [.5, -1, 2]
     assert prompts.tolist() == [0, 0, 1]
     assert T.wins_of(x["tokens"], prompts).mean == pytest.approx((1 + .5) / 2)
+    # pairs of which some have no gold reward, and pairs of equal length
+    some = [groups[0], groups[1]._replace(gaps=[])]
+    assert list(T.differences(model, some, 2)[0]) == ["log-probability a token", "tokens"]
+    x = {"log-probability a token": np.array([1., -.5, 2.]), "tokens": np.zeros(3)}
+    alone, = T.regressions(x, np.arange(3))
+    assert list(alone) == ["log-probability a token"]
 
 
 def test_the_tool(work):

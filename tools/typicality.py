@@ -44,8 +44,8 @@ def paired_logistic(x, prompts):
     Newton's method for the maximum of sum log sigma(x w); the sandwich estimator with a prompt's summed
     gradient, so pairs of one prompt may depend on each other (Liang and Zeger 1986).  Raises UserError where
     no finite maximum exists: some direction is always, or never, preferred."""
-    scale = x.std(axis=0)
-    if not scale.all() or not np.isfinite(scale).all():
+    scale = np.sqrt(np.square(x).mean(axis=0))
+    if not scale.all():
         raise UserError("a quantity is the same for both responses of every pair: nothing to learn from")
     z, w = x / scale, np.zeros(x.shape[1])
     for _ in range(100):
@@ -69,7 +69,8 @@ def paired_logistic(x, prompts):
 
 @torch.no_grad()
 def differences(model, groups, batch_size):
-    """Of all pairs: ({name: (n,) of the chosen minus of the rejected}, (n,) the number of their prompt)."""
+    """Of all pairs: ({name: (n,) of the chosen minus of the rejected}, (n,) the number of their prompt).  The
+    gold reward where every pair carries it."""
     found, prompt_of = [], []
     for i in range(0, len(groups), batch_size):
         part = groups[i:i + batch_size]
@@ -82,13 +83,15 @@ def differences(model, groups, batch_size):
                 found.append([mean[a] - mean[b], length[a] - length[b], *g.gaps[n:n + 1]])
                 prompt_of.append(j)
             first += len(g.responses)
+    with_gold = all(len(g.gaps) == len(g.pairs) for g in groups)
+    found = found if with_gold else [values[:2] for values in found]
     names = ("log-probability a token", "tokens", "gold reward")
     return dict(zip(names, np.array(found, dtype=float).T)), np.array(prompt_of)
 
 
 def regressions(x, prompts):
-    """[{name: Interval}]: typicality alone, with length, and with the gold reward where pairs carry it."""
-    typical, *others = x
+    """[{name: Interval}]: typicality alone, with length, and with the gold reward, where these differ."""
+    typical, *others = [name for name in x if name == "log-probability a token" or x[name].any()]
     which = [[typical]] + [[typical, *others[:n + 1]] for n in range(len(others))]
     return [dict(zip(names, paired_logistic(np.stack([x[name] for name in names], axis=1), prompts)))
             for names in which]
