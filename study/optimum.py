@@ -122,8 +122,8 @@ def enough(point):
 
 def shares(sft, optimum, trained):
     """How much of a policy's loss of diversity its objective asks for: {measure: {"lost": SFT's minus the
-    policy's, "asked": SFT's minus the optimum's at the same beta, "share": asked / lost}}.  Points of the
-    frontier, whose measures are (seeds, prompts)."""
+    policy's, "asked": SFT's minus the optimum's at the same beta, "share": asked / lost, None where no
+    loss is shown}}.  Points of the frontier, whose measures are (seeds, prompts)."""
     found = {}
     for measure in SHARED:
         a, b, c = (point[measure] for point in (sft, optimum, trained))
@@ -132,6 +132,7 @@ def shares(sft, optimum, trained):
             prompts = np.arange(a.shape[1]) if rng is None else rng.integers(0, a.shape[1], a.shape[1])
             before, best, after = (np.nanmean(x[seeds][:, prompts]) for x in (a, b, c))
             return (before - best) / (before - after)
-        found[measure] = {"lost": over_seeds(a - c), "asked": over_seeds(a - b),
-                          "share": of_seeds(share, *a.shape)}
+        lost = over_seeds(a - c)
+        found[measure] = {"lost": lost, "asked": over_seeds(a - b),
+                          "share": of_seeds(share, *a.shape) if (lost["low"] or 0) > 0 else None}
     return found

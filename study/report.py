@@ -185,10 +185,11 @@ def optimum_part(results):
            "left out of the frontier; rows of one β show how the numbers move as pools grow.")
     columns = {"kl": "KL", "reward": "reward", "gold_reward": "gold reward", **SHARED}
     yield table(["β", "pool", "effective size", *columns.values()], [
-        [f"{x['beta']:g}", f"{x['pool']:,}", f"{x['size']:.0f}", *(interval(x[m]) for m in columns)]
+        [f"{x['beta']:g}", f"{x['pool']:,}", f"{x['size']:,.0f}", *(interval(x[m]) for m in columns)]
         for x in results["optimum"]])
     yield ("How much of a method's loss of diversity against SFT the optimum at the same β loses too "
-           "(`asked`), where β means the same; for the others the frontier compares at equal KL.")
+           "(`asked`), where β means the same; for the others the frontier compares at equal KL.  -: no "
+           "loss is shown.")
     yield table(["method", "β", "of", "lost", "asked", "asked / lost"], [
         [x["curve"], f"{x['beta']:g}", title, signed(x[m]["lost"]), signed(x[m]["asked"]),
          interval(x[m]["share"])] for x in results["shares"] for m, title in SHARED.items()])

@@ -7,13 +7,17 @@ al. 2022).  The rollouts, rewards, advantages and updates are those of ppo.py.
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
+import bon
 import model as M
 import ppo
 from common.dist import param_groups
 from common.loop import Run
+from study import optimum
+from tasks import synthetic
 
 VOCABULARY = 3
 PROMPT = [2]
@@ -107,3 +111,40 @@ def test_k2_and_k3_in_the_reward_lead_elsewhere(tmp_path):
     for kind in ("k2", "k3"):
         other, kl_other = train(kind, 3, 100, tmp_path / kind)
         assert other < .8 and kl_other > 1.5 * kl
+
+
+# ------------------------------------------------------------------------- the optimum without training (study/)
+
+def test_pools_give_the_reward_kl_and_diversity_of_the_optimum():
+    """Of every response of three tokens, with random rewards: against pi* computed from its definition."""
+    listed = responses(3)
+    ref_logp, rewards = log_probs_of(reference(), listed), torch.randn(len(listed), dtype=torch.float64)
+    best = (ref_logp + rewards / BETA - best_objective(ref_logp, rewards) / BETA).exp().numpy()
+    distance = optimum.jaccard_distances([frozenset(enumerate(y)) for y in listed])
+    assert best.sum() == pytest.approx(1)
+    pool = np.random.default_rng(0).choice(len(listed), 100_000, p=ref_logp.exp().numpy() / ref_logp.exp().sum().item())
+    w = bon.soft_weights(rewards.numpy()[pool], BETA)
+    assert w @ rewards.numpy()[pool] == pytest.approx(best @ rewards.numpy(), abs=.02)
+    assert bon.soft_kl(w) == pytest.approx(best @ (np.log(best) - ref_logp.numpy()), abs=.02)
+    assert optimum.mean_of_pairs(w, pool, distance) == pytest.approx(best @ distance @ best, abs=.005)
+
+
+def test_pairs_of_equal_weight_are_the_task_s_gold_diversity():
+    """Without a text's pair with itself: texts that repeat count, one text alone has no pair."""
+    texts = [row["reference"] for row in synthetic.rows("test", 8)] * 2
+    numbers = {facts: i for i, facts in enumerate(dict.fromkeys(map(synthetic.facts, texts)))}
+    content = np.array([numbers[synthetic.facts(text)] for text in texts])
+    distance = optimum.jaccard_distances(list(numbers))
+    assert optimum.mean_of_pairs(np.full(16, 1 / 16), content, distance) == pytest.approx(
+        synthetic.gold_diversity(texts)[0], abs=1e-6)
+    assert np.isnan(optimum.mean_of_pairs(np.eye(16)[0], content, distance))
+
+
+def test_shares_by_hand():
+    """SFT .6; the optimum loses .2 and the policy .4 on average: half.  No loss, no share."""
+    rng = np.random.default_rng(0)
+    sft, best, trained = ({m: x + rng.normal(0, .01, (5, 20)) for m in optimum.SHARED} for x in (.6, .4, .2))
+    found = optimum.shares(sft, best, trained)["gold_diversity"]
+    assert found["lost"]["mean"] == pytest.approx(.4, abs=.01) and found["asked"]["mean"] == pytest.approx(.2, abs=.01)
+    assert found["share"]["mean"] == pytest.approx(.5, abs=.02) and found["share"]["low"] < .5 < found["share"]["high"]
+    assert optimum.shares(sft, best, sft)["gold_diversity"]["share"] is None

@@ -113,7 +113,8 @@ def main(cfg):
     groups = draw(read_groups(bundle.tokenizer, rows, bundle.model.config.context - cfg.max_new_tokens,
                               cfg.max_new_tokens), cfg.prompts, "prompts")
     if not groups:
-        raise UserError(f"{', '.join(cfg.files)}: no pair fits {cfg.max_new_tokens} tokens")
+        raise UserError(f"{', '.join(cfg.files)}: no pairs of two different responses of at most "
+                        f"{cfg.max_new_tokens} tokens")
     x, prompts = differences(bundle.model, groups, cfg.batch_size)
     results = {"model": cfg.model, "pairs": len(prompts), "prompts": len(groups),
                "regressions": regressions(x, prompts),
