@@ -81,8 +81,9 @@ class Group(NamedTuple):
 
 def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False):
     """Preference rows -> Groups.  Rows with one prompt form one group, so a response is read once however
-    many pairs it is in.  Pairs with a response of more than max_new_tokens are left out unless keep_cut.
-    Prints how many pairs are left out, and how many of the others' responses have no end."""
+    many pairs it is in.  Pairs with a response of more than max_new_tokens are left out unless keep_cut, or
+    where a row says which of the two had `finished`: a text may be more tokens than its sample was.  Prints
+    how many pairs are left out, and how many of the others' responses have no end."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -109,7 +110,7 @@ def make_group(prompt, rows, encode, eos, keep_cut, counts):
         both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
         ids = [encode(text, finished=finished) for text, finished in both]
         endless = [response[-1] != eos for response in ids]
-        if not keep_cut and any(finished and no_end for (_, finished), no_end in zip(both, endless)):
+        if any(endless) and not (keep_cut or "finished" in row):    # annotators' samples did fit, as ids
             counts["long"] += 1
             continue
         for key, response in zip(both, ids):
@@ -121,7 +122,7 @@ def make_group(prompt, rows, encode, eos, keep_cut, counts):
             continue
         group.pairs.append((place[both[0]], place[both[1]]))
         group.gaps.extend([row["gap"]] if "gap" in row else [])
-        counts.update(kept=1, chosen=endless[0], rejected=endless[1])
+        counts.update(kept=1, chosen=int(endless[0]), rejected=int(endless[1]))
     return group
 
 

@@ -112,8 +112,7 @@ def work(tmp_path_factory):
     same = dict(quiet=True, threads=1, out=str(folder))
     sft_model, reward_model = str(folder / "ckpt_sft.pt"), str(folder / "ckpt_reward.pt")
     sft.main(sft.Config(rows=400, **same))
-    # samples of a policy that has learned so little are often longer when their text is read again
-    reward.main(reward.Config(model=sft_model, prompts=60, held_out=30, keep_cut=True, **same))
+    reward.main(reward.Config(model=sft_model, prompts=60, held_out=30, **same))
     ppo.main(ppo.Config(model=sft_model, reward=reward_model, steps=3, batch_size=16, **same))
     bon.main(bon.Config(model=sft_model, reward=reward_model, inputs=6, n=4, **same))
     bon.main(bon.Config(model=str(folder / "ckpt_ppo.pt"), inputs=6, n=4, **same))
