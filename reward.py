@@ -81,9 +81,8 @@ class Group(NamedTuple):
 
 def read_groups(tokenizer, rows, max_prompt_len, max_new_tokens, keep_cut=False):
     """Preference rows -> Groups.  Rows with one prompt form one group, so a response is read once however
-    many pairs it is in.  Pairs with a response of more than max_new_tokens are left out unless keep_cut, or
-    where a row says which of the two had `finished`: a text may be more tokens than its sample was.  Prints
-    how many pairs are left out, and how many of the others' responses have no end."""
+    many pairs it is in.  Pairs with a response of more than max_new_tokens are left out unless keep_cut.
+    Prints how many pairs are left out, and how many of the others' responses have no end."""
     by_prompt = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -110,7 +109,7 @@ def make_group(prompt, rows, encode, eos, keep_cut, counts):
         both = list(zip((row["chosen"], row["rejected"]), row.get("finished", (True, True))))
         ids = [encode(text, finished=finished) for text, finished in both]
         endless = [response[-1] != eos for response in ids]
-        if any(endless) and not (keep_cut or "finished" in row):    # annotators' samples did fit, as ids
+        if not keep_cut and any(finished and no_end for (_, finished), no_end in zip(both, endless)):
             counts["long"] += 1
             continue
         for key, response in zip(both, ids):
@@ -163,8 +162,9 @@ def comparisons(cfg, bundle):
         print(f"{len(known)} prompts with held-out preferences have preferences to learn from too: the "
               "held-out accuracy is flattering", flush=True)
     limits = task.max_prompt_len(bundle.model.config.context), task.max_new_tokens
-    train, held_out = (read_groups(tokenizer, some, *limits, cfg.keep_cut)
-                       for some in (rows, held_out_rows or []))
+    # samples of the policy did fit, though a few of their texts are more tokens when they are read again
+    keep_cut = cfg.keep_cut or bool(task.synthetic)
+    train, held_out = (read_groups(tokenizer, some, *limits, keep_cut) for some in (rows, held_out_rows or []))
     if not held_out_rows:
         held_out = draw(train, max(1, len(train) // 10), "no preferences_validation.jsonl, held-out prompts")
         drawn = set(map(id, held_out))

@@ -292,9 +292,8 @@ def test_what_does_not_fit_is_left_out_and_counted(capfd):
         "1 of 2 pairs left out: a response is longer than 3 tokens\n"
         "0 chosen and 1 rejected responses of 1 pairs have no end\n")
     assert [ids[-1] == tokenizer.eot_token for ids in group.responses] == [True, False]
-    # a sample that ended within the limit stays, though its text is longer when it is read again
-    known, = reward.read_groups(tokenizer, [rows[0] | {"finished": [True, True]}], 50, 3)
-    assert len(known.pairs) == 1 and "1 chosen and 0 rejected" in capfd.readouterr().out
+    kept, = reward.read_groups(tokenizer, rows[:1], 50, 3, keep_cut=True)
+    assert len(kept.pairs) == 1 and "1 chosen and 0 rejected" in capfd.readouterr().out
     assert splits.encode_responses(tokenizer, [["one two three", "one"], ["two three four"]], 3, False) == [
         [splits.encode_response(tokenizer, "one", 3)], []]
     assert capfd.readouterr().out.endswith("2 of 3 responses are longer than 3 tokens: left out (--keep-cut "
