@@ -164,7 +164,8 @@ def comparisons(cfg, bundle):
     limits = task.max_prompt_len(bundle.model.config.context), task.max_new_tokens
     # samples of the policy did fit, though a few of their texts are more tokens when they are read again
     keep_cut = cfg.keep_cut or bool(task.synthetic)
-    train, held_out = (read_groups(tokenizer, some, *limits, keep_cut) for some in (rows, held_out_rows or []))
+    train, held_out = (read_groups(tokenizer, some, *limits, keep_cut)
+                       for some in (rows, held_out_rows or []))
     if not held_out_rows:
         held_out = draw(train, max(1, len(train) // 10), "no preferences_validation.jsonl, held-out prompts")
         drawn = set(map(id, held_out))
