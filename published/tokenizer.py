@@ -47,8 +47,8 @@ class Published:
             named = spec.get("kept", {}).get("tokenizer_config.json", {})
             self.named = {name: text for name in NAMED if (text := _content(named.get(name))) is not None}
             special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
-            special.sort(key=len, reverse=True)     # the longest is found first
-            self.special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
+            longest_first = map(re.escape, sorted(special, key=len, reverse=True))
+            self.special = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         except Exception as error:      # the library raises Exception itself
             raise UserError(f"tokenizer.json: damaged, or not for the `tokenizers` library ("
                             f"{first_line(error)})") from None
@@ -102,8 +102,7 @@ def compiled(text, today):
         raise ValueError(reason)
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                             extensions=["jinja2.ext.loopcontrols"])
-    now = today and date.fromisoformat(today).strftime
-    sandbox.globals |= {"raise_exception": refuse, "strftime_now": now}
+    sandbox.globals.update(raise_exception=refuse, strftime_now=today and date.fromisoformat(today).strftime)
     return sandbox.from_string(text)
 
 
