@@ -32,6 +32,7 @@ from common.loop import Run
 from common.samples import list_of_hashes, sample_path
 from common.tokenizer import ends_of
 from generate import generate
+from published.tokenizer import chat_template
 from reward import score
 from splits import decode, encode_prompts, encode_response, load_bundle, load_reward_model
 
@@ -56,6 +57,7 @@ class Config(Common):
     soft: NonNegative = arg(0.0, "beta: also n outputs drawn from the pool (--independent: each from a part "
                                  "of pool / n) with weights exp(reward / beta); 0: none")
     no_eos_score: OrNone = arg(-3.0, "reward of an output that did not end, as ppo.py's; none: the model's")
+    chat: bool = arg(False, "prompts go through the published model's chat template; checkpoints remember it")
     temperature: OrGreedy = arg(1.0, "0 is greedy; the paper measures diversity at 1")
     top_k: Natural = arg(0, "0: all tokens")
     top_p: Mass = arg(1.0, "1: all tokens")
@@ -149,6 +151,8 @@ def build(cfg, device):
     models that it has met}), the policy itself first and then, if there is a reward model, its best of N and
     with --soft its soft best of N."""
     bundle, policy = load_bundle(cfg, device), policy_name(cfg)
+    if bundle.saved["task"] is None and not cfg.chat and chat_template(bundle.saved["tokenizer"]):
+        print(f"{cfg.model} has a chat template: without --chat its prompts are plain text", flush=True)
     trained = bundle.saved["args"].get("trained_against")
     if not cfg.reward:
         return bundle, None, {policy: trained}

@@ -96,8 +96,9 @@ def build(cfg, device):
     """Everything a run starts from: (model, its tokenizer's specification, task, train and validation
     Examples, hash of the model started from, share of the train references that are left out)."""
     if cfg.model == "scratch":
-        if cfg.freeze:
-            raise UserError("--freeze: a model from scratch has nothing to freeze; it needs --model")
+        if cfg.freeze or cfg.chat:
+            raise UserError("--freeze, --chat: a model from scratch has nothing to freeze and no chat "
+                            "template; they need --model")
         task, weights_hash = task_of(cfg), None
     else:
         model, _, task, saved = load_bundle(cfg, device)

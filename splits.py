@@ -6,7 +6,8 @@
 
 A line of a split is {"prompt", "reference"}; a line of preferences.jsonl and of preferences_validation.jsonl
 is {"prompt", "chosen", "rejected"}.  Other fields are kept as metadata.  Prompts are used as they stand.  A
-response is a space, the text and EOS (the paper's TL;DR format).
+response is a space, the text and EOS (the paper's TL;DR format).  With --chat a prompt goes through the
+model's chat template, and its response has no space.
 """
 import random
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,7 @@ from common.flags import launch, setup, use_threads
 from common.tokenizer import ends_of, load_tokenizer, same_ids
 from model import GPT
 from published import pretrained
+from published.tokenizer import with_chat
 from tasks import paper, synthetic
 
 NOISE = {"synthetic": "systematic", "synthetic-independent": "independent", "synthetic-mixed": "mixed"}
@@ -36,19 +38,35 @@ FILES = "train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl"
 
 def encode_prompts(tokenizer, prompts, limit, what="prompts"):
     """Ids of each prompt, at most `limit` of them, the last ones: a summary's cue stands at the end.  A
-    published tokenizer may begin every prompt with a token of its own, which stays.  Prints the cuts."""
-    begin = [] if getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
-    ids, left = [tokenizer.encode_ordinary(prompt) for prompt in prompts], limit - len(begin)
-    cut = sum(len(row) > left for row in ids)
-    if cut:
-        print(f"{cut} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
-    return [begin + row[max(0, len(row) - left):] for row in ids]
+    published tokenizer may begin every prompt with a token of its own, or put it into a chat template; these
+    stay.  Prints the cuts."""
+    chat = getattr(tokenizer, "chat", None)
+    begin = [] if chat or getattr(tokenizer, "bos", None) is None else [tokenizer.bos]
+    ids = [tokenizer.chat_ids(text) if chat else begin + tokenizer.encode_ordinary(text) for text in prompts]
+    long = [i for i, row in enumerate(ids) if len(row) > limit]
+    for i in long:
+        ids[i] = tokenizer.cut_chat_ids(prompts[i], limit) if chat else begin + ids[i][
+            len(ids[i]) - limit + len(begin):]
+    if long:
+        print(f"{len(long)} of {len(ids)} {what} are longer than {limit} tokens: cut on the left", flush=True)
+    return ids
+
+
+def prompt_text(tokenizer, ids):
+    """Ids of a prompt -> its text, without the token that begins it and without the chat template."""
+    if not getattr(tokenizer, "chat", None):
+        return tokenizer.decode(ids[getattr(tokenizer, "bos", None) is not None:])
+    before, _, after = tokenizer.decode(tokenizer.chat_ids("\ue000")).partition("\ue000")
+    return tokenizer.decode(ids).removeprefix(before).removesuffix(after)
 
 
 def encode_response(tokenizer, text, limit, finished=True):
     """Ids of a response, at most `limit` of them, with EOS as the last.  A response that is cut has no EOS,
     because it did not end there.  Never empty: no text at all is EOS, finished or not."""
-    ids = tokenizer.encode_ordinary(text if text[:1].isspace() else " " + text)
+    if getattr(tokenizer, "chat", None):
+        ids = tokenizer.encode_ordinary(text.removeprefix(" "))
+    else:
+        ids = tokenizer.encode_ordinary(text if text[:1].isspace() else " " + text)
     return (ids + [tokenizer.eot_token] if finished or not ids else ids)[:limit]
 
 
@@ -290,6 +308,8 @@ class Bundle(NamedTuple):
 def load_bundle(cfg, device):
     """The Bundle of the language model cfg.model.  Raises UserError as `pretrained.load` and `task_of` do."""
     model, saved = pretrained.load(cfg.model, "--model", device, cfg.dtype)
+    if getattr(cfg, "chat", False):
+        saved["tokenizer"] = with_chat(saved["tokenizer"], cfg.model)
     use_threads(cfg, model)
     task, sizes = task_of(cfg, saved), saved["args"].get("data_sizes", {})
     other = [name for name, size in sizes.items() if task.sizes().get(name) != size]
@@ -305,10 +325,9 @@ def load_reward_model(cfg, bundle, device):
     model, saved = pretrained.load(cfg.reward, "--reward", device, cfg.dtype, "reward")
     tokenizer, policy = bundle.tokenizer, bundle.model.config
     if saved["task"] is None:
-        how, begins = reading_of(model, saved), getattr(tokenizer, "bos", None) is not None
-        # without the token that begins a prompt, which is no text
+        how = reading_of(model, saved)
         model.reread = lambda prompts, responses: text_ids(
-            model, [tokenizer.decode(ids[begins:]) for ids in prompts],
+            model, [prompt_text(tokenizer, ids) for ids in prompts],
             [[decode(tokenizer, ids) for ids in group] for group in responses], *how)
         print(f"--reward {cfg.reward}: a published model.  It reads prompt and response as text, without a "
               "chat template; --kl-coef and --no-eos-score are in the unit of its scores, whose spread "

@@ -87,6 +87,7 @@ class TrainFlags(Common):
     recompute: bool = arg(False, "compute activations again in the backward pass: less memory, more time")
     shard: bool = arg(False, "torchrun: each rank keeps a shard of each trained layer; for large models")
     max_grad_norm: Positive = arg(1.0, "gradients are scaled down to this norm")
+    chat: bool = arg(False, "prompts go through the published model's chat template; checkpoints remember it")
     quiet: bool = arg(False, "no progress bar and no log lines")
 
 

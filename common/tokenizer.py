@@ -5,8 +5,8 @@
     {"kind": "bpe", "json": ..., "eos": id, "bos": id or None}  a published model's: published/tokenizer.py
 
 What comes back has `encode_ordinary(text)` -> ids, `decode(ids)` -> text, `eot_token` (the id that ends a
-response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None, and
-`ends`, all ids that may end a response (`ends_of`).
+response) and `n_vocab`.  A published tokenizer also has `bos`, the id that begins every prompt, or None,
+`ends`, all ids that may end a response (`ends_of`), and `chat`, the chat template of its prompts, or None.
 """
 from collections import Counter
 
@@ -37,8 +37,9 @@ def ends_of(tokenizer):
 
 
 def same_ids(spec, other):
-    """Whether two specifications give equal ids to equal texts.  What only `export` needs does not count."""
-    return all(spec.get(key) == other.get(key) for key in {*spec, *other} - {"kept"})
+    """Whether two specifications give equal ids to equal texts.  What only `export` needs does not count, nor
+    does the day that a chat template is told."""
+    return all(spec.get(key) == other.get(key) for key in {*spec, *other} - {"kept", "today"})
 
 
 def load_tokenizer(spec):

@@ -1,12 +1,21 @@
 """A published model's tokenizer, read by the `tokenizers` library.  A checkpoint carries it as plain values:
 
     {"kind": "bpe", "json": text of tokenizer.json, "eos": id that ends a response, "bos": id that begins
-     every prompt, or None, "kept": {file: content that only `export` needs}}
+     every prompt, or None, "kept": {file: content that `export` needs},
+     with --chat also "chat": text of the chat template, "today": the day that it is told if it asks (so a run
+     that goes on tomorrow reads the same prompts), or None}
 """
+import re
+from datetime import date
+from functools import cache
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from common.errors import UserError, first_line
 from common.files import loads
+
+NAMED = [f"{name}_token" for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
 
 
 class Published:
@@ -34,6 +43,12 @@ class Published:
             self.n_vocab = max([*used, self.eot_token, self.bos or 0]) + 1
             self.letter = self.encode_ordinary("a")
             self.letter_text = tokenizer.decode(self.letter)
+            self.chat, self.today = spec.get("chat"), spec.get("today")
+            named = spec.get("kept", {}).get("tokenizer_config.json", {})
+            self.named = {name: text for name in NAMED if (text := _content(named.get(name))) is not None}
+            special = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+            longest_first = map(re.escape, sorted(special, key=len, reverse=True))
+            self.special = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
         except Exception as error:      # the library raises Exception itself
             raise UserError(f"tokenizer.json: damaged, or not for the `tokenizers` library ("
                             f"{first_line(error)})") from None
@@ -47,6 +62,65 @@ class Published:
         drops the space before the first word; a letter goes before it here, so a response keeps its space."""
         text = self.tokenizer.decode([*self.letter, *ids], skip_special_tokens=False)
         return text[len(self.letter_text):]
+
+    def render(self, content):
+        """The text of the chat template around a user's, with the beginning of an answer."""
+        try:
+            return compiled(self.chat, self.today).render(
+                messages=[{"role": "user", "content": content}], tools=None, documents=None,
+                add_generation_prompt=True, **self.named)
+        except Exception as error:      # of any kind: a template is a program
+            raise UserError(f"--chat: the model's chat template fails ({first_line(error)})") from None
+
+    def chat_ids(self, prompt):
+        """Ids of the chat template around a user's prompt, as transformers' apply_chat_template has them.
+        Special tokens that the template writes become their ids.  Those that the user spells stay text, so
+        no post can end a turn: until the template's are found, a mark stands between their letters."""
+        mark = next(c for c in map(chr, range(0xe000, 0xf900)) if c not in prompt)
+        text, ids = self.render(self.special.sub(lambda found: mark.join(found[0]) + mark, prompt)), []
+        for i, part in enumerate(self.special.split(text)):     # special tokens are at the odd places
+            ids += [self.tokenizer.token_to_id(part)] if i % 2 else self.tokenizer.encode(
+                part.replace(mark, ""), add_special_tokens=False).ids
+        return ids
+
+    def cut_chat_ids(self, prompt, limit):
+        """At most `limit` `chat_ids`: the prompt is cut on the left, the template stays.  Raises UserError if
+        that is too long by itself."""
+        while len(ids := self.chat_ids(prompt)) > limit:
+            if not prompt:
+                raise UserError(f"--chat: the chat template alone has {len(ids)} tokens, a prompt may have "
+                                f"{limit}; lower --max-new-tokens or raise --max-prompt-tokens")
+            kept = self.tokenizer.encode(prompt, add_special_tokens=False).offsets[len(ids) - limit:]
+            prompt = prompt[max(1, kept[0][0]):] if kept else ""
+        return ids
+
+
+@cache
+def compiled(text, today):
+    """A chat template as jinja2 runs it, in a sandbox: it is a stranger's program."""
+    def refuse(reason):
+        raise ValueError(reason)
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
+    sandbox.globals.update(raise_exception=refuse, strftime_now=today and date.fromisoformat(today).strftime)
+    return sandbox.from_string(text)
+
+
+def chat_template(spec):
+    """The chat template that a model came with, of several the default one, or None."""
+    kept = spec.get("kept", {})
+    text = kept.get("chat_template.jinja") or kept.get("tokenizer_config.json", {}).get("chat_template")
+    return {x["name"]: x["template"] for x in text}.get("default") if isinstance(text, list) else text
+
+
+def with_chat(spec, model):
+    """The specification with which prompts go through the chat template of `model`, a name.  Raises UserError
+    if it has none."""
+    text = spec.get("chat") or chat_template(spec)
+    if not text:
+        raise UserError(f"--chat: {model} has no chat template, which is chat_template.jinja or "
+                        "chat_template in tokenizer_config.json")
+    return {"today": str(date.today()) if "strftime_now" in text else None} | spec | {"chat": text}
 
 
 def published_spec(folder):
@@ -97,7 +171,7 @@ def _complete(tokenizer, named, legacy):
     makes special what the first calls so.  As in transformers, add_prefix_space counts for GPT-2's kind."""
     listed = named.get("added_tokens_decoder", {i: {"content": text} for text, i in legacy.items()})
     tokenizer.add_tokens([AddedToken(**listed[i]) for i in sorted(listed, key=int)])
-    special = [named.get(f"{name}_token") for name in ("eos", "bos", "unk", "pad", "sep", "cls", "mask")]
+    special = [named.get(name) for name in NAMED]
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = named.get(name) or []
         special += more.values() if isinstance(more, dict) else more

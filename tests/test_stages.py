@@ -27,9 +27,11 @@ from common.samples import read_samples
 from generalisation import reward_scores
 from generate import generate
 from published import pretrained
+from published.tokenizer import chat_template
 from methods import dpo, grpo
 from test_pretrained import GPT2, ONE_LABEL, REFS
 from test_pretrained import write as write_published
+from test_tokenizer import TEMPLATES, chat_directory
 
 STAGES = {  # script: its flags but --model, --reward and --out
     "sft": (sft, dict(rows=32)), "reward": (reward, dict(prompts=24, held_out=8, samples=2, log_every=1)),
@@ -251,6 +253,75 @@ def test_a_rollout_has_the_scores_of_a_published_reward_model_s_own_reading(publ
     expected = torch.tensor([reward_model.rewards(M.pack([prompt], [[ids]])).item()
                              for prompt, group in zip(*texts) for ids in group])
     assert (ro.score - expected).abs().max() < 1e-5 and expected.std() > .01
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A published chat model of GPT-2's kind, with a template like Qwen2.5's."""
+    refs, folder = json.loads(REFS.read_text()), tmp_path_factory.mktemp("chat")
+    shapes = refs["models"]["gpt2"]["shapes"] | {"transformer.wte.weight": [346, 24],
+                                                 "transformer.wpe.weight": [512, 24]}
+    config = GPT2 | dict(vocab_size=346, n_positions=512, eos_token_id=343)
+    write_published(folder, "", {"config": config, "shapes": shapes})
+    chat_directory(folder, refs["tokenizers"], TEMPLATES["Qwen2.5"])
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_chat_model_goes_through_all_stages(chat_model, published, folder):
+    """--chat is given once; what follows reads it in the checkpoint.  Files hold what the user wrote."""
+    def run(script, *args):
+        got = call(script, *args, "--threads", 1, "--quiet", cwd=folder)
+        assert got.returncode == 0, got.stderr
+        return got.stdout
+    run("sft", "--model", chat_model, "--chat", "--data", folder, "--batch-size", 20, "--log-every", 1)
+    assert len(json_lines(folder / "metrics_sft.jsonl")) == 2
+    run("reward", "--model", "ckpt_sft.pt", "--batch-size", 20)
+    models = "--model", "ckpt_sft.pt", "--reward", "ckpt_reward.pt"
+    run("ppo", *models, "--steps", 1, "--batch-size", 8)
+    run("methods.grpo", *models, "--steps", 1, "--batch-size", 2, "--n", 2)
+    run("methods.dpo", "--model", "ckpt_sft.pt", "--prompts", 8, "--batch-size", 8)
+    for name in ("ppo", "grpo", "dpo"):
+        assert load_checkpoint(folder / f"ckpt_{name}.pt", "lm")[1]["tokenizer"]["chat"] == TEMPLATES["Qwen2.5"]
+    said = run("bon", *models, "--inputs", 4, "--n", 2, "--splits", "test", "--no-eos-score", "none")
+    assert "has a chat template" not in said
+    rows = read_samples(folder / "samples_sft_test.jsonl")
+    assert all(row["prompt"].startswith("POST: ") and "<|" not in row["prompt"] for row in rows)
+    # the judge puts the file's prompts through the template, as bon.py did
+    judge, saved = load_checkpoint(folder / "ckpt_reward.pt", "reward")
+    scores, _ = reward_scores(rows, judge, *splits.reading_of(judge, saved))
+    assert [row["rewards"] for row in rows] == [pytest.approx(r, abs=1e-4) for r in scores]
+    # a published reward model reads the user's text without the template
+    bundle = splits.load_bundle(bon.Config(model=str(folder / "ckpt_sft.pt")), torch.device("cpu"))
+    reward_model, _ = splits.load_reward_model(ppo.Config(reward=str(published)), bundle, torch.device("cpu"))
+    test_sets = bon.read_test_sets(bundle, "test", 4)
+    begin = bundle.tokenizer.chat_ids("")[:3]
+    assert all(ids[:3] == begin == [341, *begin[1:]] for ids in test_sets["test"][1])
+    prompts, _ = reward_model.reread(test_sets["test"][1], [[]] * 4)
+    its_own = load_tokenizer(pretrained.load(str(published), kind="reward")[1]["tokenizer"])
+    assert prompts == splits.encode_prompts(its_own, [row["prompt"] for row in rows], 999)
+    assert call("tools.convert", "--model", "ckpt_ppo.pt", "--export", "out", cwd=folder).returncode == 0
+    assert chat_template(pretrained.load(str(folder / "out"))[1]["tokenizer"]) == TEMPLATES["Qwen2.5"]
+
+
+def test_what_sft_learns_of_a_chat(chat_model, folder):
+    """The template's ids, and a response that follows at once and ends as the model's turns do."""
+    cfg = sft.Config(model=str(chat_model), data=str(folder), chat=True, threads=1)
+    _, spec, _, (example, *_), *_ = sft.build(cfg, torch.device("cpu"))
+    row, tokenizer = json_lines(folder / "train.jsonl")[0], load_tokenizer(spec)
+    assert tokenizer.decode(example.prompt) == ("<|start|>system\nBe wise<|stop|>\n<|start|>user\n" + row["prompt"]
+                                                + "<|stop|>\n<|start|>assistant\n")
+    assert example.responses == [tokenizer.encode_ordinary(row["reference"]) + [343]]
+    assert [i for i in example.prompt if i >= 340] == [341, 343, 341, 343, 341]
+
+
+def test_a_chat_model_without_its_template_is_named(chat_model, published, folder, work):
+    common = "--model", chat_model, "--data", folder, "--splits", "test", "--inputs", 2, "--n", 1, "--threads", 1
+    said = f"{chat_model} has a chat template: without --chat its prompts are plain text\n"
+    assert call("bon", *common, cwd=folder).stdout.count(said) == 1
+    assert "chat template" not in call("bon", *common, "--chat", cwd=folder).stdout
+    refused(work, "bon", "--chat", says="--chat: ckpt_sft.pt has no chat template")
+    refused(work, "sft", "--chat", says="a model from scratch has nothing to freeze and no chat template")
 
 
 def test_pairs_that_are_one_text_after_cutting_are_dropped_and_counted(capfd):
