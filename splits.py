@@ -29,7 +29,8 @@ from tasks import paper, synthetic
 
 NOISE = {"synthetic": "systematic", "synthetic-independent": "independent", "synthetic-mixed": "mixed"}
 # tokens of a response: 48 is the paper's for summaries
-MAX_NEW_TOKENS = {**dict.fromkeys(NOISE, 32), "folder": 48, **dict.fromkeys(paper.TASKS, 48), "alpaca": 128}
+MAX_NEW_TOKENS = {**dict.fromkeys(NOISE, 32), "folder": 48, **dict.fromkeys(paper.TASKS, 48),
+                  "tldr-short": 40, "alpaca": 128}
 MAX_PROMPT_TOKENS = 1024    # of the paper's tasks; longer prompts are cut on the left
 FILES = "train.jsonl, validation.jsonl, test.jsonl, ood_<name>.jsonl"
 

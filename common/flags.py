@@ -68,7 +68,8 @@ class Flags:
 @dataclass
 class Common(Flags):
     task: str = arg("", "synthetic (default), synthetic-independent, synthetic-mixed, folder, tldr, "
-                        "tldr-length, tldr-subreddit, tldr-sentiment or alpaca; '' takes the checkpoint's")
+                        "tldr-length, tldr-subreddit, tldr-sentiment, tldr-short or alpaca; '' takes the "
+                        "checkpoint's")
     data: str = arg("", "folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of local "
                         "copies of the paper's data sets; '' takes the checkpoint's")
     seed: Seed = arg(0, "varies initialisation, data order and sampling; never the data")

@@ -10,6 +10,9 @@ folder deeper under the configuration's name, with the hub's fields.
     tldr-length      posts of at most 245 words; out of distribution: longer ones
     tldr-subreddit   posts of r/relationships; out of distribution: all others
     tldr-sentiment   posts that a classifier calls positive; out of distribution: the negative ones
+    tldr-short       title and first words of a post, for small machines; a judge in the place of people
+                     (tasks/annotators.py); out of distribution: more words of other posts, and the first
+                     words of articles
     alpaca           AlpacaFarm; out of distribution: AlpacaEval (near), Sequential Instructions (far)
 
 Deviations from the paper: which side of the sentiment split is in distribution, and by which classifier, is
@@ -27,6 +30,7 @@ from common.prompts import instruction_prompt
 PARQUET = "refs/convert/parquet"    # a branch that the hub makes of data sets that were loading scripts
 LENGTH_LIMIT = 245                  # words of a post
 SUBREDDIT = "relationships"
+FIRST_WORDS = {"ood_long": 120, "ood_cnn": 55}      # of a post or article in tldr-short; elsewhere 40
 SENTIMENT_MODEL = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
 
 
@@ -90,19 +94,22 @@ ALPACA_PREFERENCES = Source(_FARM, ("preference",), "alpaca_human_preference", P
 
 TASKS = {  # name: its out-of-distribution splits
     "tldr": ["ood_cnn"], "tldr-length": ["ood_long"], "tldr-subreddit": ["ood_subreddit"],
-    "tldr-sentiment": ["ood_sentiment"], "alpaca": ["ood_alpaca_eval", "ood_sequential"]}
+    "tldr-sentiment": ["ood_sentiment"], "tldr-short": ["ood_long", "ood_cnn"],
+    "alpaca": ["ood_alpaca_eval", "ood_sequential"]}
 
 
 def sources(task):
     """What a task reads.  A study asks for all of it before it trains."""
     if task == "alpaca":
         return [*ALPACA.values(), ALPACA_PREFERENCES]
-    return [*TLDR.values(), *COMPARISONS.values(), *([CNN] if task == "tldr" else [])]
+    return [*TLDR.values(), *([] if task == "tldr-short" else COMPARISONS.values()),
+            *([CNN] if "ood_cnn" in TASKS[task] else [])]
 
 
 def splits(task):
     """Names of a task's splits.  `unlabeled` has prompts for PPO, with or without answers."""
-    return ["train", "validation", "test", *TASKS[task], *(["unlabeled"] if task == "alpaca" else [])]
+    unlabeled = ["unlabeled"] if task in ("tldr-short", "alpaca") else []
+    return ["train", "validation", "test", *TASKS[task], *unlabeled]
 
 
 # ------------------------------------------------------------------------------------------------ the prompts
@@ -145,6 +152,23 @@ def post_row(row, source):
             "post": row["post"]}
 
 
+def article_row(row, name):
+    return {"id": str(row.get("id", name)), "reference": field(row, "highlights", CNN),
+            "prompt": f"ARTICLE: {field(row, 'article', CNN)}\nTL;DR:"}
+
+
+def short_rows(split, data):
+    """Rows of `tldr-short`.  Every other post of train is unlabeled, every other one of test in ood_long."""
+    source = TLDR[{"unlabeled": "train", "ood_long": "test"}.get(split, split)] if split != "ood_cnn" else CNN
+    text, found = "article" if source is CNN else "post", source.rows(data)
+    if source.split[0] in ("train", "test") and source is not CNN:
+        found = found[split in ("unlabeled", "ood_long")::2]
+    begun = [row | {text: " ".join(field(row, text, source).split()[:FIRST_WORDS.get(split, 40)])}
+             for row in found]
+    return [article_row(row, f"{split}-{i}") if source is CNN else post_row(row, source)
+            for i, row in enumerate(begun)]
+
+
 def sentiments(posts, batch_size=64):
     """Whether a classifier calls each post positive: list of bool.  Raises UserError without transformers."""
     try:
@@ -175,10 +199,10 @@ def rows(task, split, data=""):
         if split == "unlabeled":        # PPO needs no answers
             found = [row | {"output": row.get("output") or ""} for row in found]
         return [{"id": f"{split}-{i}"} | instruction_row(row, source) for i, row in enumerate(found)]
+    if task == "tldr-short":
+        return short_rows(split, data)
     if split == "ood_cnn":
-        return [{"id": str(row.get("id", f"{split}-{i}")), "reference": field(row, "highlights", CNN),
-                 "prompt": f"ARTICLE: {field(row, 'article', CNN)}\nTL;DR:"}
-                for i, row in enumerate(CNN.rows(data))]
+        return [article_row(row, f"{split}-{i}") for i, row in enumerate(CNN.rows(data))]
     inside = not split.startswith("ood_")
     source = TLDR[split if inside else "test"]
     posts = [post_row(row, source) for row in source.rows(data)]
@@ -210,10 +234,10 @@ def instruction_comparison(row, source):
 
 def preferences(task, validation=False, data=""):
     """Preference rows of a task: dicts with prompt, chosen, rejected.  None where it has none of that kind:
-    AlpacaFarm's are one split, without validation."""
+    AlpacaFarm's are one split, without validation; of first words nobody has any."""
+    if task == "tldr-short" or task == "alpaca" and validation:
+        return None
     if task == "alpaca":
-        if validation:
-            return None
         source, read = ALPACA_PREFERENCES, instruction_comparison
     else:
         source, read = COMPARISONS["validation" if validation else "train"], comparison
