@@ -3,6 +3,7 @@
     python generalisation.py samples_*.jsonl                                # judge: the gold reward
     python generalisation.py samples_*.jsonl --judge rouge                  # ROUGE-1/2/L with the references
     python generalisation.py samples_*.jsonl --judge ckpt_reward_other.pt   # a reward model of another seed
+    python generalisation.py samples_*.jsonl --judge sbert:NAME             # similarity to the references
 
 Prints tables and writes generalisation.json.
 
@@ -19,6 +20,7 @@ from itertools import combinations
 
 import numpy as np
 
+from common.embed import load_encoder, similarity
 from common.errors import UserError
 from common.files import output_path, write_json
 from common.flags import Common, arg, launch, setup
@@ -35,8 +37,8 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 @dataclass
 class Config(Common):
     files: list = arg(None, "sample files")
-    judge: str = arg("", "gold, rouge, or a reward model, also a published one; '' is gold for prompts "
-                         "of the synthetic tasks, else rouge")
+    judge: str = arg("", "gold, rouge, a reward model, also a published one, or sbert:NAME, a sentence "
+                         "encoder; '' is gold for prompts of the synthetic tasks, else rouge")
 
 
 # -------------------------------------------------------------------------------------------- the mathematics
@@ -122,7 +124,8 @@ def _longest_common_subsequence(a, b):
 
 
 # ------------------------------------------------------------------------------------------------- the judges
-# A judge is a function of a run's rows: scores of the outputs (n, K), and of the references (n, 1).
+# A judge is a function of a run's rows: scores of the outputs (n, K), and of the references (n, 1), or None
+# where there is nothing to win against them.
 
 def gold_scores(rows):
     """The gold reward of each row's synthetic task as judge.  Raises UserError on rows of other tasks."""
@@ -150,10 +153,18 @@ def reward_scores(rows, model, tokenizer, task, reads_end=True):
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
 
+def similarity_scores(rows, encode):
+    """`embed.similarity` to the references as judge.  Nothing is as similar to them as they are."""
+    return [similarity(encode, row["reference"], list(zip(row["outputs"], row["finished"])))
+            for row in rows], None
+
+
 def judge_of(cfg, name, device):
-    """(judge, its weights_hash or None).  name: gold, or the reward model --judge."""
+    """(judge, its weights_hash or None).  name: gold, sbert:NAME, or the reward model --judge."""
     if name == "gold":
         return gold_scores, None
+    if name.startswith("sbert:"):
+        return partial(similarity_scores, encode=load_encoder(name, device, flag="--judge")), None
     model, saved = pretrained.load(name, "--judge", device, cfg.dtype, "reward")
     tokenizer, task, reads_end = reading_of(model, saved)
     return (partial(reward_scores, model=model, tokenizer=tokenizer, task=task, reads_end=reads_end),
@@ -165,19 +176,25 @@ def judge_of(cfg, name, device):
 def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table.  scores: {key of a run: (scores of outputs, of references)}; judge_hash:
     weights_hash of the reward model that judges, or None.  pass_at_k, k = 1, 2, 4, ...: how often at least
-    one of k outputs is at least as good as the reference.  A run without references has no rate: None."""
+    one of k outputs is at least as good as the reference.  A run without references has no rate: None.  The
+    gap is of the rates, or where a judge has none of the scores."""
+    means = {key: mean_interval(by_prompt(prompts_of(rows), np.mean(scores[key][0], axis=1)))
+             for key, rows in runs.items()}
     per_prompt = {key: by_prompt(prompts_of(rows), wins(*scores[key])) for key, rows in runs.items()
-                  if all(row["reference"].strip() for row in rows)}
+                  if scores[key][1] and all(row["reference"].strip() for row in rows)}
     lines = []
     for key, rows in runs.items():
         line = dict(zip(KEY, key)) | {
             "prompts": len(set(prompts_of(rows))), "rate": None, "length_controlled": None, "gap": None,
-            "score": float(np.mean(scores[key][0])),
+            "score": means[key],
             "unfinished": 1 - float(np.mean([f for row in rows for f in row["finished"]])),
             "judge_is_trained_against": any(judge_hash in list_of_hashes(row.get("trained_against"))
                                             for row in rows)}
+        at_home = *key[:3], "test"
+        if not scores[key][1] and at_home in runs and key != at_home:
+            line["gap"] = difference(means[at_home], means[key])
         if key in per_prompt:
-            good, home = np.greater_equal(*scores[key]), per_prompt.get((*key[:3], "test"))
+            good, home = np.greater_equal(*scores[key]), per_prompt.get(at_home)
             line["rate"] = rate_interval(per_prompt[key])
             line["length_controlled"] = at_equal_length(rows, *scores[key])
             if home is not None and key[3] != "test":

@@ -42,11 +42,14 @@ class Config(Common):
     inputs: Rows = arg(100, "prompts of each test set")
     model: str = arg("HuggingFaceTB/SmolLM2-135M", "with --task or --data: a hub name or a Hugging Face "
                                                    "directory")
+    judge: str = arg("", "sbert:NAME: similarity to the references, by which pairs are labelled and policies "
+                         "judged")
     judge_data: str = arg("", "folder whose preferences train the judge; '': the next seed's reward model")
     size: Literal["cpu", "gpu", "paper"] = arg("gpu", "flags of every stage, SIZES in study/published.py")
     sft: str = arg("", "more flags for sft.py, as one string: '--max-new-tokens 64'")
     reward: str = arg("", "the same for reward.py")
     ppo: str = arg("", "for ppo.py: '--steps 10'")
+    dpo: str = arg("", "for methods/dpo.py")
     bon: str = arg("", "for bon.py")
     encoder: str = arg("", "of the embedding measures, as diversity.py's; '': the published model")
 

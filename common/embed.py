@@ -14,6 +14,7 @@ from published import pretrained
 
 TEXTS_AT_ONCE, PAIRS_AT_ONCE = 256, 64
 NLI_POINTS = {"CONTRADICTION": 1., "NEUTRAL": 0., "ENTAILMENT": -1.}
+UNFINISHED = 0.25       # similarity that an output loses which did not end
 
 
 @torch.no_grad()
@@ -42,24 +43,34 @@ def _say_cut(ids, limit):
               "follows does not count as diversity", flush=True)
 
 
-def load_encoder(name, device, dtype="fp32"):
+def load_encoder(name, device, dtype="fp32", flag="--encoder"):
     """--encoder -> function of n texts giving an (n, D) array.  name: a checkpoint or a published model,
     whose hidden states embed a text, or sbert:NAME; "", or the default without its file, gives None."""
     if not name or name == "ckpt_sft.pt" and not Path(name).is_file():
         return None
     if not name.startswith("sbert:"):
-        model, saved = pretrained.load(name, "--encoder", device, dtype)
+        model, saved = pretrained.load(name, flag, device, dtype)
         return partial(embed, model, load_tokenizer(saved["tokenizer"]))
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise UserError("--encoder sbert: Sentence-BERT needs `pip install sentence-transformers`") from None
+        raise UserError(f"{flag} sbert: Sentence-BERT needs `pip install sentence-transformers`") from None
     model = SentenceTransformer(name.removeprefix("sbert:"), device=str(device))
 
     def encode(texts):
         _say_cut(model.tokenizer(list(texts))["input_ids"], model.max_seq_length)
-        return model.encode(texts)
+        return model.encode(texts, show_progress_bar=False)
     return encode
+
+
+def similarity(encode, reference, outputs):
+    """How near outputs come to what a person wrote: cosine similarity of each output's embedding and the
+    reference's, minus UNFINISHED where an output did not end, a list.  A fixed judge, as Gao et al. (2022)
+    have one: it knows the reference, which no policy and no reward model sees.  encode: as from
+    `load_encoder`; outputs: (text, finished) pairs."""
+    u = encode([reference, *(text for text, _ in outputs)])                             # (1 + n, D)
+    u = u / np.linalg.norm(u, axis=1, keepdims=True)
+    return [float(x @ u[0]) - UNFINISHED * (not finished) for x, (_, finished) in zip(u[1:], outputs)]
 
 
 def load_nli(name, device):

@@ -176,12 +176,13 @@ def _run_command(command, log):
     """Raises UserError with the command's last line if it fails."""
     global _command
     start = log.tell()      # after what an earlier run wrote
-    _command = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    _command = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | here)
     status = _command.wait()
     said = Path(log.name).read_bytes()[start:].decode(errors="replace")
     if status:
         last = (said.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{Path(command[1]).name} ended with status {status}: {last}")
+        raise UserError(f"{command[2]} ended with status {status}: {last}")
 
 
 def _start_worker():

@@ -1,14 +1,16 @@
 """The study on a published model and real text: every stage for several seeds, one table with intervals.
 
     python reproduce.py --task tldr --size gpu                                  # from the hub
-    python reproduce.py --model DIR --data DIR --judge-data DIR --size cpu      # local, hours on 2 cores
+    python reproduce.py --task tldr-short --judge sbert:all-MiniLM-L6-v2 --size cpu     # hours on 2 cores
+    python reproduce.py --model DIR --data DIR --judge-data DIR                 # local files
 
 Writes OUT/seed-<s>/ (checkpoints, samples, logs), OUT/replication.json and OUT/replication.md.
 
-The judge is a reward model too, trained from the first seed's SFT model on --judge-data's preferences
-(another annotator's, or other posts').  Without --judge-data the next seed's reward model judges each seed's
-policies; its errors are more like those of their own reward model.  No policy is judged by the reward model
-it was trained against.
+Who judges: with --judge a fixed judge, a sentence encoder that knows the references.  It also labels the
+pairs that each seed's reward model learns from, so over-optimisation can be seen.  With --judge-data a reward
+model, trained from the first seed's SFT model on these preferences (another annotator's, or other posts').
+Else the next seed's reward model judges each seed's policies; its errors are more like those of their own
+reward model.  No policy is judged by the reward model it was trained against.
 
 Deviation from the paper: its judge is GPT-4.
 """
@@ -32,24 +34,31 @@ from study.pipeline import ROOT, Stage, run_stages
 from study.report import how_to_read, interval, sections, table
 from tasks import paper
 
-SCRIPTS = ("sft", "reward", "ppo", "bon")
-NOT_KNOWN = Interval(np.nan, None, None)
+MODULES = {"sft": "sft", "label": "tasks.annotators", "reward": "reward", "ppo": "ppo", "dpo": "methods.dpo",
+           "bon": "bon"}
+FIRM = 0.2      # beta of a second PPO and of soft best-of-N, where the first PPO has 0.05
 SIZES = {  # flags of each script
-    "paper": dict.fromkeys(SCRIPTS, "--preset paper --dtype bf16"),
+    "paper": {**dict.fromkeys(("sft", "reward", "ppo", "bon"), "--preset paper --dtype bf16"),
+              "dpo": "--freeze 0.8 --lr 3e-5 --dtype bf16", "label": "--dtype bf16"},
     # as chosen on an H100: a reward model of which 80 % are frozen stayed below `the longer wins`, and with a
     # quarter of this rate PPO had hardly moved
     "gpu": dict(sft="--preset small-llama",
                 reward="--preset small-llama --prompts 20000 --freeze 0 --lr 5e-5 --epochs 2 "
                        "--micro-batch-size 8",
                 ppo="--preset small-llama --steps 30 --batch-size 256 --lr 2e-4 --micro-batch-size 32",
-                bon="--preset paper --inputs 200 --dtype bf16"),
-    "cpu": dict(sft="--preset small-llama --rows 800 --max-prompt-tokens 320",
-                reward="--preset small-llama --batch-size 8",
-                ppo="--preset small-llama --steps 20 --batch-size 32 --minibatches 2 --lr 1e-4",
-                bon="--inputs 30 --dtype bf16 --batch-size 256"),
+                dpo="--freeze 0.8 --lr 5e-5 --prompts 20000 --micro-batch-size 8 --dtype bf16",
+                label="--dtype bf16", bon="--preset paper --inputs 200 --dtype bf16"),
+    # bf16 is slower than fp32 on cores without its instructions
+    "cpu": dict(sft="--preset small-llama --dtype fp32 --epochs 2 --lr 2e-4 --log-every 1000",
+                label="--samples 4",
+                reward="--preset small-llama --dtype fp32 --freeze 0 --lr 5e-5 --batch-size 8 --log-every 10",
+                ppo="--preset small-llama --dtype fp32 --steps 30 --minibatches 2 --lr 1e-4 --probe-every 0",
+                dpo="--freeze 0.8 --lr 5e-5 --log-every 10",
+                bon="--inputs 60 --n 8 --pool 64 --independent --batch-size 256"),
 }
 SECONDS = 1200          # a guess at a stage's with --size cpu, for the first time left
-POLICIES = {"sft": "SFT", "bon": "best-of-N", "ppo": "PPO"}
+POLICIES = {"sft": "SFT", "bon": "best-of-N", "soft": f"soft best-of-N, beta {FIRM:g}", "ppo": "PPO",
+            f"ppo-b{FIRM:g}": f"PPO, beta {FIRM:g}", "dpo": "DPO"}
 VOCABULARY = 50257      # V of EAD, the authors'
 CUT = 20                # words of an output on which diversity is measured once more: length confounds it
 
@@ -63,28 +72,39 @@ def seeds_of(cfg):
 def plan(cfg):
     """The stages, in order.  Each script continues by itself what was cut.  cfg: Config of reproduce.py."""
     out, stages = Path(cfg.out), []
-    common = ["--device", cfg.device, "--threads", str(cfg.threads), "--quiet"]
-    task = ["--task", cfg.task] if cfg.task else []
-    data = ["--data", cfg.data] if cfg.data else []
+    common = ["--device", cfg.device, "--threads", str(cfg.threads)]
+    task = [*(["--task", cfg.task] if cfg.task else []), *(["--data", cfg.data] if cfg.data else [])]
     inputs = [hash_of(path) for path in (cfg.model, cfg.data, cfg.judge_data)]
 
     def add(name, needs, leaves, script, *flags):
-        given = f"{SIZES[cfg.size][script]} {getattr(cfg, script)}".split()
-        given += [*map(str, flags), *common]
-        command = [sys.executable, str(ROOT / f"{script}.py"), *given]
+        given = f"{SIZES[cfg.size][script]} {getattr(cfg, script, '')}".split() + [*map(str, flags)]
+        command = [sys.executable, "-m", MODULES[script], *given, *common]
+        command += ["--quiet"] * (script != "label")
         stages.append(Stage(name, needs, leaves, SECONDS, command, " ".join([*given, *inputs])))
     for seed in seeds_of(cfg):
         home, here = f"seed-{seed}", out / f"seed-{seed}"
-        own = ["--seed", seed, "--out", here]
-        sft, reward, ppo = (here / f"ckpt_{kind}.pt" for kind in ("sft", "reward", "ppo"))
-        add(f"{home}/sft", (), (f"{home}/ckpt_sft.pt",), "sft", "--model", cfg.model, *task, *data, *own)
-        add(f"{home}/reward", (f"{home}/sft",), (f"{home}/ckpt_reward.pt",), "reward", "--model", sft, *own)
-        add(f"{home}/ppo", (f"{home}/reward",), (f"{home}/ckpt_ppo.pt",), "ppo", "--model", sft,
-            "--reward", reward, *own)
-        samples = [f"{home}/samples_{policy}_*.jsonl" for policy in POLICIES]       # of sft, bon and ppo
-        add(f"{home}/sampled_sft", (f"{home}/reward",), tuple(samples[:2]), "bon",
-            "--model", sft, "--reward", reward, *own)
-        add(f"{home}/sampled_ppo", (f"{home}/ppo",), tuple(samples[2:]), "bon", "--model", ppo, *own)
+        own, sft, reward = ["--seed", seed, "--out", here], here / "ckpt_sft.pt", here / "ckpt_reward.pt"
+        pairs, learned_from = f"{home}/sft", ["--model", sft]
+
+        def train(policy, needs, script, *flags):
+            path = here / f"ckpt_{policy}.pt"
+            add(f"{home}/{policy}", (needs,), (f"{home}/{path.name}",), script, *flags, "--seed", seed,
+                "--out", path)
+            add(f"{home}/sampled_{policy}", (f"{home}/{policy}",), (f"{home}/samples_{policy}_*.jsonl",),
+                "bon", "--model", path, *task, *own)
+        add(f"{home}/sft", (), (f"{home}/ckpt_sft.pt",), "sft", "--model", cfg.model, *task, *own)
+        if cfg.judge:
+            add(f"{home}/label", (pairs,), (f"{home}/preferences*.jsonl",), "label", "--model", sft,
+                "--judge", cfg.judge, *own)
+            pairs, learned_from = f"{home}/label", ["--model", sft, "--data", here]
+        add(f"{home}/reward", (pairs,), (f"{home}/ckpt_reward.pt",), "reward", *learned_from, *own)
+        against = ["--model", sft, "--reward", reward]
+        train("ppo", f"{home}/reward", "ppo", *against)
+        add(f"{home}/sampled_sft", (f"{home}/reward",),
+            tuple(f"{home}/samples_{policy}_*.jsonl" for policy in ("sft", "bon", "soft")), "bon",
+            *against, "--soft", FIRM, *task, *own)
+        train("dpo", pairs, "dpo", *learned_from)
+        train(f"ppo-b{FIRM:g}", f"{home}/reward", "ppo", *against, "--kl-coef", FIRM)
     if cfg.judge_data:
         add("judge", (f"seed-{cfg.seed}/sft",), ("ckpt_judge.pt",), "reward",
             "--model", out / f"seed-{cfg.seed}" / "ckpt_sft.pt", *task, "--data", cfg.judge_data,
@@ -167,9 +187,9 @@ def markdown(results):
 
 def run_study(cfg):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
-    if not cfg.judge_data and cfg.seeds < 2:
-        raise UserError(f"--seeds {cfg.seeds}: without --judge-data the judge is another seed's reward "
-                        "model, so 2 are needed")
+    if not cfg.judge and not cfg.judge_data and cfg.seeds < 2:
+        raise UserError(f"--seeds {cfg.seeds}: without --judge or --judge-data the judge is another seed's "
+                        "reward model, so 2 are needed")
     device, _ = setup(cfg)
     for source in paper.sources(cfg.task) if cfg.task in paper.TASKS else ():
         source.rows(cfg.data)       # now, or one that cannot be had would stop the study after hours

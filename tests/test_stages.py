@@ -237,7 +237,7 @@ def test_published_reward_models_train_choose_and_judge(published, work, tmp_pat
     assert got.returncode == 0 and "* trained against, or chosen by, this very judge" in got.stdout, got.stderr
     line, = [x for x in json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]
              if x["policy"] == "sft"]
-    assert line["score"] == pytest.approx(sum(map(sum, scores)) / 8, abs=1e-5)
+    assert line["score"][0] == pytest.approx(sum(map(sum, scores)) / 8, abs=1e-5)
 
 
 def test_a_rollout_has_the_scores_of_a_published_reward_model_s_own_reading(published, work):
