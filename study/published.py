@@ -24,14 +24,14 @@ import diversity
 from common.checkpoint import load_checkpoint
 from common.embed import load_encoder
 from common.errors import UserError
-from common.files import atomic_write, hash_of, write_json
+from common.files import atomic_write, hash_of, read_jsonl, write_json
 from common.flags import setup
 from common.samples import read_samples
-from common.stats import Interval, over_seeds
-from generalisation import at_equal_length, reward_scores, rouge, wins
+from common.stats import Interval, difference, mean_interval, over_seeds
+from generalisation import reward_scores, rouge, similarity_scores, wins
 from study.measures import load_with_task
 from study.pipeline import ROOT, Stage, run_stages
-from study.report import how_to_read, interval, sections, table
+from study.report import sections, table
 from tasks import paper
 
 MODULES = {"sft": "sft", "label": "tasks.annotators", "reward": "reward", "ppo": "ppo", "dpo": "methods.dpo",
@@ -77,7 +77,7 @@ def plan(cfg):
     inputs = [hash_of(path) for path in (cfg.model, cfg.data, cfg.judge_data)]
 
     def add(name, needs, leaves, script, *flags):
-        given = f"{SIZES[cfg.size][script]} {getattr(cfg, script, '')}".split() + [*map(str, flags)]
+        given = f"{SIZES[cfg.size][script]} {getattr(cfg, script)}".split() + [*map(str, flags)]
         command = [sys.executable, "-m", MODULES[script], *given, *common]
         command += ["--quiet"] * (script != "label")
         stages.append(Stage(name, needs, leaves, SECONDS, command, " ".join([*given, *inputs])))
@@ -115,45 +115,85 @@ def plan(cfg):
 # ------------------------------------------------------------------------------------------------- measuring
 
 def judge_of(cfg, seed, device):
-    """The judge of one seed's policies: sample rows -> scores of outputs and of references."""
+    """The judge of one seed's policies: sample rows -> scores of outputs and of references (or None)."""
+    if cfg.judge:
+        return partial(similarity_scores, encode=load_encoder(cfg.judge, device, flag="--judge"))
     following = seed + 1 if seed + 1 in seeds_of(cfg) else cfg.seed
     path = Path(cfg.out) / ("ckpt_judge.pt" if cfg.judge_data else f"seed-{following}/ckpt_reward.pt")
     model, tokenizer, task = load_with_task(path, "reward", "judge", device, cfg.dtype)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task)
 
 
-def measure_file(rows, score, encode):
-    """{measure: (n,) values of n prompts, or (K,) across inputs, or one} of one sample file."""
-    scores, references = score(rows)
-    found = {"win rate": wins(scores, references),
-             "win rate at equal length": [(at_equal_length(rows, scores, references) or NOT_KNOWN).mean],
-             "ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
-             "words": [np.mean([len(t.split()) for t in r["outputs"]]) for r in rows],
-             "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
+def agreement(scores, others):
+    """(n,): of all pairs of a prompt's outputs, the share that two scores, each (n, K), order alike; a tie of
+    one of them counts half.  nan where the second has ties only."""
+    a, b = (np.sign(np.asarray(x)[:, :, None] - np.asarray(x)[:, None]) for x in (scores, others))
+    differ = (b != 0).sum((1, 2))
+    return (a * b).sum((1, 2)) / np.where(differ, differ, np.nan) / 2 + .5
+
+
+def measure_file(rows, scores, references, encoders):
+    """{measure: (n,) values of n prompts, or (K,) across inputs} of one sample file.  scores, references: the
+    judge's; encoders: {name: function of texts}."""
+    words = np.array([[len(text.split()) for text in r["outputs"]] for r in rows])
+    found = {"judge's score": np.mean(scores, axis=1)}
+    if references:
+        found["win rate"] = wins(scores, references)
+    if rows[0]["policy"] == "sft":
+        found |= {"reward model agrees with the judge": agreement([r["rewards"] for r in rows], scores),
+                  "`the longer wins` agrees with it": agreement(words, scores)}
+    found |= {"ROUGE-L": [np.mean([rouge(t, r["reference"])["rougeL"] for t in r["outputs"]]) for r in rows],
+              "words": words.mean(1), "unfinished": [1 - np.mean(r["finished"]) for r in rows]}
     for part, cut in (("", rows), (f", first {CUT} words", diversity.first_words(rows, CUT))):
-        varied = diversity.measure_samples(cut, diversity.embed_outputs(cut, encode), vocabulary=VOCABULARY)
-        for kind, names in (("per_input", ("ead", "self_bleu", "embedding")),
-                            ("across", ("ead", "embedding"))):
-            found |= {f"{kind.replace('_', ' ')} {name}{part}": varied[kind][name] for name in names}
+        for name, encode in encoders.items():
+            embeddings = diversity.embed_outputs(cut, encode)
+            varied = diversity.measure_samples(cut, embeddings, vocabulary=VOCABULARY)
+            found |= {f"per input {m}{part}": varied["per_input"][m] for m in ("ead", "self_bleu")}
+            found[f"per input embedding, {name}{part}"] = varied["per_input"]["embedding"]
+            if not part:
+                found |= {"across ead": varied["across"]["ead"],
+                          f"across embedding, {name}": varied["across"]["embedding"]}
     return {name: np.asarray(values, dtype=float) for name, values in found.items()}
 
 
 def measure(cfg, device):
     """{(policy, split, measure): (seeds, n)}."""
-    encode, found = load_encoder(cfg.encoder or cfg.model, device, cfg.dtype), {}
+    encoders, found = {"model": load_encoder(cfg.encoder or cfg.model, device, cfg.dtype)}, {}
+    if cfg.judge:
+        encoders["sentence encoder"] = load_encoder(cfg.judge, device)
     for seed in seeds_of(cfg):
-        score = judge_of(cfg, seed, device)
-        for policy in POLICIES:
+        judge, of_sft = judge_of(cfg, seed, device), {}
+        for policy in POLICIES:         # SFT is the first
             for path in sorted(Path(cfg.out).glob(f"seed-{seed}/samples_{policy}_*.jsonl")):
-                split = path.stem.removeprefix(f"samples_{policy}_")
-                for name, values in measure_file(read_samples(path), score, encode).items():
+                split, rows = path.stem.removeprefix(f"samples_{policy}_"), read_samples(path)
+                scores, references = judge(rows)
+                measured = measure_file(rows, scores, references, encoders)
+                of_sft.setdefault(split, scores)
+                measured["wins against SFT"] = wins(scores, of_sft[split])
+                for name, values in measured.items():
                     found.setdefault((policy, split, name), []).append(values)
     return {key: np.array(values) for key, values in found.items()}
 
 
 def summary(values, measure):
-    """(seeds, n) -> as `over_seeds`.  Across-input values are not of prompts: one number a seed."""
-    return over_seeds(values.mean(1, keepdims=True) if measure.startswith("across") else values)
+    """Interval of values (seeds, n): with three seeds or more over seeds and prompts, else over prompts.
+    Across-input values are not of prompts: one number a seed."""
+    if measure.startswith("across"):
+        values = values.mean(1, keepdims=True)
+    if len(values) >= 3:
+        return Interval(*map(over_seeds(values).get, ("mean", "low", "high")))
+    return mean_interval(np.nanmean(values, axis=0))
+
+
+def training(out, seed):
+    """{policy trained by PPO: what its log begins and ends with}, means over five steps."""
+    found = {}
+    for policy in (p for p in POLICIES if p.startswith("ppo")):
+        log = read_jsonl(Path(out) / f"seed-{seed}/metrics_{policy}.jsonl", {})
+        found[policy] = {f"{name}, {where}": float(np.mean([step[name] for step in part]))
+                         for name in ("reward", "kl", "length", "eos_rate")
+                         for where, part in (("first", log[:5]), ("last", log[-5:]))}
+    return found
 
 
 def results_of(cfg, device):
@@ -162,24 +202,39 @@ def results_of(cfg, device):
     splits = sorted({split for _, split, _ in found}, key=lambda s: (s != "test", s))
     for m in dict.fromkeys(m for *_, m in found):
         for split in splits:
-            of = {policy: found[policy, split, m] for policy in POLICIES}
+            of = {policy: found[policy, split, m] for policy in POLICIES if (policy, split, m) in found}
             rows.append({"measure": m, "split": split, **{p: summary(x, m) for p, x in of.items()},
-                         **{f"{p}_minus_sft": summary(of[p] - of["sft"], m) for p in ("ppo", "bon")}})
+                         "minus_sft": {p: summary(x - of["sft"], m) for p, x in of.items() if p != "sft"}})
+    score = {key[:2]: summary(x, key[2]) for key, x in found.items() if key[2] == "judge's score"}
+    gaps = [{"split": split, **{p: difference(score[p, "test"], score[p, split]) for p in POLICIES}}
+            for split in splits[1:]]
     names = [f"seed-{seed}/ckpt_reward.pt" for seed in seeds_of(cfg)]
     names += ["ckpt_judge.pt"] if cfg.judge_data else []
     models = {name: load_checkpoint(Path(cfg.out) / name, "reward")[1]["metrics"] for name in names}
     return {"model": Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model, "size": cfg.size,
-            "seeds": cfg.seeds, "rows": rows, "models": models}
+            "seeds": cfg.seeds, "rows": rows, "gaps": gaps, "models": models,
+            "training": [training(cfg.out, seed) for seed in seeds_of(cfg)]}
 
 
 def markdown(results):
     """replication.md as a string."""
-    columns = {**POLICIES, "ppo_minus_sft": "PPO - SFT", "bon_minus_sft": "best-of-N - SFT"}
+    def cells(row, digits):
+        return [format(Interval(*row[p]), digits) if row.get(p) else "-" for p in POLICIES]
+    policies = list(POLICIES.values())
+    over = "seeds and prompts" if results["seeds"] >= 3 else "prompts, for these seeds alone"
+    means = [[x["measure"], x["split"], *cells(x, ".3f")] for x in results["rows"]]
+    differences = [[x["measure"], x["split"], *cells(x["minus_sft"], "+.3f")[1:]] for x in results["rows"]
+                   if x["measure"].startswith(("judge", "win rate", "ROUGE", "per input"))]
+    logs = [(str(i), p, x) for i, of in enumerate(results["training"]) for p, x in of.items()]
     return sections(
-        f"Model {results['model']}, {results['seeds']} seeds.  {how_to_read(results['seeds'])}",
-        table(["measure", "split", *columns.values()], [
-            [x["measure"], x["split"], *(interval(x[c], 3, "+" if "minus" in c else "") for c in columns)]
-            for x in results["rows"]]),
+        f"Model {results['model']}, {results['seeds']} seeds.  Brackets are 95 % intervals over {over}.",
+        table(["measure", "split", *policies], means),
+        "Minus SFT, on the same prompts:", table(["measure", "split", *policies[1:]], differences),
+        "The judge's score in distribution minus out of it:",
+        table(["split", *policies], [[x["split"], *cells(x, "+.3f")] for x in results["gaps"]]),
+        "PPO, means of its first and last five steps:",
+        table(["run", "policy", *logs[0][2]], [[i, POLICIES[p], *(f"{v:.2f}" for v in x.values())]
+                                               for i, p, x in logs]),
         table(["model", "held-out accuracy", "the longer wins", "pairs"], [
             [name, f"{m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]",
              f"{m['longer_wins']:.3f}", str(m["pairs"])] for name, m in results["models"].items()]))
