@@ -182,7 +182,7 @@ def _run_command(command, log):
     said = Path(log.name).read_bytes()[start:].decode(errors="replace")
     if status:
         last = (said.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{command[2]} ended with status {status}: {last}")
+        raise UserError(f"ended with status {status}: {last}")
 
 
 def _start_worker():

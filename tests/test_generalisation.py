@@ -31,6 +31,25 @@ def test_win_rate_halves_ties():
     assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
 
 
+def test_similarity_to_the_references_as_judge(tmp_path, monkeypatch, capsys):
+    """Cosines 1 and .6 of unit vectors, and .25 less without an end.  No rate: nothing is nearer to the
+    reference than itself."""
+    def encode(texts):
+        return np.array([[2., 0.] if text == "same" else [.6, .8] for text in texts])
+    rows = [{"id": i, "prompt": f"p{i}", "reference": "same", "outputs": ["same", "other"],
+             "finished": [True, bool(i % 2)]} for i in range(4)]
+    scores, references = G.similarity_scores(rows, encode)
+    assert references is None and np.allclose(scores, [[1, .35], [1, .6]] * 2)
+    monkeypatch.setattr(G, "load_encoder", lambda *_, **more: encode)
+    for split, some in (("test", rows), ("ood_x", rows[::2])):
+        write_jsonl(tmp_path / f"samples_a_{split}.jsonl", [row | {"policy": "a", "split": split} for row in some])
+    files = [str(path) for path in tmp_path.glob("*.jsonl")]
+    G.main(G.Config(files=files, judge="sbert:x", out=str(tmp_path)))
+    of = {x["split"]: x for x in json.loads((tmp_path / "generalisation.json").read_text())["win_rate"]}
+    assert of["test"]["rate"] is None and of["test"]["score"][0] == pytest.approx((.675 + .8) / 2)
+    assert of["ood_x"]["gap"][0] == pytest.approx((.8 - .675) / 2) and of["test"]["gap"] is None
+
+
 def test_pass_at_k_is_the_mean_over_all_choices_of_k():
     good = np.array([[1, 0, 0, 1, 0, 0], [0] * 6, [1] * 6], dtype=bool)
     for k in range(1, 7):

@@ -67,6 +67,18 @@ def test_summarisation_prompts_and_splits(local):
     assert news["prompt"] == "ARTICLE: News.\nTL;DR:" and news["reference"] == "N ."
 
 
+def test_short_prompts_are_first_words_and_no_post_is_in_two_sets(local):
+    put(local, "cnn_dailymail/3.0.0/test", [{"id": "c", "article": "news " * 60, "highlights": "N ."}])
+    task = task_from("tldr-short", local)
+    ids = {s: [row["id"] for row in task.rows(s)] for s in task.splits()}
+    assert ids == {"train": ["p0", "p2"], "unlabeled": ["p1", "p3"], "validation": ["p0", "p1", "p2", "p3"],
+                   "test": ["p0", "p2"], "ood_long": ["p1", "p3"], "ood_cnn": ["c"]}
+    words = {s: task.rows(s)[0]["prompt"].count("word") or task.rows(s)[0]["prompt"].count("news") for s in ids}
+    assert words == {"train": 10, "unlabeled": 40, "validation": 10, "test": 10, "ood_long": 120, "ood_cnn": 55}
+    assert task.preferences() is None and [source.name for source in paper.sources("tldr-short")][3:] == [
+        "abisee/cnn_dailymail"]
+
+
 def test_comparisons_become_preferences_and_articles_are_left_out(local):
     task = task_from("tldr", local)
     assert [(p["chosen"], p["rejected"]) for p in task.preferences()] == [

@@ -7,7 +7,7 @@ import pytest
 
 import reproduce
 from common.errors import UserError
-from common.stats import over_seeds
+from common.stats import mean_interval, over_seeds
 from study import figures, published, report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,34 +76,53 @@ def test_error_bars_have_no_length_without_ends():
 
 # ----------------------------------------------------------------------------- the study of a published model
 
-def study(out, seeds=2, judge_data="d"):
+def study(out, seeds=2, judge_data="d", **more):
     return reproduce.Config(out=str(out), seed=0, seeds=seeds, model="m", data="d", judge_data=judge_data,
-                            size="cpu", ppo="--steps 9")
+                            size="cpu", ppo="--steps 9", **more)
 
 
 def test_the_plan_of_a_published_model(tmp_path):
     plan = {s.name: s for s in published.plan(study(tmp_path))}
     assert list(plan) == [f"seed-{s}/{stage}" for s in (0, 1)
-                          for stage in ("sft", "reward", "ppo", "sampled_sft", "sampled_ppo")] + ["judge"]
+                          for stage in ("sft", "reward", "ppo", "sampled_ppo", "sampled_sft", "dpo",
+                                        "sampled_dpo", "ppo-b0.2", "sampled_ppo-b0.2")] + ["judge"]
     assert plan["seed-1/ppo"].needs == ("seed-1/reward",) and plan["judge"].needs == ("seed-0/sft",)
     command = plan["seed-1/ppo"].work
     assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
     assert command[command.index("--model") - 2:command.index("--model")] == ["--steps", "9"]
     assert "judge" not in {s.name for s in published.plan(study(tmp_path, judge_data=""))}
+    labelled = {s.name: s for s in published.plan(study(tmp_path, judge_data="", judge="sbert:x"))}
+    for learner in ("reward", "dpo"):       # what the judge labelled
+        command = labelled[f"seed-1/{learner}"].work
+        assert command[command.index("--data") + 1] == str(tmp_path / "seed-1")
+        assert labelled[f"seed-1/{learner}"].needs == ("seed-1/label",)
     with pytest.raises(UserError, match="2 are needed"):
         published.run_study(study(tmp_path, seeds=1, judge_data=""))
 
 
 def test_the_table_of_a_published_model():
-    e, differences = over_seeds(np.full((2, 3), .5)), ("ppo_minus_sft", "bon_minus_sft")
     accuracy = dict(accuracy=.6, accuracy_low=.5, accuracy_high=.7, longer_wins=.5, pairs=9)
-    row = {"measure": "words", "split": "test"} | dict.fromkeys(("sft", "bon", "ppo", *differences), e)
+    e = [.5, .4, .6]
+    row = {"measure": "ROUGE-L", "split": "test", "sft": e, "ppo": e, "minus_sft": {"ppo": e}}
     text = published.markdown({"model": "gpt2", "seeds": 2, "models": {"seed-0/ckpt_reward.pt": accuracy},
-                               "rows": [row | {"bon_minus_sft": None}]})
-    assert "| words | test | 0.500 [0.500, 0.500] |" in text and "| +0.500 [+0.500, +0.500] | - |" in text
+                               "rows": [row], "gaps": [{"split": "ood_x", "dpo": [.1, None, None]}],
+                               "training": [{"ppo": {"kl, last": 3.}}]})
+    assert "| ROUGE-L | test | 0.500 [0.400, 0.600] | - | - | 0.500 [0.400, 0.600] | - | - |" in text
+    assert "| ROUGE-L | test | - | - | +0.500 [+0.400, +0.600] | - | - |" in text
+    assert "| ood_x | - | - | - | - | - | +0.100 |" in text and "| 0 | PPO | 3.00 |" in text
     assert "| seed-0/ckpt_reward.pt | 0.600 [0.500, 0.700] | 0.500 | 9 |" in text
-    across = published.summary(np.array([[.1, .3], [.5, .7]]), "across ead")
-    assert across["per_seed"] == [.2, .6]
+
+
+def test_what_is_measured_of_a_published_model():
+    two = np.array([[.1, .3], [.5, .7]])
+    assert published.summary(two, "words") == mean_interval([.3, .5])   # over prompts
+    assert published.summary(two, "across ead") == mean_interval([.4])
+    three = published.summary(np.array([[.1, .3], [.5, .7], [.3, .2]]), "words")
+    assert three.mean == pytest.approx(.35) and three.high - three.mean > 4 * np.std([.2, .6, .25]) / 3 ** .5
+    # orders: of three outputs one pair is turned round; a tie; nothing to order
+    scores = [[1, 2, 3], [1, 1, 3], [1, 2, 3]]
+    found = published.agreement(scores, [[2, 1, 3], [1, 2, 3], [5, 5, 5]])
+    assert found[:2] == pytest.approx([2 / 3, 2.5 / 3]) and np.isnan(found[2])
 
 
 def test_the_table_of_speed():

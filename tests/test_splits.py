@@ -4,13 +4,14 @@ import re
 import statistics
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import reward
 import splits
 from common.errors import UserError
-from common.files import read_jsonl
+from common.files import read_jsonl, write_jsonl
 from common.tokenizer import build_tokenizer, load_tokenizer
 from conftest import call, refused
 from model import GPT, GPTConfig, plain
@@ -184,7 +185,7 @@ def samples(monkeypatch, tokenizer, rows):
     """Samples are references of other writers, every fourth cut short.  Returns the list of calls."""
     calls = []
 
-    def generate(model, prompts, max_new_tokens, n, eos, rng, ranks):
+    def generate(model, prompts, max_new_tokens, n, eos, rng, ranks, batch_size):
         calls.append(len(prompts))
         texts = [row["references"][-n:] for row in rows]
         ids = [[splits.encode_response(tokenizer, text, max_new_tokens) for text in group] for group in texts]
@@ -231,6 +232,27 @@ def test_labels_are_as_noisy_as_said(bundle, samples, rows, monkeypatch):
     pairs = annotators.compare(bundle, rows[:20], 1, torch.Generator().manual_seed(0), typicality=1e6)
     references = {row["prompt"]: row["reference"] for row in rows}
     assert all(pair["chosen"] == references[pair["prompt"]] for pair in pairs)
+
+
+def test_a_judge_labels_samples_of_any_task(tmp_path, tokenizer, rows, monkeypatch):
+    """Of two words each, the judge knows "good" from "bad", and an output without an end is worse than both:
+    at next to no noise every label is the judge's."""
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"p{i}", "reference": "good"} for i in range(6)])
+    write_jsonl(tmp_path / "validation.jsonl", [{"prompt": "v", "reference": "good"}])
+    bundle = splits.Bundle(GPT(GPTConfig(vocab_size=tokenizer.n_vocab)), tokenizer,
+                           splits.FolderTask("folder", str(tmp_path), 48, 0), {})
+    ids = [splits.encode_response(tokenizer, text, 48) for text in ("bad", "good")]
+    monkeypatch.setattr(annotators, "generate", lambda model, prompts, *_, **more: [
+        [ids[0], ids[1], ids[1][:-1]] for _ in prompts])
+    monkeypatch.setattr(annotators, "load_encoder", lambda *_, **more: lambda texts: np.array(
+        [[1., 0.] if "good" in text else [.9, np.sqrt(.19)] for text in texts]))
+    made = annotators.judged(asked(tmp_path, judge="sbert:x", noise=1e-3), bundle, torch.device("cpu"))
+    assert [len(pairs) for pairs in made] == [18, 3]
+    assert [(x["chosen"].strip(), x["rejected"].strip(), x["finished"]) for x in made[1]] == [
+        ("good", "bad", [True, True]), ("bad", "good", [True, False]), ("good", "good", [True, False])]
+    assert [x["gap"] for x in made[1]] == pytest.approx([100, 150, 250])
+    with pytest.raises(UserError, match="sbert:NAME is needed"):
+        annotators.judged(asked(tmp_path, judge="gold"), bundle, torch.device("cpu"))
 
 
 def test_mean_log_probs_are_means_over_tokens(bundle):
