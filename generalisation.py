@@ -52,11 +52,6 @@ def wins(scores, opponents):
     return ((margin > 0) + 0.5 * (margin == 0)).mean(axis=(1, 2))
 
 
-def generalisation_gap(in_distribution, out_of_distribution):
-    """ID rate minus OOD rate as an Interval.  (n,) and (m,) rates per prompt of two independent sets."""
-    return difference(rate_interval(in_distribution), rate_interval(out_of_distribution))
-
-
 def length_controlled(won, longer, prompts=None, prior_sd=3.0):
     """The win rate if outputs were as long as what they meet, as an Interval over prompts.  won: (n, K) in
     [0, 1], K outputs to each of n prompts; longer: (n, K), by how much each is longer; prompts: (n,), what
@@ -175,34 +170,33 @@ def judge_of(cfg, name, device):
 
 def win_rates(runs, scores, judge_hash):
     """Lines of the win rate table.  scores: {key of a run: (scores of outputs, of references)}; judge_hash:
-    weights_hash of the reward model that judges, or None.  pass_at_k, k = 1, 2, 4, ...: how often at least
-    one of k outputs is at least as good as the reference.  A run without references has no rate: None.  The
-    gap is of the rates, or where a judge has none of the scores."""
+    weights_hash of the reward model that judges, or None.  A run that nothing is won against has no rate:
+    None.  The gap is of the rates, or of such runs of the scores."""
     means = {key: mean_interval(by_prompt(prompts_of(rows), np.mean(scores[key][0], axis=1)))
              for key, rows in runs.items()}
-    per_prompt = {key: by_prompt(prompts_of(rows), wins(*scores[key])) for key, rows in runs.items()
-                  if scores[key][1] and all(row["reference"].strip() for row in rows)}
+    rates = {key: rate_interval(by_prompt(prompts_of(rows), wins(*scores[key]))) for key, rows in runs.items()
+             if scores[key][1] and all(row["reference"].strip() for row in rows)}
     lines = []
     for key, rows in runs.items():
+        found, home = rates if key in rates else means, (*key[:3], "test")
         line = dict(zip(KEY, key)) | {
-            "prompts": len(set(prompts_of(rows))), "rate": None, "length_controlled": None, "gap": None,
+            "prompts": len(set(prompts_of(rows))), "rate": rates.get(key), "length_controlled": None,
+            "gap": difference(found[home], found[key]) if home != key and home in found else None,
             "score": means[key],
             "unfinished": 1 - float(np.mean([f for row in rows for f in row["finished"]])),
             "judge_is_trained_against": any(judge_hash in list_of_hashes(row.get("trained_against"))
                                             for row in rows)}
-        at_home = *key[:3], "test"
-        if not scores[key][1] and at_home in runs and key != at_home:
-            line["gap"] = difference(means[at_home], means[key])
-        if key in per_prompt:
-            good, home = np.greater_equal(*scores[key]), per_prompt.get(at_home)
-            line["rate"] = rate_interval(per_prompt[key])
-            line["length_controlled"] = at_equal_length(rows, *scores[key])
-            if home is not None and key[3] != "test":
-                line["gap"] = generalisation_gap(home, per_prompt[key])
-            for k in (2 ** i for i in range(good.shape[1].bit_length())):
-                line[f"pass_at_{k}"] = rate_interval(by_prompt(prompts_of(rows), pass_at_k(good, k)))
+        if key in rates:
+            line |= {"length_controlled": at_equal_length(rows, *scores[key])} | passes(rows, *scores[key])
         lines.append(line)
     return lines
+
+
+def passes(rows, scores, references):
+    """pass_at_k, k = 1, 2, 4, ...: how often one of k outputs at least is as good as the reference."""
+    good = np.greater_equal(scores, references)
+    return {f"pass_at_{k}": rate_interval(by_prompt(prompts_of(rows), pass_at_k(good, k)))
+            for k in (2 ** i for i in range(good.shape[1].bit_length()))}
 
 
 def at_equal_length(rows, scores, references):

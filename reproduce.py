@@ -38,13 +38,13 @@ class Config(Common):
     jobs: Natural = arg(0, "stages side by side, one thread each; 0: as many as cores and memory allow, of a "
                            "published model 1")
     quick: bool = arg(False, "toy sizes: a check of the code, not a result")
+    plan: bool = arg(False, "of a published model: print stages, hours and memory, and run none")
     anew: bool = arg(False, "start over, instead of going on with the stages that stand")
     inputs: Rows = arg(100, "prompts of each test set")
     model: str = arg("HuggingFaceTB/SmolLM2-135M", "with --task or --data: a hub name or a Hugging Face "
                                                    "directory")
-    judge: str = arg("", "sbert:NAME: similarity to the references, by which pairs are labelled and policies "
-                         "judged")
-    judge_data: str = arg("", "folder whose preferences train the judge; '': the next seed's reward model")
+    judge: str = arg("", "sbert:NAME: similarity to the references, by which policies are judged, and of "
+                         "tldr-short pairs labelled; '': the next seed's reward model")
     size: Literal["cpu", "gpu", "paper"] = arg("gpu", "flags of every stage, SIZES in study/published.py")
     sft: str = arg("", "more flags for sft.py, as one string: '--max-new-tokens 64'")
     label: str = arg("", "the same for tasks/annotators.py, with --judge")
@@ -94,8 +94,8 @@ def main(cfg):
                         "--data")
     if cfg.task or cfg.data:
         published.run_study(replace(cfg, out=cfg.out or "runs/replication", jobs=cfg.jobs or 1))
-    elif cfg.model != Config.model or cfg.judge_data:
-        raise UserError("--model and --judge-data: the study of a published model needs --task or --data too")
+    elif cfg.model != Config.model or cfg.judge or cfg.plan:
+        raise UserError("--model, --judge and --plan: the study of a published model needs --task or --data")
     else:
         run_synthetic(cfg)
 

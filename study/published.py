@@ -2,23 +2,25 @@
 
     python reproduce.py --task tldr --size gpu                                  # from the hub
     python reproduce.py --task tldr-short --judge sbert:all-MiniLM-L6-v2 --size cpu     # hours on 2 cores
-    python reproduce.py --model DIR --data DIR --judge-data DIR                 # local files
+    python reproduce.py --model DIR --data DIR                                  # local files
 
 Writes OUT/seed-<s>/ (checkpoints, samples, logs), OUT/replication.json and OUT/replication.md.
 
-Who judges: with --judge a fixed judge, a sentence encoder that knows the references.  It also labels the
-pairs that each seed's reward model learns from, so over-optimisation can be seen.  With --judge-data a reward
-model, trained from the first seed's SFT model on these preferences (another annotator's, or other posts').
-Else the next seed's reward model judges each seed's policies; its errors are more like those of their own
-reward model.  No policy is judged by the reward model it was trained against.
+Who judges: with --judge a fixed judge, a sentence encoder that knows the references.  Where nobody has
+compared anything (tldr-short) it also labels the pairs that the reward model learns from.  Without it the
+next seed's reward model judges each seed's policies; its errors are more like those of their own reward
+model.  No policy is judged by the reward model it was trained against.
 
 Deviation from the paper: its judge is GPT-4.
 """
+import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import diversity
 from common.checkpoint import load_checkpoint
@@ -29,6 +31,7 @@ from common.flags import setup
 from common.samples import read_samples
 from common.stats import Interval, difference, mean_interval, over_seeds
 from generalisation import reward_scores, rouge, similarity_scores, wins
+from published import pretrained
 from study.measures import load_with_task
 from study.pipeline import ROOT, Stage, run_stages
 from study.report import sections, table
@@ -56,7 +59,11 @@ SIZES = {  # flags of each script
                 dpo="--freeze 0.8 --lr 5e-5 --log-every 10",
                 bon="--inputs 60 --n 8 --pool 64 --independent --batch-size 256"),
 }
-SECONDS = 1200          # a guess at a stage's with --size cpu, for the first time left
+SECONDS = {  # of a stage: measured on two Zen 3 cores (SmolLM2-135M), on an H100, or guessed
+    "cpu": dict(sft=800, label=800, reward=1500, ppo=5400, dpo=1500, bon=1800),
+    "gpu": dict(sft=80, label=60, reward=80, ppo=140, dpo=80, bon=120),
+    "paper": dict.fromkeys(MODULES, 3600)}
+BYTES = 42      # of PPO for each parameter: weights, gradients, Adam's moments, four models
 POLICIES = {"sft": "SFT", "bon": "best-of-N", "soft": f"soft best-of-N, beta {FIRM:g}", "ppo": "PPO",
             f"ppo-b{FIRM:g}": f"PPO, beta {FIRM:g}", "dpo": "DPO"}
 VOCABULARY = 50257      # V of EAD, the authors'
@@ -74,13 +81,14 @@ def plan(cfg):
     out, stages = Path(cfg.out), []
     common = ["--device", cfg.device, "--threads", str(cfg.threads)]
     task = [*(["--task", cfg.task] if cfg.task else []), *(["--data", cfg.data] if cfg.data else [])]
-    inputs = [hash_of(path) for path in (cfg.model, cfg.data, cfg.judge_data)]
+    inputs = [hash_of(path) for path in (cfg.model, cfg.data)]
 
     def add(name, needs, leaves, script, *flags):
         given = f"{SIZES[cfg.size][script]} {getattr(cfg, script)}".split() + [*map(str, flags)]
         command = [sys.executable, "-m", MODULES[script], *given, *common]
         command += ["--quiet"] * (script != "label")
-        stages.append(Stage(name, needs, leaves, SECONDS, command, " ".join([*given, *inputs])))
+        stages.append(Stage(name, needs, leaves, SECONDS[cfg.size][script], command,
+                            " ".join([*given, *inputs])))
     for seed in seeds_of(cfg):
         home, here = f"seed-{seed}", out / f"seed-{seed}"
         own, sft, reward = ["--seed", seed, "--out", here], here / "ckpt_sft.pt", here / "ckpt_reward.pt"
@@ -93,7 +101,7 @@ def plan(cfg):
             add(f"{home}/sampled_{policy}", (f"{home}/{policy}",), (f"{home}/samples_{policy}_*.jsonl",),
                 "bon", "--model", path, *task, *own)
         add(f"{home}/sft", (), (f"{home}/ckpt_sft.pt",), "sft", "--model", cfg.model, *task, *own)
-        if cfg.judge:
+        if cfg.task == "tldr-short":
             add(f"{home}/label", (pairs,), (f"{home}/preferences*.jsonl",), "label", "--model", sft,
                 "--judge", cfg.judge, *own)
             pairs, learned_from = f"{home}/label", ["--model", sft, "--data", here]
@@ -105,11 +113,24 @@ def plan(cfg):
             *against, "--soft", FIRM, *task, *own)
         train("dpo", pairs, "dpo", *learned_from)
         train(f"ppo-b{FIRM:g}", f"{home}/reward", "ppo", *against, "--kl-coef", FIRM)
-    if cfg.judge_data:
-        add("judge", (f"seed-{cfg.seed}/sft",), ("ckpt_judge.pt",), "reward",
-            "--model", out / f"seed-{cfg.seed}" / "ckpt_sft.pt", *task, "--data", cfg.judge_data,
-            "--seed", cfg.seed + 1000, "--out", out / "ckpt_judge.pt")
     return stages
+
+
+def described(cfg, device):
+    """What --plan prints: the stages of a seed with their hours, and the memory, without running any."""
+    n, stages = pretrained.load(cfg.model)[0].n_params(), plan(cfg)
+    there, largest = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), n * BYTES
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    lines = [f"{stage.name}, about {stage.seconds / 60:.0f} minutes: python {shlex.join(stage.work[1:])}"
+             for stage in stages[:len(stages) // cfg.seeds]]
+    hours = sum(stage.seconds for stage in stages) / 3600
+    lines.append(f"and so for {cfg.seeds} seeds: about {hours:.1f} hours on the machine that SECONDS names "
+                 "in study/published.py")
+    lines.append(f"{cfg.model}: {n:,} parameters.  PPO with nothing frozen takes {largest / 2**30:.1f} GB, and "
+                 f"activations more; {device} has {there / 2**30:.1f} GB"
+                 + ": too few, see docs/published-models.md" * (largest > there))
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -119,7 +140,7 @@ def judge_of(cfg, seed, device):
     if cfg.judge:
         return partial(similarity_scores, encode=load_encoder(cfg.judge, device, flag="--judge"))
     following = seed + 1 if seed + 1 in seeds_of(cfg) else cfg.seed
-    path = Path(cfg.out) / ("ckpt_judge.pt" if cfg.judge_data else f"seed-{following}/ckpt_reward.pt")
+    path = Path(cfg.out) / f"seed-{following}/ckpt_reward.pt"
     model, tokenizer, task = load_with_task(path, "reward", "judge", device, cfg.dtype)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task)
 
@@ -196,20 +217,22 @@ def training(out, seed):
     return found
 
 
+def row_of(found, m, split):
+    """Means of a measure on a split, and differences to SFT on the same prompts.  found: as of `measure`."""
+    of = {policy: found[policy, split, m] for policy in POLICIES if (policy, split, m) in found}
+    return {"measure": m, "split": split, **{p: summary(x, m) for p, x in of.items()},
+            "minus_sft": {p: summary(x - of["sft"], m) for p, x in of.items() if p != "sft"}}
+
+
 def results_of(cfg, device):
     """Everything in replication.json."""
-    found, rows = measure(cfg, device), []
+    found = measure(cfg, device)
     splits = sorted({split for _, split, _ in found}, key=lambda s: (s != "test", s))
-    for m in dict.fromkeys(m for *_, m in found):
-        for split in splits:
-            of = {policy: found[policy, split, m] for policy in POLICIES if (policy, split, m) in found}
-            rows.append({"measure": m, "split": split, **{p: summary(x, m) for p, x in of.items()},
-                         "minus_sft": {p: summary(x - of["sft"], m) for p, x in of.items() if p != "sft"}})
-    score = {key[:2]: summary(x, key[2]) for key, x in found.items() if key[2] == "judge's score"}
-    gaps = [{"split": split, **{p: difference(score[p, "test"], score[p, split]) for p in POLICIES}}
+    rows = [row_of(found, m, split) for m in dict.fromkeys(m for *_, m in found) for split in splits]
+    score = {x["split"]: x for x in rows if x["measure"] == "judge's score"}
+    gaps = [{"split": split, **{p: difference(score["test"][p], score[split][p]) for p in POLICIES}}
             for split in splits[1:]]
     names = [f"seed-{seed}/ckpt_reward.pt" for seed in seeds_of(cfg)]
-    names += ["ckpt_judge.pt"] if cfg.judge_data else []
     models = {name: load_checkpoint(Path(cfg.out) / name, "reward")[1]["metrics"] for name in names}
     return {"model": Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model, "size": cfg.size,
             "seeds": cfg.seeds, "rows": rows, "gaps": gaps, "models": models,
@@ -242,13 +265,18 @@ def markdown(results):
 
 def run_study(cfg):
     """Runs what is not done yet, measures, and writes replication.json and replication.md."""
-    if not cfg.judge and not cfg.judge_data and cfg.seeds < 2:
-        raise UserError(f"--seeds {cfg.seeds}: without --judge or --judge-data the judge is another seed's "
-                        "reward model, so 2 are needed")
+    if not cfg.judge and cfg.task == "tldr-short":
+        raise UserError("--task tldr-short: nobody has compared its texts; --judge sbert:NAME does")
+    if not cfg.judge and cfg.seeds < 2:
+        raise UserError(f"--seeds {cfg.seeds}: without --judge the judge is another seed's reward model, so "
+                        "2 are needed")
     device, _ = setup(cfg)
     for source in paper.sources(cfg.task) if cfg.task in paper.TASKS else ():
         source.rows(cfg.data)       # now, or one that cannot be had would stop the study after hours
     out = Path(cfg.out)
+    if cfg.plan:
+        print(described(cfg, device))
+        return
     run_stages(plan(cfg), out, cfg.jobs)
     results = results_of(cfg, device)
     write_json(out / "replication.json", results)

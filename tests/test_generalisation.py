@@ -27,8 +27,6 @@ def test_rouge_equals_rouge_score(refs):
 def test_win_rate_halves_ties():
     """Prompt 1: 2 beats 1, 1 ties: .75.  Prompt 2: loses both: 0."""
     assert G.wins([[2, 1], [0, 0]], [[1], [5]]).tolist() == [.75, 0.]
-    gap, low, high = G.generalisation_gap([1] * 30, [0] * 20)
-    assert gap == 1 and .7 < low < .9 and high == pytest.approx(1)
 
 
 def test_similarity_to_the_references_as_judge(tmp_path, monkeypatch, capsys):

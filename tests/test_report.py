@@ -9,6 +9,8 @@ import reproduce
 from common.errors import UserError
 from common.stats import mean_interval, over_seeds
 from study import figures, published, report
+from test_pretrained import REFS
+from test_pretrained import write as write_published
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW, MANY = over_seeds(np.array([[.2, .4], [.4, .6]])), over_seeds(np.array([[.2, .4], [.4, .6]] * 2))
@@ -76,28 +78,38 @@ def test_error_bars_have_no_length_without_ends():
 
 # ----------------------------------------------------------------------------- the study of a published model
 
-def study(out, seeds=2, judge_data="d", **more):
-    return reproduce.Config(out=str(out), seed=0, seeds=seeds, model="m", data="d", judge_data=judge_data,
-                            size="cpu", ppo="--steps 9", **more)
+def study(out, seeds=2, **more):
+    return reproduce.Config(**dict(out=str(out), seed=0, seeds=seeds, model="m", data="d", size="cpu",
+                                   ppo="--steps 9") | more)
 
 
 def test_the_plan_of_a_published_model(tmp_path):
     plan = {s.name: s for s in published.plan(study(tmp_path))}
     assert list(plan) == [f"seed-{s}/{stage}" for s in (0, 1)
                           for stage in ("sft", "reward", "ppo", "sampled_ppo", "sampled_sft", "dpo",
-                                        "sampled_dpo", "ppo-b0.2", "sampled_ppo-b0.2")] + ["judge"]
-    assert plan["seed-1/ppo"].needs == ("seed-1/reward",) and plan["judge"].needs == ("seed-0/sft",)
+                                        "sampled_dpo", "ppo-b0.2", "sampled_ppo-b0.2")]
+    assert plan["seed-1/ppo"].needs == ("seed-1/reward",)
     command = plan["seed-1/ppo"].work
     assert command[command.index("--reward") + 1] == str(tmp_path / "seed-1/ckpt_reward.pt")
     assert command[command.index("--model") - 2:command.index("--model")] == ["--steps", "9"]
-    assert "judge" not in {s.name for s in published.plan(study(tmp_path, judge_data=""))}
-    labelled = {s.name: s for s in published.plan(study(tmp_path, judge_data="", judge="sbert:x"))}
+    labelled = {s.name: s for s in published.plan(study(tmp_path, task="tldr-short", judge="sbert:x"))}
     for learner in ("reward", "dpo"):       # what the judge labelled
         command = labelled[f"seed-1/{learner}"].work
         assert command[command.index("--data") + 1] == str(tmp_path / "seed-1")
         assert labelled[f"seed-1/{learner}"].needs == ("seed-1/label",)
     with pytest.raises(UserError, match="2 are needed"):
-        published.run_study(study(tmp_path, seeds=1, judge_data=""))
+        published.run_study(study(tmp_path, seeds=1))
+    with pytest.raises(UserError, match="--judge sbert:NAME does"):
+        published.run_study(study(tmp_path, task="tldr-short"))
+
+
+def test_a_study_says_what_it_would_do(tmp_path, capsys):
+    write_published(tmp_path / "model", "", json.loads(REFS.read_text())["models"]["gpt2"])
+    published.run_study(study(tmp_path / "out", model=str(tmp_path / "model"), plan=True))
+    said = capsys.readouterr().out
+    assert "seed-0/ppo, about 90 minutes: python -m ppo --preset small-llama" in said and "--steps 9" in said
+    assert "and so for 2 seeds" in said and " parameters.  PPO with" in said and "too few" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_table_of_a_published_model():
