@@ -55,9 +55,10 @@ SIZES = {  # flags of each script
     "cpu": dict(sft="--preset small-llama --dtype fp32 --epochs 2 --lr 2e-4 --log-every 1000",
                 label="--samples 4",
                 reward="--preset small-llama --dtype fp32 --freeze 0 --lr 5e-5 --batch-size 8 --log-every 10",
-                ppo="--preset small-llama --dtype fp32 --steps 30 --minibatches 2 --lr 1e-4 --probe-every 0",
+                ppo="--preset small-llama --dtype fp32 --steps 40 --batch-size 32 --minibatches 2 --lr 1e-4 "
+                    "--probe-every 0",
                 dpo="--freeze 0.8 --lr 5e-5 --log-every 10",
-                bon="--inputs 60 --n 8 --pool 64 --independent --batch-size 256"),
+                bon="--inputs 48 --n 8 --pool 64 --independent --batch-size 256"),
 }
 SECONDS = {  # of a stage: measured on two Zen 3 cores (SmolLM2-135M), on an H100, or guessed
     "cpu": dict(sft=800, label=800, reward=1500, ppo=5400, dpo=1500, bon=1800),
@@ -127,8 +128,8 @@ def described(cfg, device):
     hours = sum(stage.seconds for stage in stages) / 3600
     lines.append(f"and so for {cfg.seeds} seeds: about {hours:.1f} hours on the machine that SECONDS names "
                  "in study/published.py")
-    lines.append(f"{cfg.model}: {n:,} parameters.  PPO with nothing frozen takes {largest / 2**30:.1f} GB, and "
-                 f"activations more; {device} has {there / 2**30:.1f} GB"
+    lines.append(f"{cfg.model}: {n:,} parameters.  PPO with nothing frozen takes {largest / 2**30:.1f} GB, "
+                 f"and activations more; {device} has {there / 2**30:.1f} GB"
                  + ": too few, see docs/published-models.md" * (largest > there))
     return "\n".join(lines)
 
