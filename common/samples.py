@@ -12,10 +12,13 @@ A line is a JSON object:
     temperature, seed    of sampling, of the run; may be absent
     trained_against  weights_hash of the reward model that trained the policy or chose the outputs, or a list
 
-Lines with one policy, split, temperature and seed are a run.  bon.py writes one file a run.  A .json file
-holds outputs in AlpacaEval's format: a list of {"instruction", "output", "generator"}.
+Lines with one policy, split, temperature and seed are a run.  bon.py writes one file a run.  Read as well:
+    AlpacaEval's .json files, a list of {"instruction", "output", "generator"}
+    NoveltyBench's generations.jsonl, lines of {"id", "prompt", "model", "generations"}
+    lm-evaluation-harness's samples_<task>_<date>.jsonl, of tasks whose answers are texts
 """
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -44,14 +47,14 @@ def read_samples(path):
 
 
 def read_runs(path):
-    """A sample file, or AlpacaEval's .json -> {(policy, temperature, seed, split): its lines}, dicts with at
+    """A sample file, ours or another's -> {(policy, temperature, seed, split): its lines}, dicts with at
     least id, prompt, reference, outputs, finished, policy and split.  A UserError names file and sample."""
-    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_jsonl(path, NEEDED)
+    rows = read_alpaca_eval(path) if Path(path).suffix == ".json" else read_lines(path)
     runs, first, times = {}, {}, Counter()      # first: {(key, id): number of the sample}
     for number, row in enumerate(rows, 1):
         where = f"{path}, sample {number}"
         outputs = row["outputs"]
-        if not outputs or not all(isinstance(text, str) for text in outputs):
+        if not isinstance(outputs, list) or not {str} == set(map(type, outputs)):
             raise UserError(f"{where}: outputs must be a non-empty list of strings")
         finished = row.setdefault("finished", [True] * len(outputs))    # the word "false" would count as true
         if [type(x) for x in finished or ()] != [bool] * len(outputs):
@@ -72,6 +75,35 @@ def read_runs(path):
     if not runs:
         raise UserError(f"{path}: no samples; python bon.py writes them")
     return runs
+
+
+def read_lines(path):
+    """Sample lines of a .jsonl file, of NoveltyBench's or of lm-evaluation-harness's, without references or
+    with its targets.  The harness repeats a line for each of its filters: those of the first are taken."""
+    rows = read_jsonl(path, {})
+    first = rows[0] if rows else {}
+    if {"generations", "model"} <= first.keys():
+        return [{"id": row["id"], "prompt": row["prompt"], "reference": "", "outputs": row["generations"],
+                 "policy": row["model"], "split": "novelty_bench"}
+                for row in read_jsonl(path, {"id": str, "prompt": str, "generations": list, "model": str})]
+    if {"doc_id", "resps"} <= first.keys():
+        task = re.fullmatch(r"samples_(.+?)(_\d{4}-\d\d-\d\d.*)?\.jsonl(\.gz)?", Path(path).name)
+        try:
+            return [{"id": str(row["doc_id"]), "prompt": harness_prompt(row["arguments"]),
+                     "reference": str(row["target"]), "outputs": row["resps"][0],
+                     "policy": Path(path).resolve().parent.name, "split": task[1] if task else "harness"}
+                    for row in rows if row.get("filter") == first.get("filter")]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise UserError(f"{path}: not lm-evaluation-harness's samples of a task whose answers are texts "
+                            "(output_type: generate_until)") from None
+    return read_jsonl(path, NEEDED)
+
+
+def harness_prompt(arguments):
+    """The text of {"gen_args_0": {"arg_0": text}}, or of older files' [[text, settings]]; of a chat model the
+    text is its messages as JSON, in a list."""
+    prompt = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]
+    return prompt if isinstance(prompt, str) else "".join(prompt)
 
 
 def read_alpaca_eval(path):

@@ -8,6 +8,7 @@ from common.files import write_jsonl
 from common.prompts import instruction_prompt
 from common.samples import (known_task, matched, read_all, read_runs, read_samples, run_name, run_table, sample_path,
                             study_order, text_table)
+from conftest import call
 
 LINE = {"id": "a", "prompt": "POST: a cat\nTL;DR:", "reference": "a cat", "outputs": [" x", " y"], "rewards": [.1, 2.],
         "finished": [True, False], "policy": "sft", "split": "test", "temperature": 1.0, "seed": 0, "task": "tldr",
@@ -127,6 +128,60 @@ def test_alpaca_eval_s_outputs_become_sample_lines(tmp_path):
         path.write_text(bad)
         with pytest.raises(UserError, match="AlpacaEval's list"):
             read_samples(path)
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_novelty_bench_s_generations_become_sample_lines(tmp_path):
+    row = {"id": "curated-0", "prompt": "Name a tree.", "model": "m", "generations": ["Oak", "Elm"],
+           "generation_config": {"stage": "generation"}}
+    path = write_lines(tmp_path / "generations.jsonl", [row, row | {"id": "curated-1"}])
+    assert read_samples(path)[0] == {"id": "curated-0", "prompt": "Name a tree.", "reference": "", "policy": "m",
+                                     "outputs": ["Oak", "Elm"], "split": "novelty_bench", "finished": [True] * 2}
+    write_lines(path, [row, row | {"generations": "Oak"}])
+    with pytest.raises(UserError, match="line 2: field 'generations'"):
+        read_samples(path)
+    write_lines(path, [row | {"generations": []}])
+    with pytest.raises(UserError, match="outputs must be a non-empty list"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize("arguments", [
+    {"gen_args_0": {"arg_0": "Q: 1 + 1?", "arg_1": {"until": ["Q:"]}}}, [["Q: 1 + 1?", {"until": ["Q:"]}]],
+    {"gen_args_0": {"arg_0": ["Q: 1 + 1?"]}}])
+def test_the_harness_s_samples_become_sample_lines(arguments, tmp_path):
+    row = {"doc_id": 7, "doc": {"question": "1 + 1?"}, "target": 2, "arguments": arguments,
+           "resps": [["2", "two"]], "filtered_resps": ["2"], "filter": "strict", "exact_match": 1.0}
+    path = write_lines(tmp_path / "my__model" / "samples_sums_en_2026-11-30T12-00-00.1.jsonl",
+                       [row, row | {"filter": "flexible"}])
+    assert read_samples(path) == [{"id": "7", "prompt": "Q: 1 + 1?", "reference": "2", "outputs": ["2", "two"],
+                                   "policy": "my__model", "split": "sums_en", "finished": [True] * 2}]
+    chosen = {"resps": [[["-0.5", "False"]], [["-1.5", "True"]]]}       # of a task with choices
+    for bad in (row | chosen, {"doc_id": 1, "resps": []}, row | {"arguments": "Q"} | {"resps": [1]}):
+        write_lines(path, [bad])
+        with pytest.raises(UserError, match="answers are texts|non-empty list of strings"):
+            read_samples(path)
+
+
+@pytest.mark.parametrize("script", ["diversity", "generalisation"])
+def test_other_people_s_files_are_measured(script, tmp_path):
+    novel = [{"id": f"c-{i}", "prompt": f"Name {i}.", "model": "m", "generations": ["Oak", "Elm"]} for i in range(3)]
+    sums = [{"doc_id": i, "target": "2", "arguments": {"gen_args_0": {"arg_0": f"Q{i}"}}, "resps": [["2", "3"]]}
+            for i in range(3)]
+    files = (write_lines(tmp_path / "generations.jsonl", novel),
+             write_lines(tmp_path / "n" / "samples_sums_2026-11-30T12-00-00.jsonl", sums))
+    got = call(script, *files, "--out", tmp_path, cwd=tmp_path)
+    assert got.returncode == 0, got.stderr
+    found = json.loads((tmp_path / f"{script}.json").read_text())
+    lines = found["results" if script == "diversity" else "rouge"]
+    assert [(x["policy"], x["split"]) for x in lines] == [("m", "novelty_bench"), ("n", "sums")]
+    if script == "generalisation":      # nothing to be near to; and "2" of "2", "3"
+        assert lines[0]["rougeL"] is None and lines[1]["rougeL"][0] == .5
+    assert "intervals say little" in got.stdout
 
 
 # ----------------------------------------------------------------------------------------------------- tables
