@@ -365,9 +365,10 @@ def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "diversity.json"), read_all(cfg.files)
     nli = load_nli(cfg.nli, device) if cfg.nli else None
-    encode = load_encoder(cfg.encoder, device, cfg.dtype)
+    task = known_task([row for rows in runs.values() for row in rows])
+    encode = load_encoder(cfg.encoder, device, cfg.dtype, task=task)
     if cfg.encoder and encode is None:
-        print("no ckpt_sft.pt here: no embedding measures; --encoder CHECKPOINT adds them")
+        print("no ckpt_sft.pt of these samples' task: no embedding measures; --encoder CHECKPOINT adds them")
     vocabulary = 50257 if cfg.convention == "paper" else reference_vocabulary(runs.values())
     lexical = {"convention": cfg.convention, "vocabulary": vocabulary}
     results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]

@@ -224,17 +224,18 @@ def head_to_head(runs, scores):
 
 
 def rouge_means(runs):
-    """Lines of the ROUGE table: Intervals of the means over prompts; None for a run with a reference that has
-    no letter a-z and no digit."""
-    lines = []
+    """(Lines of the ROUGE table: Intervals of the means over prompts, None for a run with a reference that
+    has no letter a-z and no digit; lines of `head_to_head` by ROUGE-L between the other runs)."""
+    lines, scores = [], {}
     for key, rows in runs.items():
         line = dict(zip(KEY, key)) | {"prompts": len(set(prompts_of(rows)))} | dict.fromkeys(ROUGE)
         if all(rouge_tokens(row["reference"]) for row in rows):
             found = [[rouge(text, row["reference"]) for text in row["outputs"]] for row in rows]
             means = {m: [np.mean([x[m] for x in of_row]) for of_row in found] for m in ROUGE}
             line |= {m: mean_interval(by_prompt(prompts_of(rows), x)) for m, x in means.items()}
+            scores[key] = [[x["rougeL"] for x in of_row] for of_row in found], None
         lines.append(line)
-    return lines
+    return lines, head_to_head({key: runs[key] for key in scores}, scores)
 
 
 def main(cfg):
@@ -244,10 +245,11 @@ def main(cfg):
     name = cfg.judge or ("gold" if synthetic else "rouge")
     print(f"judge: {name}")
     if name == "rouge":
-        results = {"judge": name, "rouge": rouge_means(runs)}
+        lines, wins_by_rouge = rouge_means(runs)
+        results = {"judge": name, "rouge": lines, "head_to_head": wins_by_rouge}
         write_json(path, results)       # before the tables, which `| head` may cut
         print_table("ROUGE F-measures against the reference, 95 % intervals over prompts (-: a reference is "
-                    "empty)", results["rouge"], ROUGE)
+                    "empty)", lines, ROUGE)
     else:
         judge, judge_hash = judge_of(cfg, name, device)
         scores = {key: judge(rows) for key, rows in runs.items()}
@@ -263,9 +265,10 @@ def main(cfg):
             print("\n* trained against, or chosen by, this very judge: not evidence that it is better")
         print_table("pass@k: how often the best of k outputs is at least as good as the reference", rates,
                     {field: f"k = {field[8:]}" for x in rates for field in x if field.startswith("pass_at_")})
-        print_table("head to head: win rate of the policy against another, on the prompts that both have",
-                    results["head_to_head"], {"against": "against", "against_temperature": "its T",
-                                              "prompts": "prompts", "rate": "win rate"})
+    by = "by ROUGE-L, " * (name == "rouge")
+    print_table(f"head to head: {by}win rate of the policy against another, on the prompts that both have",
+                results["head_to_head"], {"against": "against", "against_temperature": "its T",
+                                          "prompts": "prompts", "rate": "win rate"})
     if min(map(len, runs.values())) < FEW_PROMPTS:
         print(f"\na run has fewer than {FEW_PROMPTS} prompts: its intervals say little")
     print(f"\nwrote {path}")

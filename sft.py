@@ -13,19 +13,22 @@ one, with a larger learning rate and nothing frozen.  A model from scratch reads
 where it has one: it holds what a published model has met and fine-tuning never shows.  All references of a
 post are learned in one packed row.  AdamW has no weight decay.
 """
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 
+from common.checkpoint import load_checkpoint
 from common.dist import all_reduce, my_rows, param_groups, shard, world_size
 from common.errors import UserError
+from common.files import output_path
 from common.flags import (DTYPES, Count, Fraction, Natural, Positive, TrainFlags, arg, launch, setup,
                           use_threads)
 from common.loop import Run, check_batch, warmup_cosine
 from common.tokenizer import build_tokenizer, load_tokenizer
 from model import GPT, SHAPES, GPTConfig, pack
-from splits import (encode_prompts, encode_responses, length_bucketed_batches, load_bundle, print_overlap,
+from splits import (encode_prompts, encode_responses, length_bucketed_batches, load_bundle, print_folder,
                     task_of)
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, references=1, dtype="bf16")   # fit one 24 GB GPU
@@ -53,6 +56,9 @@ class Config(TrainFlags):
     log_every: Count = arg(200, "steps between log lines")
     keep_cut: bool = arg(False, "learn references longer than --max-new-tokens too, cut, without an end; "
                                 "else they are left out, because they teach not to end")
+
+
+FEW_TOKENS = 200_000    # from scratch; the synthetic task's 423 words take a million
 
 
 def sft_loss(logp, n_tokens):
@@ -108,7 +114,7 @@ def build(cfg, device):
     split = "pretrain" if cfg.model == "scratch" and "pretrain" in task.splits() else "train"
     train = task.rows(split, cfg.rows or None, cfg.references)
     validation = task.rows("validation", 200, cfg.references)
-    print_overlap(task)
+    print_folder(task)
     if cfg.model == "scratch":
         model, spec = from_scratch(cfg, train)
         use_threads(cfg, model.to(device).compute_in(DTYPES[cfg.dtype]))
@@ -138,6 +144,29 @@ def validation_loss(model, examples, rows_at_once=50):
 
 # --------------------------------------------------------------------------------------------------- training
 
+def check_out(path, task):
+    """Raises UserError if a checkpoint of another task or folder would be replaced."""
+    try:
+        old = load_checkpoint(path, "lm")[1]["task"]
+    except UserError:       # there is none
+        return
+    if (old["name"], old["data"]) != (task.name, task.data):
+        raise UserError(f"{path} is of {' '.join(filter(None, (old['name'], old['data'])))} and would be "
+                        "replaced; --out FOLDER, or --out NAME.pt, keeps it")
+
+
+def print_warnings(cfg, metrics, best):
+    """What a small data set does: too few tokens for a model from scratch, and overfitting.  best: the lowest
+    validation loss of the run."""
+    if cfg.model == "scratch" and metrics["response_tokens"] < FEW_TOKENS:
+        print(f"a model from scratch has read {metrics['response_tokens']:,} response tokens: too few for "
+              "sentences that mean anything; small data need a published model: --model "
+              "HuggingFaceTB/SmolLM2-135M --freeze 0.8 --lr 1e-4", flush=True)
+    if metrics["validation_loss"] > 1.02 * best:
+        print(f"the validation loss rose from {best:.4f} to {metrics['validation_loss']:.4f}: the model "
+              "learns its rows by heart; fewer --epochs, or more rows", flush=True)
+
+
 def main(cfg):
     device, rng = setup(cfg)
     check_batch(cfg)
@@ -148,6 +177,7 @@ def main(cfg):
                                   weight_decay=0.0, fused=True)
     n_tokens_of = [len(e.prompt) + e.n_response_tokens() for e in train]
     batches = length_bucketed_batches(n_tokens_of, cfg.batch_size, cfg.epochs, rng)
+    check_out(output_path(cfg.out, "ckpt_sft.pt"), task)
     run = Run("sft", cfg, optimizer, rng, inputs=[model_hash, spec, train], model=model)
 
     for step in run.steps(len(batches)):
@@ -166,6 +196,7 @@ def main(cfg):
         response_tokens = run.state["response_tokens"] = run.state.get("response_tokens", 0) + n_tokens
         if (step + 1) % cfg.log_every == 0 or step + 1 == len(batches):
             run.state["validation_loss"] = validation_loss(model, validation)
+            run.state["best"] = min(run.state["validation_loss"], run.state.get("best", math.inf))
             run.log(loss=all_reduce(batch_loss).item(), grad_norm=grad_norm, response_tokens=response_tokens,
                     validation_loss=run.state["validation_loss"])
 
@@ -174,6 +205,7 @@ def main(cfg):
     print(f"wrote {run.path}: {model.n_params():,} parameters, validation loss "
           f"{metrics['validation_loss']:.4f} nats/token"
           + f"; {left_out:.1%} of the references are too long and left out" * (left_out > 0), flush=True)
+    print_warnings(cfg, metrics, run.state["best"])
 
 
 if __name__ == "__main__":

@@ -187,6 +187,10 @@ class FolderTask(Task):
     def files(self):
         """{name of a split or of preferences: its file}."""
         paths = sorted(Path(self.data).iterdir(), reverse=True)
+        if paths and all(path.suffix in (".csv", ".tsv") for path in paths):
+            raise UserError(f"--data {self.data}: {paths[0].name} is no JSONL; this makes some: python -c \""
+                            "from datasets import load_dataset as L; L('csv', data_files='train.csv')['train']"
+                            ".to_json('train.jsonl')\"")
         return {path.name.removesuffix(".gz").removesuffix(".jsonl"): path for path in paths
                 if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file()}
 
@@ -215,10 +219,19 @@ def synthetic_task(name):
     return synthetic if name in NOISE else None
 
 
-def print_overlap(task):
-    """Prints how many prompts of a folder's other splits stand in train too."""
-    train = {row["prompt"] for row in task.rows("train")} if task.name == "folder" else ()
-    for split in task.splits() if train else ():
+def print_folder(task):
+    """Prints what a folder of data lacks, which of its files are not read, and how many prompts of its other
+    splits stand in train too."""
+    if task.name != "folder":
+        return
+    unread = task.files().keys() - task.sizes().keys()
+    if unread:
+        print(f"{task.data}: {', '.join(sorted(task.files()[name].name for name in unread))} not read; splits "
+              f"are {FILES}", flush=True)
+    if "test" not in task.splits():
+        print(f"{task.data}: no test.jsonl, so nothing in distribution will be measured", flush=True)
+    train = {row["prompt"] for row in task.rows("train")}
+    for split in task.splits():
         rows = task.rows(split)
         known = sum(row["prompt"] in train for row in rows)
         if known and split != "train":

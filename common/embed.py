@@ -43,13 +43,17 @@ def _say_cut(ids, limit):
               "follows does not count as diversity", flush=True)
 
 
-def load_encoder(name, device, dtype="fp32", flag="--encoder"):
+def load_encoder(name, device, dtype="fp32", flag="--encoder", task=None):
     """--encoder -> function of n texts giving an (n, D) array.  name: a checkpoint or a published model,
-    whose hidden states embed a text, or sbert:NAME; "", or the default without its file, gives None."""
+    whose hidden states embed a text, or sbert:NAME; "", or the default without its file, gives None, and so
+    does the default of another task than that of the texts, a name or None."""
     if not name or name == "ckpt_sft.pt" and not Path(name).is_file():
         return None
     if not name.startswith("sbert:"):
         model, saved = pretrained.load(name, flag, device, dtype)
+        if name == "ckpt_sft.pt" and task and saved["task"] and saved["task"]["name"] != task:
+            print(f"ckpt_sft.pt is of task {saved['task']['name']}, the samples of {task}")
+            return None
         return partial(embed, model, load_tokenizer(saved["tokenizer"]))
     try:
         from sentence_transformers import SentenceTransformer

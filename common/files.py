@@ -21,9 +21,11 @@ LOCK_SECONDS = 10.          # that a process waits for another to stop writing
 
 def output_path(out, default):
     """--out FILE.pt names the file, anything else names the folder for `default`, which is made.  Raises
-    UserError on a FILE.pt where no checkpoint is written: it may be one already."""
+    UserError on a FILE.pt where no checkpoint is written, since it may be one already, and on FILE.pth."""
     if out.endswith(".pt") and not default.endswith(".pt"):
         raise UserError(f"--out {out}: this script writes {default}; name a folder for it")
+    if Path(out).suffix in (".pth", ".ckpt", ".bin", ".safetensors"):
+        raise UserError(f"--out {out}: the name of a checkpoint ends in .pt; anything else is a folder")
     path = Path(out) if out.endswith(".pt") else Path(out) / default
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -5,6 +5,7 @@ Every script is a dataclass `Config`, which checks its values when it is built, 
 """
 import argparse
 import dataclasses
+import difflib
 import math
 import os
 import sys
@@ -103,7 +104,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse prints its whole usage with an error.  A mistake in a flag gets one line like any other."""
 
     def error(self, message):
-        self.exit(2, f"error: {message}; {self.prog} --help names every flag\n")
+        flag = message.partition(": --")[2].split(" ")[0].replace("_", "-")
+        near = difflib.get_close_matches(f"--{flag}", self._option_string_actions, 1) if flag else []
+        meant = "".join(f"did you mean {name}? " for name in near)
+        self.exit(2, f"error: {message}; {meant}{self.prog} --help names every flag\n")
 
 
 def _add_flag(group, field):

@@ -118,19 +118,26 @@ def read_alpaca_eval(path):
 
 
 def read_all(paths):
-    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`."""
+    """Sample files -> {(policy, temperature, seed, split): rows}, in the order of `study_order`.  Raises
+    UserError on files of several tasks: no judge and no order of test sets holds for both."""
     if not paths:
         raise UserError("no sample files given; python bon.py writes samples_*.jsonl")
     runs = {}
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; python bon.py writes sample files")
+        if Path(path).suffix == ".pt":
+            raise UserError(f"{path}: a checkpoint; `python bon.py --model {path}` writes samples of it")
         for key, rows in read_runs(path).items():
             if key in runs:
                 raise UserError(f"{path}: {run_name(key)} was already read from another file")
             runs[key], n_prompts = rows, len(set(prompts_of(rows)))
             if n_prompts < len(rows):
                 print(f"{path}: {len(rows)} rows, {n_prompts} different prompts: intervals are over these")
+    tasks = {str(row["task"]): run_name(key) for key, rows in runs.items() for row in rows if row.get("task")}
+    if len(tasks) > 1:
+        raise UserError("samples of several tasks cannot be compared: " + "; ".join(
+            f"{task} ({run})" for task, run in tasks.items()))
     return {key: runs[key] for key in sorted(runs, key=study_order)}
 
 

@@ -24,6 +24,7 @@ Either way the distractor that writers take up is one for all of them.
 """
 import re
 import random
+import signal
 from functools import lru_cache, partial
 from itertools import combinations, groupby
 
@@ -359,6 +360,7 @@ def stories(rng, k):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)       # `| head` ends it
     for split, noise in [*((split, "systematic") for split in SPLITS), ("train", "independent")]:
         row, = rows(split, 1, noise)
         print(f"--- {split}, {noise} noise\n{row['prompt']}")

@@ -380,3 +380,17 @@ def test_what_cannot_be_measured_is_refused_and_becomes_no_number():
         D.embed_outputs(rows, lambda texts: [[math.nan, 0.]] * len(texts))
     with pytest.raises(UserError, match="not finite"):
         D.nli_diversity(["my car", "my dog"], lambda pairs: [math.nan] * len(pairs))
+
+
+def test_the_default_encoder_is_of_the_samples_task(work, tmp_path):
+    """What lies there of another task embeds nothing."""
+    path = tmp_path / "samples_a_test.jsonl"
+    rows = [{"id": i, "prompt": f"p{i}", "reference": "r", "outputs": ["a b", "c d"], "policy": "a", "split": "test"}
+            for i in range(3)]
+    for task, embeds in (("tldr", False), (None, True)):
+        write_jsonl(path, [row | {"task": task} for row in rows])
+        got = call("diversity", path, "--out", tmp_path, cwd=work)
+        assert got.returncode == 0, got.stderr
+        line, = json.loads((tmp_path / "diversity.json").read_text())["results"]
+        assert ("per_input_embedding" in line) == embeds, got.stderr
+        assert ("ckpt_sft.pt is of task synthetic, the samples of tldr" in got.stdout) == (not embeds)

@@ -68,6 +68,9 @@ def test_wrong_values_get_one_line_that_names_flag_and_domain(tmp_path):
     for name, flag, value in WRONG:
         refused(tmp_path, name, flag, value, says=[f"error: {flag} ", ": it must be "])
     refused(tmp_path, "ppo", "--max-new-tokens", "-1", says="unrecognized arguments: --max-new-tokens")
+    for mistyped in ("--kl-coeff", "--kl_coef"):
+        refused(tmp_path, "ppo", mistyped, "1", says="did you mean --kl-coef?")
+    refused(tmp_path, "sft", "--out", "x.pth", says="--out x.pth: the name of a checkpoint ends in .pt")
 
 
 @dataclasses.dataclass

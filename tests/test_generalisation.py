@@ -120,6 +120,10 @@ def test_other_tasks_are_judged_by_rouge(tmp_path):
     assert got.returncode == 0 and "ROUGE-L" in got.stdout
     line, = json.loads((tmp_path / "generalisation.json").read_text())["rouge"]
     assert line["rouge1"] == line["rougeL"] == [1, 1, 1]        # copies of the reference
+    other = samples(tmp_path / "b", "ppo", "test", lambda row: [row["reference"] + " and more"] * 2, task="tldr")
+    assert "head to head: by ROUGE-L, win rate" in call("generalisation", path, other, cwd=tmp_path).stdout
+    met, = json.loads((tmp_path / "generalisation.json").read_text())["head_to_head"]
+    assert met["against"] == "sft" and met["rate"][0] == 0
     wrong = call("generalisation", path, "--judge", "gold", cwd=tmp_path)
     assert wrong.returncode == 2 and "names no synthetic task" in wrong.stderr
 

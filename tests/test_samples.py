@@ -136,6 +136,19 @@ def write_lines(path, rows):
     return path
 
 
+def test_two_tasks_are_not_put_into_one_table(tmp_path):
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, task, split in zip(paths, ("tldr", "folder"), ("test", "ood_b")):
+        write_jsonl(path, [line(task=task, split=split)])
+    with pytest.raises(UserError, match=r"several tasks cannot be compared: tldr \(policy sft, .*; folder \("):
+        read_all(paths)
+    write_jsonl(paths[1], [line(task=None, split="ood_b")])      # nothing is known of it
+    assert len(read_all(paths)) == 2
+    (tmp_path / "ckpt_sft.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match="a checkpoint; `python bon.py --model .*ckpt_sft.pt` writes samples"):
+        read_all([tmp_path / "ckpt_sft.pt"])
+
+
 def test_novelty_bench_s_generations_become_sample_lines(tmp_path):
     row = {"id": "curated-0", "prompt": "Name a tree.", "model": "m", "generations": ["Oak", "Elm"],
            "generation_config": {"stage": "generation"}}

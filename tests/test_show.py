@@ -110,7 +110,7 @@ def test_texts_cannot_steer_the_terminal(tmp_path, capsys):
 def test_page_escapes_every_text(tmp_path):
     rows = [{"id": "<i>", "prompt": PROMPT, "reference": EVIL}]
     paths = [write(tmp_path / "a.jsonl", "<b>evil", [EVIL], rows, split="<u>"),
-             write(tmp_path / "b.jsonl", "ppo", [EVIL], [{"id": "b", "prompt": EVIL, "reference": ""}], task="tldr")]
+             write(tmp_path / "b.jsonl", "ppo", [EVIL], [{"id": "b", "prompt": EVIL, "reference": ""}], task=None)]
     show.main(show.Config(files=paths, html=str(tmp_path / "page.html")))
     text = (tmp_path / "page.html").read_text()
     for tag in ("<script", "<b>evil", "<i>", "<u>"):

@@ -140,8 +140,16 @@ def test_rows_and_preferences_of_a_folder(tmp_path, capfd):
     assert task.preferences()[0]["gap"] == 1 and task.preferences(validation=True) is None
     with pytest.raises(UserError, match="'validation' is not in task 'folder'; it has train, test; --data"):
         task.rows("validation")
-    splits.print_overlap(task)
+    splits.print_folder(task)
     assert "1 of 1 prompts of test stand in train too" in capfd.readouterr().out
+    (tmp_path / "test.jsonl").rename(tmp_path / "ood-two.jsonl")
+    splits.print_folder(task)
+    said = capfd.readouterr().out
+    assert f"{tmp_path}: ood-two.jsonl not read; splits are train.jsonl, " in said and "no test.jsonl" in said
+    for path in tmp_path.iterdir():
+        path.rename(path.with_suffix(".csv"))
+    with pytest.raises(UserError, match=r"csv is no JSONL; this makes some: python -c \"from datasets"):
+        task.splits()
 
 
 def test_some_rows_are_drawn_because_files_are_sorted(tmp_path, capfd):

@@ -1,6 +1,7 @@
 """Each script from end to end at toy size, runs that were killed, and wrong inputs: one line, exit status 2, nothing
 overwritten."""
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -153,6 +154,30 @@ def test_gold_reward_and_adaptive_beta(work, tmp_path):
     assert steps[0]["reward"] == steps[0]["gold_reward"]
     # the log has the beta that a step used: the first one's is --kl-coef
     assert steps[0]["beta"] == ppo.Config.kl_coef != steps[2]["beta"]
+
+
+def test_sft_says_what_a_small_data_set_does(tmp_path, capfd):
+    """Five rows from scratch, many times: too few tokens, learned by heart.  And another task's checkpoint
+    stays."""
+    write(tmp_path / "train.jsonl", [{"prompt": f"Capital of {x * 3}?", "reference": f"It is {x} of {x}."}
+                                     for x in "abcde"])
+    write(tmp_path / "validation.jsonl", [{"prompt": f"{x}?", "reference": f"no {x} here"} for x in "fghij"])
+    same = dict(data=str(tmp_path), quiet=True, threads=1, out=str(tmp_path / "out"), context=96)
+    sft.main(sft.Config(**same, epochs=60, log_every=5, lr=1e-2))
+    said = capfd.readouterr().out
+    best, last = map(float, re.search(r"validation loss rose from (\S+) to (\S+): the model learns", said).groups())
+    assert last > best and re.search(r"a model from scratch has read [\d,]+ response tokens: too few", said)
+    assert "no test.jsonl, so nothing in distribution" in said
+    before = (tmp_path / "out" / "ckpt_sft.pt").read_bytes()
+    refused(tmp_path, "sft", "--rows", "8", "--out", "out", says=[f"is of folder {tmp_path}", "--out NAME.pt, keeps it"])
+    assert (tmp_path / "out" / "ckpt_sft.pt").read_bytes() == before
+
+
+def test_the_base_model_knows_the_posts():
+    model, saved = load_checkpoint(ROOT / sft.PRESETS["base"]["model"], "lm")
+    task, tokenizer = splits.SyntheticTask("synthetic", "", 32, 0), load_tokenizer(saved["tokenizer"])
+    rows = sft.encode(tokenizer, task.rows("validation", 8), task, 512, True, "some")
+    assert .8 < sft.validation_loss(model, rows) < 1.2 and saved["args"]["out"] == "base.pt"
 
 
 # ----------------------------------------------------------------------------------------------- a folder of data
