@@ -25,7 +25,7 @@ import numpy as np
 from common.embed import load_encoder, load_nli
 from common.errors import UserError
 from common.files import output_path, write_json
-from common.flags import Common, Natural, arg, launch, setup
+from common.flags import Machine, Natural, arg, launch, setup
 from common.samples import KEY, by_prompt, known_task, print_table, prompts_of, read_all, run_name
 from common.stats import FEW_PROMPTS, mean_interval, rate_interval
 from splits import synthetic_task
@@ -34,7 +34,7 @@ MAX_N = 5       # distinct-n and EAD are means over n = 1..5
 
 
 @dataclass
-class Config(Common):
+class Config(Machine):
     files: list = arg(None, "sample files")
     encoder: str = arg("ckpt_sft.pt", "checkpoint or published model whose hidden states embed the outputs, "
                                       "or sbert:NAME; '' or a missing default: no embeddings")
@@ -311,6 +311,10 @@ COLUMNS = {"distinct_n": "distinct", "ead": "EAD", "self_bleu": "self-BLEU", "em
            "length": "length"}
 OF_GOOD = {"good": "good", "good_gold_diversity": "gold of good", "good_distinct": "different good",
            "utility": "utility"}
+GLOSSARY = """distinct: different n-grams / all; EAD: the same, corrected for length; self-BLEU: likeness of
+outputs, so lower is more diverse, of all others higher; embed: 1 - cosine of embeddings; Vendi: effective
+number of outputs; gold: share of facts in which two outputs differ; fact sets: different contents / outputs;
+length: words; utility: NoveltyBench's, of outputs in their order, of which only new contents count"""
 
 
 def first_words(rows, n):
@@ -341,7 +345,25 @@ def summarise(measure, values, prompts):
 
 
 def spread_cell(x):
-    return "-" if x is None else " +- ".join(f"{number:.3f}" for number in x if number is not None)
+    numbers = x if isinstance(x, tuple) else (x,)
+    return " +- ".join(f"{number:.3f}" for number in numbers if number is not None) or "-"
+
+
+def in_and_out(lines):
+    """The lines of the screen: of each policy that in distribution and one for its other splits, whose values
+    are means of theirs, without intervals."""
+    policies, shown = {}, []
+    for line in lines:
+        policies.setdefault((line["policy"], line["temperature"], line["seed"]), []).append(line)
+    for of_policy in policies.values():
+        others = [line for line in of_policy if line["split"] != "test"]
+        shown += [line for line in of_policy if line["split"] == "test"] + others * (len(others) == 1)
+        if len(others) > 1:
+            known = [m for m, x in others[0].items() if isinstance(x, tuple)
+                     and all(line.get(m) for line in others)]
+            shown.append(others[0] | {"split": f"mean of {len(others)} others"} | {
+                m: float(np.mean([line[m][0] for line in others])) for m in known})
+    return sorted(shown, key=lambda line: line["split"] != "test")
 
 
 def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
@@ -361,6 +383,24 @@ def measure_run(key, rows, lexical, encode=None, nli=None, cut=0):
     return line | {"undefined": undefined}
 
 
+def print_results(lines):
+    print_table("per input: mean over inputs [95 % interval over inputs]", lines,
+                {f"per_input_{m}": title for m, title in COLUMNS.items()})
+    print_table("across inputs: mean +- standard deviation over the choice of output", lines,
+                {f"across_{m}": title for m, title in COLUMNS.items()}, spread_cell)
+    print_table("outputs whose gold reward is at least the reference's", lines, OF_GOOD)
+
+
+def print_cautions(runs):
+    if min(map(len, runs.values())) < FEW_PROMPTS:
+        print(f"a run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
+    if len({(len(rows), len(rows[0]["outputs"])) for rows in runs.values()}) > 1:
+        print("runs differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
+    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
+    if empty:
+        print(f"{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
+
+
 def main(cfg):
     device, _ = setup(cfg)
     path, runs = output_path(cfg.out, "diversity.json"), read_all(cfg.files)
@@ -373,22 +413,10 @@ def main(cfg):
     lexical = {"convention": cfg.convention, "vocabulary": vocabulary}
     results = [measure_run(key, rows, lexical, encode, nli, cfg.cut) for key, rows in runs.items()]
     write_json(path, lexical | {"results": results})        # before the tables, which `| head` may cut
-    print(f"convention {cfg.convention}, V = {vocabulary}.  Lower self-BLEU is more diverse; for all others, "
-          "higher.")
-    print_table("per input: mean over inputs [95 % interval over inputs]", results,
-                {f"per_input_{m}": title for m, title in COLUMNS.items()})
-    print_table("across inputs: mean +- standard deviation over the choice of output", results,
-                {f"across_{m}": title for m, title in COLUMNS.items()}, spread_cell)
-    print_table("outputs whose gold reward is at least the reference's; utility: NoveltyBench's", results,
-                OF_GOOD)
-    if min(map(len, runs.values())) < FEW_PROMPTS:
-        print(f"\na run has fewer than {FEW_PROMPTS} inputs: its intervals say little")
-    if len({(line["inputs"], line["outputs"]) for line in results}) > 1:
-        print("\nruns differ in size, on which distinct, EAD, self-BLEU, Vendi and fact sets depend")
-    empty = sum(not text.strip() for rows in runs.values() for row in rows for text in row["outputs"])
-    if empty:
-        print(f"\n{empty} empty outputs have no n-grams and in self-BLEU are unlike all others")
-    print(f"\nwrote {path}")
+    print_results(in_and_out(results))
+    print(f"\n{GLOSSARY}\nconvention {cfg.convention}, V = {vocabulary}")
+    print_cautions(runs)
+    print(f"wrote {path}, with every split")
 
 
 if __name__ == "__main__":

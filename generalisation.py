@@ -23,7 +23,7 @@ import numpy as np
 from common.embed import load_encoder, similarity
 from common.errors import UserError
 from common.files import output_path, write_json
-from common.flags import Common, arg, launch, setup
+from common.flags import Machine, arg, launch, setup
 from common.samples import (KEY, by_prompt, known_task, list_of_hashes, matched, print_table, prompts_of,
                             read_all, run_name)
 from common.stats import FEW_PROMPTS, Interval, difference, mean_interval, rate_interval, t_quantile
@@ -35,7 +35,7 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 @dataclass
-class Config(Common):
+class Config(Machine):
     files: list = arg(None, "sample files")
     judge: str = arg("", "gold, rouge, a reward model, also a published one, or sbert:NAME, a sentence "
                          "encoder; '' is gold for prompts of the synthetic tasks, else rouge")

@@ -443,6 +443,7 @@ def main(cfg):
     metrics = run.state["metrics"]
     run.save(policy, bundle.saved["tokenizer"], task, metrics, trained_against=reward_hash)
     print(f"wrote {run.path}: " + ", ".join(f"{k} {v:.3f}" for k, v in list(metrics.items())[:3]), flush=True)
+    print(f"next: python bon.py --model {run.path}", flush=True)
 
 
 if __name__ == "__main__":

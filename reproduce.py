@@ -81,7 +81,8 @@ def run_synthetic(cfg):
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", results_of(folder, recipe, seeds, cfg.full, stages))
     written = [out / "results.json", *report.write(out), *figures.draw_all(out)]
-    print("\n".join(report.on_screen(out)))
+    if not cfg.quick:
+        print("\n".join(report.on_screen(out)))
     print(f"wrote {', '.join(str(path) for path in written)}")
     if cfg.quick:
         print(f"Checked: all {len(stages)} stages ran to their end, and tables and pictures were written.  "

@@ -306,8 +306,9 @@ def main(cfg):
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "
           f"`the longer wins` {metrics['longer_wins']:.3f}", flush=True)
     if "accuracy_gold" in metrics:
-        print(f"the gold reward agrees with {metrics['labels_gold']:.3f} of the labels; the reward model "
-              f"with {metrics['accuracy_gold']:.3f} of the gold reward's verdicts", flush=True)
+        print(f"labels are noisy: whoever knows what is better is right on {metrics['labels_gold']:.3f} of "
+              f"them.  What is better the reward model finds in {metrics['accuracy_gold']:.3f}", flush=True)
+    print(f"next: python ppo.py --model {cfg.model} --reward {run.path}", flush=True)
 
 
 if __name__ == "__main__":

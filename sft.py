@@ -206,6 +206,7 @@ def main(cfg):
           f"{metrics['validation_loss']:.4f} nats/token"
           + f"; {left_out:.1%} of the references are too long and left out" * (left_out > 0), flush=True)
     print_warnings(cfg, metrics, run.state["best"])
+    print(f"next: python reward.py --model {run.path}", flush=True)
 
 
 if __name__ == "__main__":

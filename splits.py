@@ -189,8 +189,8 @@ class FolderTask(Task):
         paths = sorted(Path(self.data).iterdir(), reverse=True)
         if paths and all(path.suffix in (".csv", ".tsv") for path in paths):
             raise UserError(f"--data {self.data}: {paths[0].name} is no JSONL; this makes some: python -c \""
-                            "from datasets import load_dataset as L; L('csv', data_files='train.csv')['train']"
-                            ".to_json('train.jsonl')\"")
+                            "from datasets import load_dataset as d; d('csv', data_files='train.csv')"
+                            "['train'].to_json('train.jsonl')\"")
         return {path.name.removesuffix(".gz").removesuffix(".jsonl"): path for path in paths
                 if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file()}
 
@@ -224,10 +224,9 @@ def print_folder(task):
     splits stand in train too."""
     if task.name != "folder":
         return
-    unread = task.files().keys() - task.sizes().keys()
+    unread = [path.name for name, path in task.files().items() if name not in task.sizes()]
     if unread:
-        print(f"{task.data}: {', '.join(sorted(task.files()[name].name for name in unread))} not read; splits "
-              f"are {FILES}", flush=True)
+        print(f"{task.data}: {', '.join(unread)} not read; splits are {FILES}", flush=True)
     if "test" not in task.splits():
         print(f"{task.data}: no test.jsonl, so nothing in distribution will be measured", flush=True)
     train = {row["prompt"] for row in task.rows("train")}

@@ -67,17 +67,21 @@ class Flags:
 
 
 @dataclass
-class Common(Flags):
+class Machine(Flags):
+    out: str = arg(".", "folder of the files written; of a training script also a file name that ends in .pt")
+    device: str = arg("auto", "auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["fp32", "bf16"] = arg("fp32", "of matrix products; trained weights stay fp32")
+    threads: Natural = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
+
+
+@dataclass
+class Common(Machine):
     task: str = arg("", "synthetic (default), synthetic-independent, synthetic-mixed, folder, tldr, "
                         "tldr-length, tldr-subreddit, tldr-sentiment, tldr-short or alpaca; '' takes the "
                         "checkpoint's")
     data: str = arg("", "folder of train/validation/test/ood_*.jsonl (and preferences.jsonl), or of local "
                         "copies of the paper's data sets; '' takes the checkpoint's")
     seed: Seed = arg(0, "varies initialisation, data order and sampling; never the data")
-    out: str = arg(".", "folder of the files written; of a training script also a file name that ends in .pt")
-    device: str = arg("auto", "auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["fp32", "bf16"] = arg("fp32", "of matrix products; trained weights stay fp32")
-    threads: Natural = arg(0, "CPU threads; 0: one for a small model, torch's choice for others")
     save_every: NonNegative = arg(60.0, "seconds between the states of which a killed run goes on")
 
 
@@ -178,8 +182,9 @@ def setup(cfg):
     # (not by use_deterministic_algorithms, which first imports torch's compiler: two seconds)
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.manual_seed(cfg.seed)
-    return device, torch.Generator().manual_seed(cfg.seed)
+    seed = getattr(cfg, "seed", 0)      # measures have none
+    torch.manual_seed(seed)
+    return device, torch.Generator().manual_seed(seed)
 
 
 def use_threads(cfg, model):

@@ -201,14 +201,14 @@ def interval_cell(x):
     """A cell of an Interval, of a list of its three numbers, or of another value; "-" where there is none."""
     if isinstance(x, (tuple, list)):
         return "-" if x[0] is None else f"{Interval(*x):.3f}"
-    return "-" if x is None else round(x, 3) if isinstance(x, float) else x
+    return "-" if x is None else f"{x:.3f}" if isinstance(x, float) else x
 
 
 def print_table(title, lines, columns, cell=interval_cell):
     """Prints a table of runs, or nothing without columns.  lines: dicts with the fields KEY; columns: {field:
-    header}.  A field that no line has is left out."""
+    header}.  A field that no line has, or of which all have 0, is left out."""
     known = {header: [cell(x.get(field)) for x in lines] for field, header in columns.items()
-             if any(field in x for x in lines)}
+             if any(x.get(field, 0.) != 0. for x in lines)}
     if known:
         print(f"\n{title}\n{run_table(lines, known)}")
 

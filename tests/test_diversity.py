@@ -298,7 +298,7 @@ def test_tables_fit_and_stand_in_the_order_of_the_study(tmp_path):
 def test_other_tasks_and_single_outputs_are_measured_without_what_they_lack(tmp_path):
     one = samples(tmp_path / "one.jsonl", "sft", "test", k=1, task="tldr")
     got = call("diversity", one, "--encoder", "", "--convention", "paper", "--cut", "3", cwd=tmp_path)
-    assert got.returncode == 0 and "gold" not in got.stdout and "nan" not in got.stdout, got.stderr
+    assert got.returncode == 0 and "gold" not in got.stdout.split("\ndistinct:")[0] and "nan" not in got.stdout, got.stderr
     line, = json.loads((tmp_path / "diversity.json").read_text())["results"]
     assert "per_input_self_bleu" not in line
     assert line["across_self_bleu"][0] > 0 and line["across_self_bleu"][1] is None
@@ -394,3 +394,14 @@ def test_the_default_encoder_is_of_the_samples_task(work, tmp_path):
         line, = json.loads((tmp_path / "diversity.json").read_text())["results"]
         assert ("per_input_embedding" in line) == embeds, got.stderr
         assert ("ckpt_sft.pt is of task synthetic, the samples of tldr" in got.stdout) == (not embeds)
+
+
+def test_the_screen_has_means_of_the_shifted_sets():
+    lines = [dict(policy=p, temperature=1., seed=0, split=s, per_input_ead=(x, 0., 1.), per_input_nli=None)
+             for p, s, x in (("a", "test", .5), ("a", "ood_x", .2), ("a", "ood_y", .4), ("b", "test", .7),
+                             ("b", "ood_x", .1))]
+    shown = D.in_and_out(lines)
+    assert [(x["policy"], x["split"]) for x in shown] == [("a", "test"), ("b", "test"), ("a", "mean of 2 others"),
+                                                          ("b", "ood_x")]
+    assert shown[2]["per_input_ead"] == pytest.approx(.3) and shown[2]["per_input_nli"] is None
+    assert D.spread_cell(shown[2]["per_input_ead"]) == "0.300" and shown[3] is lines[4]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_jsonl, write_jsonl
-from common.flags import Common, Count, arg, launch, setup
+from common.flags import Count, Machine, arg, launch, setup
 from common.prompts import instruction_prompt
 from common.tokenizer import ends_of, load_tokenizer
 from generate import generate
@@ -33,7 +33,7 @@ from splits import decode, encode_prompts
 
 
 @dataclass
-class Config(Common):
+class Config(Machine):
     files: list = arg(None, "preferences or answers to convert; none: look at --model")
     model: str = arg("gpt2", "a hub name, a Hugging Face directory, or a checkpoint of kind lm")
     export: str = arg("", 'directory to write the model to, or .jsonl file to write FILES to; "": look only')

@@ -21,9 +21,9 @@ PANELS = {  # key of a PPO log: (what it is, its unit, how it looks in a healthy
     "eos_rate": ("responses that end", "fraction", "stays near 1"),
     "length": ("response length", "tokens", "stays near the references'"),
     "explained_variance": ("explained variance of the value model", "1: perfect, 0: none", "rises above 0"),
-    "ratio": ("mean policy ratio", "new / old probability", "stays within a hundredth of 1"),
+    "ratio_first": ("largest policy ratio before the first update", "new / old probability", "is 1"),
     "pg_clipfrac": ("tokens whose policy ratio is clipped", "fraction", "stays under a few hundredths"),
-    "update_kl": ("KL of an update", "nats a token", "stays under a few hundredths"),
+    "diversity": ("diversity per input", "different n-grams / all", "falls slowly"),
     "pg_norm": ("gradient norm of the policy", "norm before clipping", "stays of one size"),
     "v_loss": ("value loss", "squared reward", "falls"),
 }

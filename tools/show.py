@@ -142,7 +142,8 @@ mark { background: none; color: #0a8a63; }
 """
 LEGEND = ('<p>Facts: <mark class="right">of the key story</mark>, <mark class="distractor">of a distractor '
           'story</mark>, <mark class="invented">of no story of the post</mark>. A fact outside of a '
-          'grammatical clause stays plain, because it earns nothing.</p>')
+          'grammatical clause stays plain, because it earns nothing. At the right: the gold reward, at most '
+          '5.</p>')
 
 
 def mark_facts(text, prompt, response=True):
@@ -184,7 +185,7 @@ def html_section(prompt):
 
 def page(prompts):
     """Prompts as one HTML page, without scripts."""
-    legend = LEGEND if any(prompt.task for prompt in prompts) else ""
+    legend = LEGEND if any(prompt.task for prompt in prompts) else "<p>At the right: the reward.</p>"
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             f"<title>Outputs side by side</title><style>{STYLE}</style></head>\n"
             f"<body><h1>Outputs side by side</h1>\n{legend}\n" + "\n".join(map(html_section, prompts))
