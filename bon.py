@@ -274,7 +274,7 @@ def main(cfg):
     print("wrote " + " and ".join(str(sample_path(cfg.out, name, "*")) for name in against), flush=True)
     if reward_model:
         print(f"KL(best-of-{cfg.n} || {policy}) <= {best_of_n_kl(cfg.n):.2f} nats", flush=True)
-    print(f"next: python generalisation.py {sample_path(cfg.out, '*', '*')}, and diversity.py", flush=True)
+    print(f"next: python generalisation.py {Path(cfg.out) / 'samples_*.jsonl'}, and diversity.py", flush=True)
 
 
 if __name__ == "__main__":

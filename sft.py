@@ -32,7 +32,7 @@ from splits import (encode_prompts, encode_responses, length_bucketed_batches, l
                     task_of)
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, references=1, dtype="bf16")   # fit one 24 GB GPU
-PRESETS = {"base": dict(model="base.pt", task="synthetic", freeze=0.5, lr=1.5e-3, rows=4096),
+PRESETS = {"base": dict(model="base.pt", task="synthetic", freeze=0.5, lr=1.5e-3, rows=3072),
            "paper": dict(freeze=0.8, lr=3e-5, batch_size=128, epochs=1, references=1),     # its tables 2-4
            "authors": dict(freeze=0.8, lr=3e-5, batch_size=16, epochs=1, references=1),    # their commands
            "small-gpt2": dict(model="gpt2", **_SMALL), "small-opt": dict(model="facebook/opt-125m", **_SMALL),
