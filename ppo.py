@@ -115,6 +115,8 @@ def token_rewards(score, kl, mask, kl_coef):
 
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).  rewards, values, mask: (B, T).
+    The value model predicts what is still to come, so what is left is a token's own doing: else an easy
+    prompt would praise every token.
 
     delta_t = R_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1}, V and A zero behind the end.
     Returns (advantages, returns), each (B, T), zero outside the mask; returns = advantages + values."""
@@ -135,7 +137,8 @@ def masked_mean(x, mask, n_tokens=None):
 
 
 def whiten(x, mask):
-    """x (B, T) with mean 0 and unbiased variance 1 over the masked tokens of all ranks, 0 elsewhere."""
+    """x (B, T) with mean 0 and unbiased variance 1 over the masked tokens of all ranks, 0 elsewhere: one
+    learning rate then suits rewards of any scale."""
     inside = all_gather(x[mask])
     mean, variance = inside.mean(), inside.var() if len(inside) > 1 else x.new_ones(())
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.)
@@ -143,7 +146,8 @@ def whiten(x, mask):
 
 def policy_loss(logp, old_logp, advantages, mask, clip=0.2, n_tokens=None):
     """Clipped surrogate, -E min(rho A, clip(rho, 1 -+ eps) A), over response tokens (Schulman et al. 2017,
-    equation 7).
+    equation 7).  Outside the clip the gradient is zero, so several updates on one batch stay near the policy
+    that sampled it.
 
     All (B, T); n_tokens as in `masked_mean`.  Returns (loss, fraction of tokens where the clip binds)."""
     ratio = (logp - old_logp).exp()
