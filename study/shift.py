@@ -1,27 +1,18 @@
 """How far the prompts of each split lie from train: Jensen-Shannon divergence of their tokens, and how well a
-classifier tells them apart, each with an interval and beside its floor.
-
-    python -m study.shift                            # the synthetic task
-    python -m study.shift --data DIR
+classifier tells them apart, each with an interval and beside its floor.  `shift` takes texts of any task.
 
 The floor is the same measure between random halves of train: what chance alone gives.
 
 Deviation from the paper: the shift between splits is a number here.
 """
 import json
-from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from common.files import write_json
-from common.flags import Common, Domain, arg, launch, setup
-from common.samples import text_table
 from common.stats import ENDS, auc, over_seeds
-from common.tokenizer import build_tokenizer, load_tokenizer
-from splits import task_of
 from study.measures import load_with_task
 from study.names import SETS
 from tasks import synthetic
@@ -123,30 +114,3 @@ def numbers(measures, folder):
     return [{"split": split, **far[split],
              "advantage": over_seeds(measures.wins_minus("synthetic", "ppo", "sft", split))}
             for split in SETS]
-
-
-# ------------------------------------------------------------------------------------------------- the script
-
-@dataclass
-class Config(Common):
-    rows: Annotated[int, Domain("an integer of at least 16", lambda x: x >= 16)] = arg(
-        500, "rows of each split that are compared")
-
-
-def main(cfg):
-    setup(cfg)
-    task = task_of(cfg)
-    train = [row["prompt"] for row in task.rows("train", 2 * cfg.rows)]
-    prompts_of = {split: [row["prompt"] for row in task.rows(split, cfg.rows)] for split in task.splits()
-                  if split != "train"}
-    # of all splits, so that a word is one token where only one of them has it
-    tokenizer = load_tokenizer(build_tokenizer([*train, *sum(prompts_of.values(), [])]))
-    found = {split: shift(train, prompts, tokenizer) for split, prompts in prompts_of.items()}
-    print("shift of the prompts from train: value [95 % over texts] / floor, between halves of train\n")
-    print(text_table(["split", "JS divergence, bits", "classifier's AUC"], [
-        [split, *(f"{x['value']:.3f} [{x['low']:.3f}, {x['high']:.3f}] / {x['floor']:.3f}"
-                  for x in measures.values())] for split, measures in found.items()]))
-
-
-if __name__ == "__main__":
-    launch(main, Config, __doc__)

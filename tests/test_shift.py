@@ -1,11 +1,10 @@
-"""How far prompts lie apart: by hand, with intervals and floors, and as the script prints it."""
+"""How far prompts lie apart: by hand, with intervals and floors."""
 import math
 
 import numpy as np
 import pytest
 
 from common.tokenizer import build_tokenizer, load_tokenizer
-from conftest import call, refused
 from study import shift as S
 from tasks import synthetic
 
@@ -56,13 +55,3 @@ def test_shift_has_an_interval_and_a_floor_and_orders_splits(monkeypatch):
     assert same["js"]["value"] < 2 * same["js"]["floor"] and abs(same["auc"]["value"] - .5) < .15
     with pytest.raises(ValueError, match="at least 8 texts a side"):
         S.shift(train[:4], train, tokenizer)
-
-
-def test_script_prints_a_row_for_each_split_but_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(S, "FLOORS", 1)         # a classifier each
-    got = call("study.shift", "--rows", "16", cwd=tmp_path)
-    assert got.returncode == 0, got.stderr
-    lines = got.stdout.splitlines()[3:]
-    js_bits = {line.split()[0]: float(line.split()[1]) for line in lines}
-    assert "train" not in js_bits and js_bits["ood_article"] > js_bits["test"] > 0
-    refused(tmp_path, "study.shift", "--rows", "4", says="--rows 4: it must be an integer of at least 16")

@@ -268,7 +268,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
 
 def test_wrong_flags(tmp_path):
     refused(tmp_path, "reproduce", "--inputs", "3", says="--inputs 3: it must be an integer of at least 8")
-    refused(tmp_path, "reproduce", "--model", "gpt2", says="needs --task or --data too")
+    refused(tmp_path, "reproduce", "--model", "gpt2", says="needs --task or --data")
     refused(tmp_path, "reproduce", "--task", "tldr", "--full", says="belong to the synthetic study")
     refused(tmp_path, "reproduce", "--quick", "--out", ROOT / "results", says="would replace the committed")
 
