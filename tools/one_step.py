@@ -55,17 +55,18 @@ def ppo_step(cfg, models, bundle, rng):
     ppo.minibatch_loss(*same)[0].backward()     # all ratios are 1
     optimizer.step()
     ratio = torch.ones_like(kl).masked_scatter(ro.mask, ppo.minibatch_loss(*same)[2].exp())
+    clipped = ratio.clamp(1 - cfg.clip_ratio, 1 + cfg.clip_ratio)
     return rows, ro, {
         "log π": ro.logp, "log π_ref": ro.ref_logp, "KL": kl, "reward": rewards, "value": ro.values,
-        "advantage": advantages, "return": returns, "whitened": whitened, "ratio after": ratio}
+        "advantage": advantages, "return": returns, "whitened": whitened, "ratio after": ratio,
+        "loss after": torch.maximum(-whitened * ratio, -whitened * clipped).where(ro.mask, 0.)}
 
 
 def ppo_section(rows, ro, grids, tokenizer):
-    """A response of about 13 tokens that ended, and the shortest one, each with the start of its padding."""
-    lengths = ro.packed.lengths.tolist()
-    i = min(range(len(ro)), key=lambda i: (not ro.finished[i], abs(lengths[i] - 13)))
-    lines = ["## A step of PPO", f"```\n{rows[i]['prompt']}\n```"]
-    for j in (i, lengths.index(min(lengths))):
+    """The response with the highest score and the one with the lowest, with the start of their padding."""
+    lengths, lines = ro.packed.lengths.tolist(), ["## A step of PPO"]
+    for j in (int(ro.score.argmax()), int(ro.score.argmin())):
+        lines.append(f"```\n{rows[j]['prompt']}\n```")
         tokens = [token_text(tokenizer, token) for token in ro.responses[j]] + ["padding"]
         lines += [f"Score {ro.score[j]:.3f}, KL {grids['KL'][j].sum():.3f} nats:",
                   table(("t", "token", "mask", *grids), [
