@@ -24,7 +24,7 @@ import torch
 
 import diversity
 from common.checkpoint import load_checkpoint
-from common.embed import load_encoder
+from common.embed import UNFINISHED, load_encoder
 from common.errors import UserError
 from common.files import atomic_write, hash_of, read_jsonl, write_json
 from common.flags import setup
@@ -161,6 +161,9 @@ def measure_file(rows, scores, references, encoders):
     found = {"judge's score": np.mean(scores, axis=1)}
     if references:
         found["win rate"] = wins(scores, references)
+    else:
+        unfinished = 1. - np.array([r["finished"] for r in rows])
+        found["similarity alone"] = (scores + UNFINISHED * unfinished).mean(axis=1)
     if rows[0]["policy"] == "sft":
         found |= {"reward model agrees with the judge": agreement([r["rewards"] for r in rows], scores),
                   "`the longer wins` agrees with it": agreement(words, scores)}
@@ -248,7 +251,7 @@ def markdown(results):
     over = "seeds and prompts" if results["seeds"] >= 3 else "prompts, for these seeds alone"
     means = [[x["measure"], x["split"], *cells(x, ".3f")] for x in results["rows"]]
     differences = [[x["measure"], x["split"], *cells(x["minus_sft"], "+.3f")[1:]] for x in results["rows"]
-                   if x["measure"].startswith(("judge", "win rate", "ROUGE", "per input"))]
+                   if x["measure"].startswith(("judge", "simil", "win rate", "ROUGE", "per input"))]
     logs = [(str(i), p, x) for i, of in enumerate(results["training"]) for p, x in of.items()]
     return sections(
         f"Model {results['model']}, {results['seeds']} seeds.  Brackets are 95 % intervals over {over}.",
