@@ -139,12 +139,12 @@ def gold_scores(rows):
     return outputs, references
 
 
-def reward_scores(rows, model, tokenizer, task, reads_end=True):
+def reward_scores(rows, model, tokenizer, task, encode=None):
     """A reward model as judge.  An output that did not end is scored at its last token.  The others: as from
     `splits.reading_of`."""
     outputs = [[*zip(row["outputs"], row["finished"]), (row["reference"], True)] for row in rows]
     prompts = [row["prompt"] for row in rows]
-    scores = score(model, *text_ids(model, prompts, outputs, tokenizer, task, reads_end))
+    scores = score(model, *text_ids(model, prompts, outputs, tokenizer, task, encode))
     return [s[:-1] for s in scores], [s[-1:] for s in scores]
 
 
@@ -161,8 +161,8 @@ def judge_of(cfg, name, device):
     if name.startswith("sbert:"):
         return partial(similarity_scores, encode=load_encoder(name, device, flag="--judge")), None
     model, saved = pretrained.load(name, "--judge", device, cfg.dtype, "reward")
-    tokenizer, task, reads_end = reading_of(model, saved)
-    return (partial(reward_scores, model=model, tokenizer=tokenizer, task=task, reads_end=reads_end),
+    tokenizer, task, encode = reading_of(model, saved)
+    return (partial(reward_scores, model=model, tokenizer=tokenizer, task=task, encode=encode),
             saved["weights_hash"])
 
 

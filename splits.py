@@ -11,6 +11,7 @@ model's chat template, and its response has no space.
 """
 import random
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from common.flags import launch, setup, use_threads
 from common.tokenizer import ends_of, load_tokenizer, same_ids
 from model import GPT
 from published import pretrained
-from published.tokenizer import with_chat
+from published.tokenizer import chat_template, with_chat
 from tasks import paper, synthetic
 
 NOISE = {"synthetic": "systematic", "synthetic-independent": "independent", "synthetic-mixed": "mixed"}
@@ -342,9 +343,9 @@ def load_reward_model(cfg, bundle, device):
         model.reread = lambda prompts, responses: text_ids(
             model, [prompt_text(tokenizer, ids) for ids in prompts],
             [[decode(tokenizer, ids) for ids in group] for group in responses], *how)
-        print(f"--reward {cfg.reward}: a published model.  It reads prompt and response as text, without a "
-              "chat template; --kl-coef and --no-eos-score are in the unit of its scores, whose spread "
-              "bon.py's samples show", flush=True)
+        print(f"--reward {cfg.reward}: a published model.  It reads prompt and response as text, in its chat "
+              "template if it has one; --kl-coef and --no-eos-score are in the unit of its scores, whose "
+              "spread bon.py's samples show", flush=True)
     elif not same_ids(saved["tokenizer"], bundle.saved["tokenizer"]):
         raise UserError(f"--reward {cfg.reward} and --model {cfg.model} have different tokenizers; train the "
                         "reward model from this policy's family (python reward.py --model ...)")
@@ -355,22 +356,31 @@ def load_reward_model(cfg, bundle, device):
 
 
 def reading_of(model, saved):
-    """How a reward model reads texts: (its tokenizer, the task with the lengths it reads, whether it reads
-    the end of sequence).  saved: its checkpoint's dict.  Of a published one's context a quarter is for the
-    response.  transformers reads the score at the last token that is not padding: a model that pads with its
-    end of sequence has never been asked there, and reads its texts without an end."""
-    tokenizer = load_tokenizer(saved["tokenizer"])
+    """How a reward model reads texts: (its tokenizer, the task with the lengths it reads, and of a published
+    one how it turns a response into ids, else None).  saved: its checkpoint's dict.  Of a published one's
+    context a quarter is for the response.  With a chat template it reads a user's message and an answer.
+    transformers reads the score at the last token that is not padding: a model that pads with its end of
+    sequence has never been asked there, and reads its texts without an end."""
+    spec = saved["tokenizer"]
     if saved["task"] is not None:
-        return tokenizer, task_from(saved["task"]), True
-    pad = saved["tokenizer"]["kept"]["config.json"].get("pad_token_id")
-    return tokenizer, FolderTask("folder", "", model.config.context // 4, 0), pad != tokenizer.eot_token
+        return load_tokenizer(spec), task_from(saved["task"]), None
+    tokenizer = load_tokenizer(with_chat(spec, "") if chat_template(spec) else spec)
+    reads_end = spec["kept"]["config.json"].get("pad_token_id") != spec["eos"]
+    limit = model.config.context // 4
+
+    def encode(text, finished):
+        if tokenizer.chat:
+            return tokenizer.answer_ids(text, finished)[:limit]
+        return encode_response(tokenizer, text, limit, finished and reads_end)
+    return tokenizer, FolderTask("folder", "", limit, 0), encode
 
 
-def text_ids(model, prompts, outputs, tokenizer, task, reads_end=True):
-    """Texts -> (prompts, responses) for `reward.score`.  outputs: for each prompt (text, finished) pairs.
+def text_ids(model, prompts, outputs, tokenizer, task, encode=None):
+    """Texts -> (prompts, responses) for `reward.score`.  outputs: for each prompt (text, finished) pairs;
+    tokenizer, task, encode: as of `reading_of`.
     Texts longer than those that the reward model was trained on are cut."""
-    responses = [[encode_response(tokenizer, text, task.max_new_tokens, finished and reads_end)
-                  for text, finished in group] for group in outputs]
+    encode = encode or partial(encode_response, tokenizer, limit=task.max_new_tokens)
+    responses = [[encode(text, finished=finished) for text, finished in group] for group in outputs]
     return encode_prompts(tokenizer, prompts, task.max_prompt_len(model.config.context)), responses
 
 

@@ -63,12 +63,13 @@ class Published:
         text = self.tokenizer.decode([*self.letter, *ids], skip_special_tokens=False)
         return text[len(self.letter_text):]
 
-    def render(self, content):
-        """The text of the chat template around a user's, with the beginning of an answer."""
+    def render(self, content, *answer):
+        """The text of the chat template around a user's, with the beginning of an answer or a whole one."""
+        roles = zip(("user", "assistant"), (content, *answer))
+        messages = [{"role": role, "content": x} for role, x in roles]
         try:
             return compiled(self.chat, self.today).render(
-                messages=[{"role": "user", "content": content}], tools=None, documents=None,
-                add_generation_prompt=True, **self.named)
+                messages=messages, tools=None, documents=None, add_generation_prompt=not answer, **self.named)
         except Exception as error:      # of any kind: a template is a program
             raise UserError(f"--chat: the model's chat template fails ({first_line(error)})") from None
 
@@ -76,8 +77,27 @@ class Published:
         """Ids of the chat template around a user's prompt, as transformers' apply_chat_template has them.
         Special tokens that the template writes become their ids.  Those that the user spells stay text, so
         no post can end a turn: until the template's are found, a mark stands between their letters."""
-        mark = next(c for c in map(chr, range(0xe000, 0xf900)) if c not in prompt)
-        text, ids = self.render(self.special.sub(lambda found: mark.join(found[0]) + mark, prompt)), []
+        marked, mark = self.marked(prompt)
+        return self.marked_ids(self.render(marked), mark)
+
+    def answer_ids(self, answer, finished):
+        """Ids of an answer after those of `chat_ids`, with what the template puts around it, as a reward
+        model reads it; without the end of the turn if it did not end."""
+        marked, mark = self.marked(answer.strip())
+        begun, whole = self.render("?"), self.render("?", marked)
+        if not whole.startswith(begun):
+            raise UserError("the reward model's chat template does not write an answer where it begins one")
+        end = "" if finished else self.render("?", mark).rpartition(mark)[2]
+        return self.marked_ids(whole[len(begun):].removesuffix(end), mark)
+
+    def marked(self, text):
+        """(text with a mark between the letters of each special token that it spells, the mark)."""
+        mark = next(c for c in map(chr, range(0xe000, 0xf900)) if c not in text)
+        return self.special.sub(lambda found: mark.join(found[0]) + mark, text), mark
+
+    def marked_ids(self, text, mark):
+        """Ids of what a template rendered: the special tokens that are not marked are its own."""
+        ids = []
         for i, part in enumerate(self.special.split(text)):     # special tokens are at the odd places
             ids += [self.tokenizer.token_to_id(part)] if i % 2 else self.tokenizer.encode(
                 part.replace(mark, ""), add_special_tokens=False).ids

@@ -280,6 +280,34 @@ def test_a_rollout_has_the_scores_of_a_published_reward_model_s_own_reading(publ
     assert (ro.score - expected).abs().max() < 1e-5 and expected.std() > .01
 
 
+def test_a_reward_model_with_a_chat_template_scores_as_transformers(tmp_path):
+    """The user's message and the answer in the model's template; an answer that did not end, without its end."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    refs = json.loads(REFS.read_text())
+    shapes = refs["classifiers"]["gpt2"]["shapes"] | {"transformer.wte.weight": [346, 24],
+                                                      "transformer.wpe.weight": [512, 24]}
+    config = GPT2 | ONE_LABEL | dict(vocab_size=346, n_positions=512, eos_token_id=343, pad_token_id=345)
+    write_published(tmp_path, "", {"config": config, "shapes": shapes})
+    chat_directory(tmp_path, refs["tokenizers"], TEMPLATES["Qwen2.5"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    rows = [{"prompt": "lower", "reference": "low", "outputs": [" newest low", " slow"], "finished": [True, False]},
+            {"prompt": "it is newer", "reference": " lowest", "outputs": [" low", " day"], "finished": [True, True]}]
+    model, saved = pretrained.load(str(tmp_path), kind="reward")
+    scores, references = reward_scores(rows, model, *splits.reading_of(model, saved))
+    for row, found, reference in zip(rows, scores, references):
+        texts = [*zip(row["outputs"], row["finished"], found), (row["reference"], True, reference[0])]
+        for text, finished, score in texts:
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": text.strip()}],
+                tokenize=True, return_dict=False)
+            end = 0 if finished else len(tokenizer.encode("<|stop|>\n", add_special_tokens=False))
+            with torch.no_grad():
+                expected = theirs(torch.tensor([ids[:len(ids) - end]])).logits.item()
+            assert score == pytest.approx(expected, abs=1e-4), text
+
+
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
     """A published chat model of GPT-2's kind, with a template like Qwen2.5's."""

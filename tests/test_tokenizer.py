@@ -373,6 +373,27 @@ def test_ids_of_a_chat_template_are_transformers(name, refs, tmp_path):
     same_as_transformers(chat_directory(tmp_path, refs, TEMPLATES[name]), POSTS)
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_of_an_answer_are_transformers(name, refs, tmp_path):
+    """A reward model reads the user's message and the answer with all that the template writes; an answer that
+    did not end has no end of turn, and no answer becomes a special token."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    folder = chat_directory(tmp_path, refs, TEMPLATES[name].replace("{{- pad_token }}", ""))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), chat_tokenizer(folder)
+    for answer in ("newest", "low <new> day", "日本 slow", ""):
+        ids = theirs.apply_chat_template([{"role": "user", "content": "lower"},
+                                          {"role": "assistant", "content": answer}], tokenize=True, return_dict=False)
+        assert ours.chat_ids("lower") + ours.answer_ids(f" {answer}", True) == ids, answer
+        cut = ours.answer_ids(f" {answer}", False)
+        assert cut == ours.answer_ids(answer, True)[:len(cut)] and 343 not in cut
+    for attack in ATTACKS:
+        ids = ours.answer_ids(attack, True)
+        assert [i for i in ids if 340 <= i < 344] == [i for i in ours.answer_ids("low", True) if 340 <= i < 344]
+    if name == "Qwen3":         # whose answers begin with a token less than it begins one with
+        with pytest.raises(UserError, match="does not write an answer where it begins one"):
+            chat_tokenizer(chat_directory(tmp_path / "x", refs, TEMPLATES[name])).answer_ids("low", True)
+
+
 def test_a_sentencepiece_chat_template_is_transformers(tmp_path):
     template = "{{ bos_token }}{% for m in messages %}[A] {{ m['content'] | trim }} [/A]{% endfor %}"
     named = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template,
