@@ -5,7 +5,7 @@
     python ppo.py --model ckpt_sft.pt --kl-coef 0        # no penalty: KL grows and grows; with more steps the
                                                          # gold reward falls again
 
-Writes ckpt_ppo.pt and metrics_ppo.jsonl; docs/logs.md says what to look at.
+Writes ckpt_ppo.pt and metrics_ppo.jsonl; docs/logs.md says what to look at, docs/one-step.md shows one step.
 
 Deviations from the paper: a tiny model learns at a larger rate, with beta 0.1, fewer steps of 2 epochs and
 half its layers frozen; the value model is a second network that starts from the reward model; advantages are

@@ -305,9 +305,9 @@ def main(cfg):
     ranked = Interval(metrics["accuracy"], metrics["accuracy_low"], metrics["accuracy_high"])
     print(f"wrote {run.path}: it ranks {ranked:.3f} of {metrics['pairs']} held-out pairs as their labels do; "
           f"`the longer wins` {metrics['longer_wins']:.3f}", flush=True)
-    if "accuracy_gold" in metrics:
-        print(f"labels are noisy: whoever knows what is better is right on {metrics['labels_gold']:.3f} of "
-              f"them.  What is better the reward model finds in {metrics['accuracy_gold']:.3f}", flush=True)
+    if "accuracy_gold" in metrics:      # labels are noisy
+        print(f"it ranks {metrics['accuracy_gold']:.3f} of them as the gold reward does, with which "
+              f"{metrics['labels_gold']:.3f} of the labels agree", flush=True)
     print(f"next: python ppo.py --model {cfg.model} --reward {run.path}", flush=True)
 
 

@@ -32,7 +32,7 @@ from common.samples import read_samples
 from common.stats import Interval, difference, mean_interval, over_seeds
 from generalisation import reward_scores, rouge, similarity_scores, wins
 from published import pretrained
-from study.measures import load_with_task
+from study.measures import agreement, load_with_task
 from study.pipeline import ROOT, Stage, run_stages
 from study.report import sections, table
 from tasks import paper
@@ -144,14 +144,6 @@ def judge_of(cfg, seed, device):
     path = Path(cfg.out) / f"seed-{following}/ckpt_reward.pt"
     model, tokenizer, task = load_with_task(path, "reward", "judge", device, cfg.dtype)
     return partial(reward_scores, model=model, tokenizer=tokenizer, task=task)
-
-
-def agreement(scores, others):
-    """(n,): of all pairs of a prompt's outputs, the share that two scores, each (n, K), order alike; a tie of
-    one of them counts half.  nan where the second has ties only."""
-    a, b = (np.sign(np.asarray(x)[:, :, None] - np.asarray(x)[:, None]) for x in (scores, others))
-    differ = (b != 0).sum((1, 2))
-    return (a * b).sum((1, 2)) / np.where(differ, differ, np.nan) / 2 + .5
 
 
 def measure_file(rows, scores, references, encoders):
