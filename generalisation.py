@@ -243,7 +243,8 @@ def main(cfg):
     path, runs = output_path(cfg.out, "generalisation.json"), read_all(cfg.files)
     synthetic = all(synthetic_task(known_task(rows)) for rows in runs.values())
     name = cfg.judge or ("gold" if synthetic else "rouge")
-    print(f"judge: {name}")
+    why = "" if cfg.judge or synthetic else ", because not all prompts are of a synthetic task"
+    print(f"judge: {name}{why}")
     if name == "rouge":
         lines, wins_by_rouge = rouge_means(runs)
         results = {"judge": name, "rouge": lines, "head_to_head": wins_by_rouge}

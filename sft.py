@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teach a language model the references of a task.
 
-    python sft.py --preset base                      # synthetic task, from base.pt, which knows such posts
+    python sft.py --preset base                      # synthetic task, from tasks/base.pt, which has read posts
     python sft.py                                    # synthetic task, from scratch: minutes on a CPU core
     python sft.py --data DIR                         # your own JSONL files, from scratch
     python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, 80 % of the layers frozen
@@ -32,7 +32,7 @@ from splits import (encode_prompts, encode_responses, length_bucketed_batches, l
                     task_of)
 
 _SMALL = dict(freeze=0.8, lr=1e-4, batch_size=16, references=1, dtype="bf16")   # fit one 24 GB GPU
-PRESETS = {"base": dict(model="base.pt", task="synthetic", freeze=0.5, lr=1.5e-3, rows=3072),
+PRESETS = {"base": dict(model="tasks/base.pt", task="synthetic", freeze=0.5, lr=1.5e-3, rows=3072),
            "paper": dict(freeze=0.8, lr=3e-5, batch_size=128, epochs=1, references=1),     # its tables 2-4
            "authors": dict(freeze=0.8, lr=3e-5, batch_size=16, epochs=1, references=1),    # their commands
            "small-gpt2": dict(model="gpt2", **_SMALL), "small-opt": dict(model="facebook/opt-125m", **_SMALL),
