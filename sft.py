@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teach a language model the references of a task.
 
-    python sft.py --preset base                      # synthetic task, from tasks/base.pt, which has read posts
+    python sft.py --preset base                      # synthetic task, from tasks/base.pt: half a minute
     python sft.py                                    # synthetic task, from scratch: minutes on a CPU core
     python sft.py --data DIR                         # your own JSONL files, from scratch
     python sft.py --model ckpt_sft.pt --freeze 0.8   # go on from a checkpoint, 80 % of the layers frozen
